@@ -1,0 +1,43 @@
+"""What can go wrong, and who has to mend it.
+
+CodiEngineError
+├── UserError          bad input: file, field and remedy in one or two lines (exit code 2)
+│   └── DifferentRun   the output directory holds another experiment
+├── GateError          an edit did not do what the plan says; nothing was swept
+└── StoreError         data on disk are missing, damaged or foreign
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CodiEngineError(Exception):
+    """Base of every error that codi-engine raises on purpose."""
+
+
+class UserError(CodiEngineError):
+    """The input is wrong: the message names file, field and remedy in one or two lines."""
+
+
+class DifferentRun(UserError):
+    """The output directory already holds a run of a different experiment."""
+
+
+class GateError(CodiEngineError):
+    """An edit did not fire, fired elsewhere, or an identity was not exact."""
+
+
+class StoreError(CodiEngineError):
+    """Data on disk are missing, damaged or foreign."""
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """Return ``did you mean 'a' or 'b'?`` for a misspelt name, or the known names when few match."""
+    names = sorted(set(known))
+    close = difflib.get_close_matches(name, names, n=count, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(f"'{c}'" for c in close) + "?"
+    shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+    return f"known: {shown}" if names else "none is known"

@@ -1,0 +1,320 @@
+"""The experiment file: its schema, reading, overrides, and what of it is a run's identity."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+
+from codi_engine.core.errors import UserError, nearest
+from codi_engine.core.plugin import Options, Plugin
+from codi_engine.core.yamlfile import Lines, line_of, parse_yaml, read_yaml
+
+if TYPE_CHECKING:
+    from codi_engine.core.progress import Progress
+    from codi_engine.core.run import Finished
+
+Axis = int | str | list[Any] | dict[str, Any] | float | bool
+
+
+class PluginRef(BaseModel):
+    """A plugin's name and its options (every other key)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    plugin: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class InterventionSpec(PluginRef):
+    """What is done, and where: the address keys below; every other key is an option of the intervention."""
+
+    site: str
+    layer: Axis | None = None
+    step: Axis | None = None
+    position: Axis | None = None
+    head: Axis | None = None
+    direction: Literal["denoise", "noise"] | None = None
+    on: Literal["clean", "corrupted"] | None = None
+    downstream: Literal["propagate", "freeze"] = "propagate"
+
+
+class Condition(Options):
+    """A named setting: what differs from the top level."""
+
+    intervention: InterventionSpec | None = None
+    sweep: dict[str, Axis] | None = None
+    prompt: str | None = None
+    on: Literal["clean", "corrupted"] | None = None
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_question(cls, value: str | None) -> str | None:
+        if value is not None and "{question}" not in value:
+            raise ValueError("must contain {question}, where the example's text goes")
+        return value
+
+
+class Generate(Options):
+    """How answers are generated. ``answer_prefix``: the words before the number (None: the model's own)."""
+
+    max_new_tokens: int = Field(default=64, ge=1, le=4096)
+    do_sample: bool = False
+    temperature: float = Field(default=1.0, gt=0.0)
+    top_k: int = Field(default=0, ge=0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    answer_prefix: str | None = None
+    slice: Literal["safe", "reference"] = "safe"
+
+
+class Experiment(Options):
+    """One experiment, from a file or built in Python. ``docs/experiment-file.md`` describes every key."""
+
+    name: str
+    model: PluginRef
+    data: PluginRef
+    intervention: InterventionSpec | None = None
+    conditions: dict[str, Condition] = Field(default_factory=dict)
+    sweep: dict[str, Axis] = Field(default_factory=dict)
+    trials: int = Field(default=1, ge=1, le=100_000)
+    metrics: list[PluginRef] = Field(default_factory=list)
+    capture: list[str] = Field(default_factory=list)
+    generate: Generate = Field(default_factory=Generate)
+    seed: int = Field(default=0, ge=0)
+    analyses: list[PluginRef] = Field(default_factory=list)
+    trackers: list[PluginRef] = Field(default_factory=list)
+    checks: dict[str, str] = Field(default_factory=dict)
+    batch_size: int | Literal["auto"] = "auto"
+    memory: float | None = Field(default=None, gt=0.0)
+    common_random_numbers: bool = False
+    allow_vacuous: bool = False
+    output: str | None = None
+    notes: str | None = None
+    hypothesis: str | None = None
+
+    _source: str = PrivateAttr(default="experiment")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_are_plugins(cls, value: Any) -> Any:
+        """``accuracy`` is short for ``{plugin: accuracy}``."""
+        if isinstance(value, dict):
+            value = dict(value)
+            for key in ("metrics", "analyses", "trackers"):
+                if isinstance(value.get(key), list):
+                    value[key] = [{"plugin": v} if isinstance(v, str) else v for v in value[key]]
+            for key in ("model", "data"):
+                if isinstance(value.get(key), str):
+                    value[key] = {"plugin": value[key]}
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_file_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}", value):
+            raise ValueError("must be a plain file name: letters, digits, dot, dash, underscore")
+        return value
+
+    @field_validator("batch_size")
+    @classmethod
+    def _batch_is_positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be at least 1, or auto")
+        return value
+
+    @model_validator(mode="after")
+    def _trials_differ(self) -> Experiment:
+        if self.trials > 1 and not self.generate.do_sample:
+            raise ValueError("trials above 1 repeat the same greedy answer; set generate.do_sample: true")
+        return self
+
+    @property
+    def source(self) -> str:
+        """Return the file's name, for messages."""
+        return self._source
+
+    # ------------------------------------------------------------------------------------------ making
+
+    @classmethod
+    def from_file(cls, path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+        """Read an experiment file; relative paths in it are relative to the working directory.
+
+        Parameters
+        ----------
+        overrides: ``a.b=c`` texts, the value read as YAML
+
+        Raises
+        ------
+        UserError: one or two lines naming file, line, field and remedy
+        """
+        value, lines = read_yaml(Path(path))
+        return cls.from_dict(value, overrides, source=Path(path).name, lines=lines)
+
+    @classmethod
+    def from_dict(cls, value: Any, overrides: Sequence[str] = (), source: str = "experiment", lines: Lines | None = None) -> Experiment:
+        """Build an experiment from plain values, as :meth:`from_file` does from a file."""
+        lines = lines or {}
+        if value is None:
+            raise UserError(f"{source}: is empty; an experiment needs name, model and data")
+        if not isinstance(value, dict):
+            raise UserError(f"{source}: must be a mapping of keys such as name, model, data; got {type(value).__name__}")
+        for text in overrides:
+            value = _override(value, text)
+        try:
+            made = cls.model_validate(value)
+        except ValidationError as error:
+            raise UserError(_explain(error, cls, source, lines)) from None
+        made._source = source
+        return made
+
+    def with_overrides(self, overrides: Sequence[str]) -> Experiment:
+        """Return a copy with ``a.b=c`` changes."""
+        return Experiment.from_dict(self.to_dict(), overrides, source=self.source)
+
+    # ------------------------------------------------------------------------------------------- saying
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the experiment as plain values, without what stands at its default."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+    def to_yaml(self) -> str:
+        """Return the canonical text of the resolved experiment."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what makes cells comparable: a run may grow along everything else."""
+        model = {k: v for k, v in self.model.model_dump(mode="json").items() if k != "device"}
+        data = {k: v for k, v in self.data.model_dump(mode="json").items() if k not in ("limit", "sample", "on_invalid")}
+        places = {"layer", "step", "position", "head"}
+
+        def spec(value: InterventionSpec | None) -> dict[str, Any] | None:
+            return None if value is None else value.model_dump(mode="json", exclude=places, exclude_defaults=True)
+
+        conditions = {
+            name: {"intervention": spec(c.intervention), "prompt": c.prompt, "on": c.on} for name, c in self.conditions.items()
+        }
+        return {
+            "model": model, "data": data, "intervention": spec(self.intervention), "conditions": conditions,
+            "metrics": [m.model_dump(mode="json") for m in self.metrics], "capture": self.capture,
+            "generate": self.generate.model_dump(mode="json"), "seed": self.seed,
+            "common_random_numbers": self.common_random_numbers,
+        }  # fmt: skip
+
+    def run(
+        self, output: str | Path | None = None, *, limit: int | None = None, device: str | None = None, progress: Progress | None = None
+    ) -> Finished:
+        """Run the experiment, or go on with it; see :func:`codi_engine.core.run.run_experiment`."""
+        from codi_engine.core.run import run_experiment
+
+        return run_experiment(self, output, limit=limit, device=device, progress=progress)
+
+
+# ----------------------------------------------------------------------------------------------- overrides
+
+_PART = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
+
+
+def _override(value: dict[str, Any], text: str) -> dict[str, Any]:
+    """Return a copy with one ``a.b[1]=c`` change."""
+    path, equals, new_text = text.partition("=")
+    if not equals or not path.strip():
+        raise UserError(f"--set {text}: write a.b=value")
+    new, _ = parse_yaml(new_text, f"--set {path}") if new_text.strip() else ("", {})
+    parts: list[str | int] = [int(m[2]) if m[2] else m[1] for m in _PART.finditer(path.strip())]
+    if parts[0] not in Experiment.model_fields:
+        raise UserError(f"--set {path}: unknown key '{parts[0]}'; {nearest(str(parts[0]), Experiment.model_fields)}")
+    copy = _deep(value)
+    target: Any = copy
+    for here, following in zip(parts[:-1], parts[1:], strict=True):
+        if isinstance(target, list):
+            target = _entry(target, here, path)
+        elif isinstance(target, dict):
+            if isinstance(target.get(here), str) and not isinstance(following, int):
+                target[here] = {"plugin": target[here]}
+            target = target.setdefault(here, [] if isinstance(following, int) else {})
+        else:
+            raise UserError(f"--set {path}: '{here}' is not a mapping")
+    if isinstance(target, list):
+        _entry(target, parts[-1], path)
+        target[int(parts[-1])] = new
+    elif isinstance(target, dict):
+        target[parts[-1]] = new
+    else:
+        raise UserError(f"--set {path}: '{parts[-2]}' is not a mapping")
+    return copy
+
+
+def _entry(target: list[Any], index: str | int, path: str) -> Any:
+    if not isinstance(index, int) or index >= len(target):
+        raise UserError(f"--set {path}: the list has {len(target)} entries; write [0] to [{max(len(target) - 1, 0)}]")
+    return target[index]
+
+
+def _deep(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _deep(v) for k, v in value.items()}
+    return [_deep(v) for v in value] if isinstance(value, list) else value
+
+
+# -------------------------------------------------------------------------------------------------- errors
+
+
+def _dotted(location: Sequence[str | int]) -> str:
+    text = ""
+    for part in location:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif not re.match(r"(function-|is-instance|literal|list\[|dict\[|int$|str$|float$|bool$|constrained)", str(part)) or not text:
+            text += f".{part}" if text else str(part)
+    return text
+
+
+def _explain(error: ValidationError, model: type[BaseModel], source: str, lines: Mapping[str, int], prefix: str = "") -> str:
+    """Turn pydantic's findings into one line: file:line, field, what is wrong, what to write."""
+    finding = error.errors()[0]
+    field = _dotted(finding["loc"])
+    path = f"{prefix}.{field}" if prefix and field else prefix or field
+    at = f"{source}{line_of(lines, path)}: {path}" if path else source
+    kind, given = finding["type"], finding.get("input")
+    if kind == "extra_forbidden":
+        name = str(finding["loc"][-1])
+        return f"{at}: unknown key '{name}'; {nearest(name, _known_keys(model, finding['loc'][:-1]))}"
+    if kind == "missing":
+        return f"{at}: is missing; add {finding['loc'][-1]}:"
+    if isinstance(given, str) and kind.startswith(("float", "int")) and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", given):
+        written = f"{float(given):.6g}" if kind.startswith("int") else f"{float(given):.1e}"
+        return f"{at}: YAML reads {given} as text; write {written}"
+    if kind == "value_error":
+        return f"{at}: {finding['ctx']['error']}"
+    shown = repr(given)
+    return f"{at}: {finding['msg'].lower().replace('input should', 'should')}; got {shown if len(shown) < 80 else shown[:77] + '…'}"
+
+
+def _known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    """Return the keys of the model that a location is in."""
+    current: Any = model
+    for part in location:
+        annotation = current.model_fields[part].annotation if isinstance(part, str) and part in getattr(current, "model_fields", {}) else None
+        found = _models_in(annotation)
+        current = found[0] if found else current
+    return list(current.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for a in getattr(annotation, "__args__", ()) for m in _models_in(a)]
+
+
+def plugin_options(plugin: type[Plugin[Any]], mapping: Mapping[str, Any], where: str, source: str, lines: Mapping[str, int] | None = None) -> Options:
+    """Validate a plugin's options, with errors that name file, field and the nearest known keys."""
+    try:
+        return plugin.Options.model_validate(dict(mapping))
+    except ValidationError as error:
+        raise UserError(_explain(error, plugin.Options, source, lines or {}, where)) from None

@@ -1,0 +1,177 @@
+"""The gate: before a sweep, every kind of edit must fire where the plan says, change its site, and be exact where it is an identity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from codi_engine.core.editing import Editor, Placed
+from codi_engine.core.errors import GateError
+from codi_engine.core.plan import Cell
+from codi_engine.core.plugin import Outcome
+from codi_engine.core.sources import Sources
+
+if TYPE_CHECKING:
+    from codi_engine.core.stages import Bank, Job
+
+#: examples of the gate
+EXAMPLES = 3
+
+
+def run_gate(job: Job, bank: Bank, exact: bool = True) -> list[dict[str, Any]]:
+    """Check every condition on a few examples.
+
+    Returns
+    -------
+    one record per condition and site: rows edited and changed, norms before and after, first values, identity
+
+    Raises
+    ------
+    GateError: an edit did not fire, fired elsewhere, changed nothing although it should, or an identity was not exact
+    """
+    from codi_engine.core.stages import edited_batch, editor_for
+
+    records: list[dict[str, Any]] = []
+    for number, condition in enumerate(job.plan.conditions):
+        placed = _chosen(job, number)
+        if not placed:
+            continue
+        want = job.want((), ())
+        editor = editor_for(job, bank, record=True)
+        unedited = bank.outcome([job.order[p.prompt] for p in placed], [p.cell.trial for p in placed])
+        edited, _, _ = edited_batch(job, placed, want, editor)
+        _fired_as_planned(job, placed, editor)
+        identity = _identity(job, bank, placed, unedited, exact)
+        if editor.groups[1:] and all(g.intervention is not None and g.intervention.identity() for g in editor.groups[1:]):
+            _exact(condition.name, "its options change nothing (identity)", edited, unedited, exact)
+        records += _records(condition.name, editor, identity)
+        _changed(condition.name, editor)
+    return records
+
+
+def _chosen(job: Job, condition: int) -> list[Placed]:
+    """Return the first examples' cells, spread over the condition's axes."""
+    from codi_engine.core.stages import place
+
+    by_example: dict[str, list[Cell]] = {}
+    for cell in job.plan.cells:
+        if cell.condition == condition and cell.trial == 0:
+            by_example.setdefault(cell.example, []).append(cell)
+            if len(by_example) > EXAMPLES:
+                break
+    chosen = [c for cells in list(by_example.values())[:EXAMPLES] for c in cells[:: max(len(cells) // 24, 1)]]
+    return [place(job, c) for c in chosen]
+
+
+def _fired_as_planned(job: Job, placed: Sequence[Placed], editor: Editor) -> None:
+    """Every (site, place) of the plan, and no other, must have been edited."""
+    local = {p.prompt: 0 for p in placed}
+    planned: dict[str, set[int]] = {}
+    for task in editor.tasks(placed, local):
+        for edits in task.edits.values():
+            for edit in edits:
+                planned.setdefault(str(edit.site), set()).add(edit.place)
+    fired: dict[str, set[int]] = {}
+    for (_, site), record in editor.fired.items():
+        fired.setdefault(site, set()).update(record.places)
+    if planned != fired:
+        missing = {s: sorted(p - fired.get(s, set())) for s, p in planned.items() if p - fired.get(s, set())}
+        extra = {s: sorted(p - planned.get(s, set())) for s, p in fired.items() if p - planned.get(s, set())}
+        raise GateError(f"gate: edits did not fire as planned; missing {missing or 'none'}, unplanned {extra or 'none'}")
+
+
+def _changed(condition: str, editor: Editor) -> None:
+    """An intervention that is no identity must change its site somewhere."""
+    groups = [g.intervention for g in editor.groups[1:] if g.intervention is not None]
+    if all(g.identity() for g in groups):
+        return
+    for (name, site), record in editor.fired.items():
+        if name == condition and record.changed == 0:
+            raise GateError(f"gate: condition '{condition}' edited {record.rows} rows at {site} and changed none of them")
+
+
+def _identity(job: Job, bank: Bank, placed: Sequence[Placed], unedited: Outcome, exact: bool) -> str:
+    """Self-patch: put each row's own value back at every planned place; nothing may change."""
+    from codi_engine.core.stages import edited_batch, editor_for
+
+    values = _own_values(job, placed)
+    editor = editor_for(job, bank, sources=values)
+    edited, _, _ = edited_batch(job, placed, job.want((), ()), editor, own=True)
+    return _exact(job.plan.conditions[placed[0].cell.condition].name, "self-patch", edited, unedited, exact)
+
+
+def _own_values(job: Job, placed: Sequence[Placed]) -> Sources:
+    """Capture the unedited values at the planned places (they need not be among the run's sources)."""
+    from codi_engine.core.rollout import Task, Want
+    from codi_engine.core.sources import array_name
+
+    probe = Editor(job.net, job.plan.conditions, lambda *_: None, Sources(_nowhere, _nothing), job.lengths, 0)  # type: ignore[arg-type, return-value]
+    prompts = sorted({p.prompt for p in placed})
+    local = {p: i for i, p in enumerate(prompts)}
+    sites = {(e.site, phase, e.place) for t in probe.tasks(placed, local, own=True) for phase, edits in t.edits.items() for e in edits}
+    wanted: dict[Any, tuple[set[Any], set[int]]] = {}
+    for site, phase, at in sites:
+        layers, places = wanted.setdefault((site.component, phase), (set(), set()))
+        layers.add(site.layer)
+        places.add(at)
+    captures = {k: (tuple(sorted(layers, key=lambda x: -1 if x is None else x)), tuple(sorted(places))) for k, (layers, places) in wanted.items()}
+    generate = any(phase == "answer" for _, phase in captures)
+    want = Want(captures, generate=False, read=generate and job.needs.number, prefix=job.answers.prefix)
+    produced = job.rollout.run([job.ids[job.order[p]] for p in prompts], [Task(i) for i in range(len(prompts))], want)
+    arrays: dict[str, np.ndarray] = {}
+    for site, phase, at in sites:
+        name, index = array_name(site.component, site.layer, phase, at)
+        value = produced.captures[site.component, site.layer, phase][:, captures[site.component, phase][1].index(at)]
+        array = arrays.setdefault(name, np.zeros((len(prompts), max(index + 1, 64), value.shape[-1]), np.float32))
+        array[:, index] = value.float().cpu().numpy()
+    return Sources(lambda _, prompt: (0, local[prompt]), lambda name, _: arrays[name])
+
+
+def _nowhere(*_: Any) -> tuple[int, int]:
+    raise AssertionError
+
+
+def _nothing(*_: Any) -> np.ndarray:
+    raise AssertionError
+
+
+def _exact(condition: str, what: str, edited: Outcome, unedited: Outcome, exact: bool) -> str:
+    """Compare logits with the unedited run's, bit for bit where the device reproduces bits."""
+    worst = 0.0
+    for name in ("number_logits", "first_logits"):
+        a, b = getattr(edited, name), getattr(unedited, name)
+        if len(a) and len(b):
+            worst = max(worst, float((a - b).abs().max()))
+    limit = 0.0 if exact else 1e-3
+    if not worst <= limit:
+        raise GateError(
+            f"gate: condition '{condition}': {what} is not an identity; logits differ by up to {worst:.3g}.\n"
+            "What is read at the site is not what is written there."
+        )
+    answers = np.array_equal(edited.answer, unedited.answer, equal_nan=True)
+    if not answers:
+        raise GateError(f"gate: condition '{condition}': {what} is not an identity; answers differ")
+    return "exact" if worst == 0.0 else f"{worst:.1e}"
+
+
+def _records(condition: str, editor: Editor, identity: str) -> list[dict[str, Any]]:
+    out = []
+    for (name, site), fired in editor.fired.items():
+        out.append(
+            {
+                "condition": condition if name != "own" else f"{condition} (frozen)",
+                "site": site,
+                "places": ",".join(map(str, sorted(fired.places))),
+                "rows": fired.rows,
+                "changed": fired.changed,
+                "norm_before": fired.before / max(fired.rows, 1),
+                "norm_after": fired.after / max(fired.rows, 1),
+                "first_values": fired.first,
+                "self_patch": identity,
+            }
+        )
+    return out
+
+

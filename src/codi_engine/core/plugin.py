@@ -1,0 +1,257 @@
+"""The contract of every plugin: a class with a name, validated options and a docstring that is its help."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import torch
+    from matplotlib.figure import Figure
+
+    from codi_engine.core.model import ModelAdapter, ModelInfo
+    from codi_engine.core.results import Run
+    from codi_engine.core.sources import Sources
+
+#: Version of the hook specification and of the classes below; a plugin may state the one it was written for.
+SPEC_VERSION = 1
+
+
+class Options(BaseModel):
+    """Base of options models: strict types, unknown keys refused, never mutated."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+class Plugin(ABC, Generic[OptionsT]):
+    """A named, configurable part. ``name`` is what experiment files say after ``plugin:``."""
+
+    name: ClassVar[str]
+    Options: ClassVar[type[Options]]
+
+    def __init__(self, options: OptionsT) -> None:
+        self.options = options
+
+
+# ---------------------------------------------------------------------------------------------- models
+
+
+class Model(Plugin[OptionsT]):
+    """A model that can be loaded: ``describe`` reads configuration only, ``load`` reads weights."""
+
+    @abstractmethod
+    def describe(self) -> ModelInfo:
+        """Return layers, width, heads, latents … without loading any weight (used by ``--dry-run``)."""
+
+    @abstractmethod
+    def load(self) -> ModelAdapter:
+        """Load weights and tokenizer onto the device and audit every key."""
+
+
+# -------------------------------------------------------------------------------------------- datasets
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One text put before the model. ``answer`` is None where the data set has no answers."""
+
+    text: str
+    answer: float | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """The unit of inference: a problem, a clean/corrupted pair, or a plain prompt.
+
+    ``prompts`` maps a variant to its text: ``{"main": …}`` for problems and prompts,
+    ``{"clean": …, "corrupted": …}`` for pairs. ``fields`` are the record's other columns (scalars).
+    """
+
+    id: str
+    prompts: Mapping[str, Prompt]
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A loaded data set.
+
+    ``examples`` are those to sweep (after limit and sampling); ``pool`` are those that donors and means
+    are taken from (before the limit, so that a pilot and the full run use the same ones).
+    ``report`` counts what validation found and did, one line each.
+    """
+
+    kind: Literal["problems", "pairs", "prompts"]
+    examples: Sequence[Example]
+    pool: Sequence[Example]
+    report: Sequence[str] = ()
+    digest: str = ""
+
+
+class Dataset(Plugin[OptionsT]):
+    """A source of examples."""
+
+    @abstractmethod
+    def load(self) -> Data:
+        """Read and validate the records; raise UserError naming file, line and field."""
+
+
+# --------------------------------------------------------------------------------------- interventions
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows that an intervention owns at one site, one layer and one place (step or position).
+
+    Attributes
+    ----------
+    values: what the model computed, rows × width (heads flattened out of it where the site has heads)
+    source: rows × width, what ``Intervention.source`` asked for (partner's, donor's, own baseline, mean), or None
+    scale: rows, the site's own scale at this place (RMS deviation from the data set's mean), or None
+    labels: per axis one value a row (``example``, ``layer``, ``step`` or ``position``, ``donor``)
+    site, layer, place: where; ``place`` is the step k or the prompt/answer position
+    draws: counter-based standard normal values keyed by (run seed, cell, site, place), rows × width, made on call
+    """
+
+    values: torch.Tensor
+    labels: Mapping[str, np.ndarray]
+    site: str
+    layer: int | None
+    place: int
+    source: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+    draws: Any = None
+
+
+class Intervention(Plugin[OptionsT]):
+    """What is done at a site: sees its rows as one tensor and returns their new values.
+
+    ``source`` says which baseline value it takes: None, ``own`` (same prompt, unedited), ``partner`` (the pair's
+    other prompt), ``donor`` (another example's), ``mean`` (the data set's at the same place) or ``mean_over_steps``.
+    ``needs_scale`` asks for ``Rows.scale``. ``prepare`` is called once with all baseline values.
+    """
+
+    source: Literal["own", "partner", "donor", "mean", "mean_over_steps"] | None = None
+    needs_scale: bool = False
+    #: True when ``Rows.draws`` is used; cells then never share a row because of equal edits
+    random: bool = False
+
+    def prepare(self, sources: Sources) -> None:  # noqa: B027 - most interventions have nothing to prepare
+        """Compute what is needed once (a steering direction, for instance) from the baseline's values."""
+
+    @abstractmethod
+    def apply(self, rows: Rows) -> torch.Tensor:
+        """Return the new values, rows × width, same dtype and device; never change ``rows.values`` in place."""
+
+    def identity(self) -> bool:
+        """True when these options leave every value as it is (α = 0); the gate then demands exact equality."""
+        return False
+
+
+# --------------------------------------------------------------------------------------------- metrics
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What rows of one kind (edited, baseline, clean, corrupted) produced. Arrays have one entry a row.
+
+    Attributes
+    ----------
+    text: generated answer text
+    answer: the number that the one extractor found, NaN when none
+    number_logits: rows × vocabulary, fp32, where the answer's number is predicted (after the forced answer prefix)
+    first_logits: rows × vocabulary, fp32, at the first answer token (eot for CODI)
+    gold_logprob, other_logprob: log-probability of the gold / other answer's tokens, teacher-forced:
+        rows × longest answer in tokens, padded with NaN ("other" is the partner's answer; NaN without pairs)
+    gold_logit, other_logit: raw logits in the same layout
+    captures: site → rows × … × width, what the experiment captures
+    """
+
+    text: Sequence[str]
+    answer: np.ndarray
+    number_logits: torch.Tensor
+    first_logits: torch.Tensor
+    gold_logprob: np.ndarray
+    other_logprob: np.ndarray
+    gold_logit: np.ndarray
+    other_logit: np.ndarray
+    captures: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What a metric reads, row by row.
+
+    ``gold`` and ``other`` are the numeric answers (NaN where there is none): gold belongs to the prompt that was run,
+    other to its partner (pairs) or donor (resample). ``gold_token`` / ``other_token`` are the ids of their first number tokens (−1: none).
+    ``edited`` is the row's own outcome, ``baseline`` the same prompt unedited. For pairs, ``clean`` and ``corrupted`` are the
+    two unedited outcomes, and ``clean_is_gold`` says per row whether the clean answer is ``gold``. For baseline rows ``edited is baseline``.
+    """
+
+    labels: Mapping[str, np.ndarray]
+    gold: np.ndarray
+    other: np.ndarray
+    gold_token: np.ndarray
+    other_token: np.ndarray
+    edited: Outcome
+    baseline: Outcome
+    clean: Outcome | None = None
+    corrupted: Outcome | None = None
+    clean_is_gold: np.ndarray | None = None
+
+
+class Metric(Plugin[OptionsT]):
+    """A number per row. ``needs`` tells the rollout what to produce, so that nothing else is computed."""
+
+    #: subset of {"generation", "number_logits", "first_logits", "gold", "other", "captures"}
+    needs: frozenset[str] = frozenset()
+    #: data-set kinds to which the metric applies; elsewhere a stated error
+    applies_to: frozenset[str] = frozenset({"problems", "pairs", "prompts"})
+
+    def columns(self) -> Sequence[str]:
+        """Names of the columns produced, the metric's name by default."""
+        return (self.name,)
+
+    @abstractmethod
+    def measure(self, read: Readings) -> Mapping[str, np.ndarray]:
+        """Return column → rows of float64; NaN only where the metric is undefined, as its docstring states."""
+
+
+# -------------------------------------------------------------------------------------------- analyses
+
+
+@dataclass(frozen=True)
+class AnalysisResult:
+    """Tables and figures of one analysis, and one short text for the console."""
+
+    tables: Mapping[str, pd.DataFrame]
+    figures: Mapping[str, Figure]
+    summary: str
+
+
+class Analysis(Plugin[OptionsT]):
+    """A function of one or more runs that returns labelled tables and figures."""
+
+    @abstractmethod
+    def analyze(self, runs: Sequence[Run]) -> AnalysisResult:
+        """Read the runs and return the result; raise UserError when a needed column, array or text is missing."""
+
+
+class Tracker(Plugin[OptionsT]):
+    """An observer of a run's life. Every method may be left out."""
+
+    def started(self, run: Path, experiment: Mapping[str, Any]) -> None: ...  # noqa: B027
+
+    def committed(self, unit: int, units: int, aggregates: Mapping[str, float]) -> None: ...  # noqa: B027
+
+    def finished(self, run: Path, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Path]) -> None: ...  # noqa: B027

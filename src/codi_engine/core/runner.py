@@ -1,0 +1,303 @@
+"""Running an experiment: plan, open the run, load the model, then unit after unit until everything is committed."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from codi_engine.core.errors import DifferentRun, UserError
+from codi_engine.core.generations import UNIT_CELLS, Unit, generation, units_of
+from codi_engine.core.plan import BASELINE, Plan, PromptRef, build_plan
+from codi_engine.core.plugin import Metric, Model
+from codi_engine.core.progress import Progress
+
+if TYPE_CHECKING:
+    from codi_engine.core.experiment import Experiment
+    from codi_engine.core.model import ModelAdapter
+    from codi_engine.core.plugins import Plugins
+    from codi_engine.core.stages import Job
+    from codi_engine.store.writer import RunWriter
+
+
+@dataclass
+class Prepared:
+    """An experiment with its plugins built and its plan made; no weight is loaded yet."""
+
+    experiment: Experiment
+    plugins: Plugins
+    model: Model[Any]
+    plan: Plan
+    metrics: list[Metric[Any]]
+    metric_names: dict[tuple[int, str], str] = field(default_factory=dict)
+
+    def column(self, metric: Metric[Any], column: str) -> str:
+        """Return the column's name: the metric's, made unique where one metric is used twice with other options."""
+        return self.metric_names[id(metric), column]
+
+
+def prepare(experiment: Experiment, plugins: Plugins) -> Prepared:
+    """Validate everything that can be validated without weights, and plan."""
+    source = experiment.source
+    model = plugins.build("model", experiment.model, where="model", source=source)
+    dataset = plugins.build("dataset", experiment.data, where="data", source=source)
+    metrics = [plugins.build("metric", m, where=f"metrics[{i}]", source=source) for i, m in enumerate(experiment.metrics)]
+    for number, analysis in enumerate(experiment.analyses):
+        plugins.build("analysis", analysis, where=f"analyses[{number}]", source=source)
+    info = model.describe()
+    data = dataset.load()
+    for number, metric in enumerate(metrics):
+        if data.kind not in metric.applies_to:
+            raise UserError(
+                f"{source}: metrics[{number}]: '{metric.name}' does not apply to {data.kind}; it needs {' or '.join(sorted(metric.applies_to))}"
+            )
+        if "captures" in metric.needs and not experiment.capture:
+            raise UserError(f"{source}: metrics[{number}]: '{metric.name}' compares captures; add capture: [site]")
+    prepared = Prepared(experiment, plugins, model, build_plan(experiment, plugins, data, info), metrics)
+    prepared.metric_names = _metric_names(metrics)
+    return prepared
+
+
+def _metric_names(metrics: Sequence[Metric[Any]]) -> dict[tuple[int, str], str]:
+    """Name columns; a second use of a metric takes its options that differ from the defaults into the name."""
+    names: dict[tuple[int, str], str] = {}
+    taken: set[str] = set()
+    for metric in metrics:
+        for column in metric.columns():
+            name = column
+            if name in taken:
+                set_values = metric.options.model_dump(exclude_defaults=True)
+                name = "_".join([column, *(str(v) for v in set_values.values())])
+            number = 2
+            while name in taken:
+                name, number = f"{column}_{number}", number + 1
+            taken.add(name)
+            names[id(metric), column] = name
+    return names
+
+
+class Runner:
+    """Carries one experiment from plan to committed run."""
+
+    def __init__(self, prepared: Prepared, path: Path, progress: Progress) -> None:
+        self.prepared, self.path, self.progress = prepared, path, progress
+        self.experiment, self.plan = prepared.experiment, prepared.plan
+        self.new_cells = 0
+        self.started = time.time()
+
+    # ------------------------------------------------------------------------------------------ preparing
+
+    def load(self) -> tuple[ModelAdapter, Any]:
+        """Load the model, take it apart and self-test it."""
+        from codi_engine.core.network import Network
+        from codi_engine.core.selftest import self_test
+
+        self.progress.note("loading the model")
+        adapter = self.prepared.model.load()
+        net = Network(adapter)
+        result = self_test(net)
+        if not result.reproducible:
+            self.progress.note("rows' bits depend on the batch on this device: results agree to rounding, not bit for bit")
+        self.reproducible = result.reproducible
+        return adapter, net
+
+    def job(self, adapter: ModelAdapter, net: Any, writer: RunWriter) -> Job:
+        """Put together what all units share."""
+        from codi_engine.core.captures import parse_captures
+        from codi_engine.core.needs import source_arrays
+        from codi_engine.core.reading import Answers, Needs
+        from codi_engine.core.rollout import Rollout
+        from codi_engine.core.stages import Job
+
+        experiment, plugins, data = self.experiment, self.prepared.plugins, self.plan.data
+        self.plan = build_plan(experiment, plugins, data, adapter.info, net.components)
+        prompts = {p.key: p for p in self.plan.prompts}
+        chat = bool(experiment.data.model_dump().get("chat_template"))
+        ids = {key: tuple(self._encode(adapter, p, chat)) for key, p in prompts.items()}
+        answers = Answers(adapter, experiment.generate.answer_prefix)
+        needs = Needs.of(self.prepared.metrics, data.kind != "prompts")
+        self._check_length(adapter, ids, prompts, len(answers.prefix))
+        lengths = [len(i) for i in ids.values()]
+        captures = parse_captures(experiment.capture, adapter.info, net.components, max(lengths), experiment.source)
+        arrays = source_arrays(self.plan, plugins, lengths, len(adapter.answer_start) + len(answers.prefix))
+        return Job(
+            experiment, plugins, self.plan, net, Rollout(net), answers, self.prepared.metrics, self.prepared.column, needs,
+            captures, arrays, writer, self.progress.note, prompts, ids, {c.key: c for c in self.plan.cells},
+        )  # fmt: skip
+
+    def _encode(self, adapter: ModelAdapter, prompt: PromptRef, chat: bool) -> list[int]:
+        text = prompt.text
+        if chat:
+            template = getattr(adapter, "chat", None)
+            if template is None:
+                raise UserError(f"{self.experiment.source}: data.chat_template: this model's tokenizer has no chat template")
+            text = template(text)
+        ids = adapter.encode_prompt(text)
+        if not ids:
+            raise UserError(f"data: example {prompt.example}: the prompt has no tokens")
+        return ids
+
+    def _check_length(self, adapter: ModelAdapter, ids: Mapping[str, Sequence[int]], prompts: Mapping[str, PromptRef], prefix: int) -> None:
+        most = adapter.info.max_positions
+        if most is None:
+            return
+        room = most - adapter.info.latents - len(adapter.answer_start) - max(self.experiment.generate.max_new_tokens, prefix + 8)
+        for key, tokens in ids.items():
+            if len(tokens) > room:
+                raise UserError(
+                    f"data: example {prompts[key].example}: prompt of {len(tokens)} tokens; the model's {most} positions leave {room} "
+                    "beside latents and answer.\nShorten it, drop it, or lower generate.max_new_tokens."
+                )
+
+    # ------------------------------------------------------------------------------------------- planning
+
+    def add_generation(self, job: Job) -> list[Unit]:
+        """Record what this plan adds to the run, and return all units of the run."""
+        writer, plan = job.writer, self.plan
+        units = units_of(writer.plans)
+        done_cells = {k for u in units if u.stage == "sweep" for k in u.keys}
+        cells = [c.key for c in plan.cells if c.key not in done_cells]
+        baseline, pool, known = self._unedited(units)
+        have = {name for u in units for name in u.sources}
+        missing = [name for name in job.source_arrays if name not in have] if known else []
+        first = max((u.number for u in units), default=-1) + 1
+        records = generation(first, baseline, pool, known, list(job.source_arrays), missing, cells, writer.unit_cells)
+        if records:
+            from codi_engine.core.layout import array_specs
+
+            record = {"experiment": self.experiment.identity(), "units": records}
+            writer.add_plan(record, len(records), array_specs(job), self._labels(job))
+        self.new_cells = len(cells) + sum(len(keys) * trials for keys, _, trials in baseline)
+        job.codes = {name: {_hashable(v): i for i, v in enumerate(labels)} for name, labels in self._known_labels(job).items()}
+        return units_of(writer.plans)
+
+    def _unedited(self, units: Sequence[Unit]) -> tuple[list[tuple[list[str], int, int]], list[str], list[str]]:
+        """Return prompts to run as baseline (by trials), prompts to run for their values, and prompts known before."""
+        have: dict[str, int] = {}
+        pooled: set[str] = set()
+        for unit in units:
+            for key in unit.keys if unit.stage == "baseline" else ():
+                have[key] = max(have.get(key, 0), unit.first_trial + unit.trials)
+            pooled |= set(unit.keys) if unit.stage == "sources" else set()
+        groups: dict[int, list[str]] = {}
+        for prompt in self.plan.prompts:
+            if not prompt.pool and have.get(prompt.key, 0) < self.plan.trials:
+                groups.setdefault(have.get(prompt.key, 0), []).append(prompt.key)
+        baseline = [(keys, start, self.plan.trials - start) for start, keys in sorted(groups.items())]
+        seen = set(have) | pooled
+        pool = [p.key for p in self.plan.prompts if p.pool and p.key not in seen]
+        known = [p.key for p in self.plan.prompts if p.key in seen]
+        return baseline, pool, known
+
+    def _labels(self, job: Job) -> dict[str, list[Any]]:
+        """Return array name → labels of this plan (the writer appends what is new)."""
+        plan = self.plan
+        labels: dict[str, list[Any]] = {
+            "cells/example": [e.id for e in plan.data.examples],
+            "cells/condition": [BASELINE, *(c.name for c in plan.conditions)],
+            "cells/variant": list(dict.fromkeys(v for e in plan.data.examples for v in e.prompts)),
+        }
+        if plan.trials > 1 or self.experiment.generate.do_sample:
+            labels["cells/trial"] = list(range(plan.trials))
+        labels.update({f"cells/{axis}": plan.axis_labels(axis) for axis in plan.axes})
+        return labels
+
+    def _known_labels(self, job: Job) -> dict[str, list[Any]]:
+        return {name.removeprefix("cells/"): labels for name, labels in job.writer.labels.items() if name.startswith("cells/")}
+
+    # -------------------------------------------------------------------------------------------- running
+
+    def run(self, open_writer: Callable[[], RunWriter], gate: bool = True) -> None:
+        """Compute and commit every unit of the plan that is not committed yet."""
+        from codi_engine.core.gate import run_gate
+        from codi_engine.core.stages import Bank, editor_for, run_sweep, run_unedited
+
+        with open_writer() as writer:
+            adapter, net = self.load()
+            self._check_model(writer, adapter)
+            job = self.job(adapter, net, writer)
+            units = self.add_generation(job)
+            mine = {c.key for c in self.plan.cells} | {p.key for p in self.plan.prompts}
+            todo = [u for u in units if u.number not in writer.committed and mine & set(u.keys)]
+            self._complete(job, todo)
+            writer.set_provenance(self._provenance(adapter, writer))
+            unedited = [u for u in todo if u.stage != "sweep"]
+            self.progress.start("baseline", sum(len(u.keys) * u.trials for u in unedited), "prompts")
+            for unit in unedited:
+                self._commit(writer, unit, *run_unedited(job, unit))
+            self.progress.finish()
+            sweep = [u for u in todo if u.stage == "sweep"]
+            if sweep:
+                bank = Bank(job, units)
+                if gate:
+                    run_gate(job, bank, self.reproducible)
+                editor = editor_for(job, bank)
+                self.progress.start("sweep", sum(len(u.keys) for u in sweep), "cells")
+                for unit in sweep:
+                    self._commit(writer, unit, *run_sweep(job, unit, bank, editor))
+                self.progress.finish()
+            writer.set_provenance({**self._provenance(adapter, writer), "finished": _now()})
+
+    def _complete(self, job: Job, todo: Sequence[Unit]) -> None:
+        """A unit left over from a larger plan needs that plan's cells: ask for the larger plan instead of guessing."""
+        lost = [u for u in todo if any(k not in (job.cells if u.stage == "sweep" else job.prompts) for k in u.keys)]
+        if lost:
+            raise UserError(
+                f"{self.path}: an earlier, larger plan of this run is unfinished (unit {lost[0].number}).\n"
+                "Repeat its command first; the smaller plan is contained in it."
+            )
+
+    def _commit(self, writer: RunWriter, unit: Unit, arrays: Mapping[str, np.ndarray], texts: Mapping[str, list[Any]]) -> None:
+        writer.commit(unit.number, unit.stage, dict(arrays), dict(texts) if texts else None, None)
+        self.progress.advance(len(unit.keys) * unit.trials)
+
+    def _check_model(self, writer: RunWriter, adapter: ModelAdapter) -> None:
+        old = writer.provenance.get("model_digest")
+        if old is not None and old != adapter.digest:
+            raise DifferentRun(
+                f"{self.path}: was computed with other model files (sha256 {str(old)[:12]} then, {adapter.digest[:12]} now).\n"
+                'Choose a new output, for example --output "runs/{date}_{name}_s{seed}".'
+            )
+
+    def _provenance(self, adapter: ModelAdapter, writer: RunWriter) -> dict[str, Any]:
+        import torch
+        import transformers
+        import zarr
+
+        from codi_engine import __version__
+
+        versions = {"codi-engine": __version__, "python": platform.python_version(), "torch": torch.__version__}
+        versions |= {"transformers": transformers.__version__, "numpy": np.__version__, "zarr": zarr.__version__}
+        return {
+            "versions": versions, "model_digest": adapter.digest, "model": list(adapter.report),
+            "data_digest": self.plan.data.digest, "data": list(self.plan.data.report), "device": adapter.info.device,
+            "threads": torch.get_num_threads(), "seed": self.experiment.seed, "git": _git_commit(),
+            "reproducible_bits": self.reproducible, "started": writer.provenance.get("started", _now()),
+        }  # fmt: skip
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the directory the run was started in, if it is one."""
+    import subprocess
+
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+__all__ = ["UNIT_CELLS", "Prepared", "Runner", "prepare"]

@@ -1,0 +1,153 @@
+"""What edits take from the baseline stage: partners', donors' and own values, means, scales, differences of means.
+
+The values were captured unedited and are kept in the run under ``sources/``; they are read back unit by unit through a
+bounded cache, so that neither their number nor a resumed run matters.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from codi_engine.core.errors import UserError
+from codi_engine.core.sites import Phase
+
+#: prompt positions are stored in blocks of so many, counted from the prompt's end
+POSITIONS = 16
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One prompt of the pool: where its baseline lies, and what is known of it."""
+
+    index: int
+    variant: str
+    fields: Mapping[str, object]
+    correct: bool | None
+
+
+def array_name(component: str, layer: int | None, phase: Phase, place: int) -> tuple[str, int]:
+    """Return the store's name for a site's baseline values at a place, and the place's index in that array."""
+    site = component if layer is None else f"{component}.{layer}"
+    if phase != "prompt":
+        return f"sources/{site}@{phase}/value", place
+    block = (-place - 1) // POSITIONS
+    return f"sources/{site}@prompt[{-(block + 1) * POSITIONS}:{-block * POSITIONS or ''}]/value", POSITIONS + place + block * POSITIONS
+
+
+class Sources:
+    """Baseline values by prompt.
+
+    Parameters
+    ----------
+    locate: (array name, prompt index) → (unit, row in unit)
+    read: (array name, unit) → rows × places × width
+    pool: prompts that means, scales and differences are taken over
+    phase_of: the phase that a place of the running condition belongs to is given with each call
+    budget: bytes of arrays kept in memory
+    """
+
+    def __init__(
+        self,
+        locate: Callable[[str, int], tuple[int, int]],
+        read: Callable[[str, int], np.ndarray],
+        pool: Sequence[Stored] = (),
+        budget: int = 1 << 29,
+    ) -> None:
+        self._locate, self._read, self.pool, self._budget = locate, read, pool, budget
+        self._cache: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+        self._size = 0
+        self._statistics: dict[tuple[object, ...], np.ndarray] = {}
+        self.phase: Phase = "latent"
+        self.variant: str = "main"
+
+    def _array(self, name: str, unit: int) -> np.ndarray:
+        key = (name, unit)
+        if key not in self._cache:
+            self._cache[key] = self._read(name, unit)
+            self._size += self._cache[key].nbytes
+            while self._size > self._budget and len(self._cache) > 1:
+                _, old = self._cache.popitem(last=False)
+                self._size -= old.nbytes
+        self._cache.move_to_end(key)
+        return self._cache[key]
+
+    def values(
+        self, component: str, layer: int | None, phase: Phase, prompts: Sequence[int], places: Sequence[int]
+    ) -> np.ndarray:
+        """Return rows × width: the baseline value of each prompt at its place (one place a row)."""
+        out: np.ndarray | None = None
+        wanted: dict[tuple[str, int], list[tuple[int, int, int]]] = {}
+        for row, (prompt, place) in enumerate(zip(prompts, places, strict=True)):
+            name, at = array_name(component, layer, phase, place)
+            unit, slot = self._locate(name, prompt)
+            wanted.setdefault((name, unit), []).append((row, slot, at))
+        for (name, unit), items in wanted.items():
+            array = self._array(name, unit)
+            rows, slots, ats = (list(x) for x in zip(*items, strict=True))
+            if out is None:
+                out = np.empty((len(prompts), array.shape[-1]), array.dtype)
+            out[rows] = array[slots, ats]
+        assert out is not None
+        if np.isnan(out).any():
+            bad = int(np.isnan(out).any(1).argmax())
+            raise UserError(
+                f"{component}@{phase}[{places[bad]}]: prompt {prompts[bad]} has no baseline value there "
+                "(the position lies before its first token, or the model returned NaN)"
+            )
+        return out
+
+    def _pooled(self, variant: str) -> list[int]:
+        return [s.index for s in self.pool if s.variant == variant]
+
+    def mean(self, component: str, layer: int | None, phase: Phase, variant: str, places: Sequence[int]) -> np.ndarray:
+        """Return the mean (width, float64 summed in prompt order) over the pool and the given places."""
+        key = ("mean", component, layer, phase, variant, tuple(places))
+        if key not in self._statistics:
+            prompts = self._pooled(variant)
+            total: np.ndarray | float = 0.0
+            for place in places:
+                total = total + self.values(component, layer, phase, prompts, [place] * len(prompts)).astype(np.float64).sum(0)
+            self._statistics[key] = np.asarray(total) / (len(prompts) * len(places))
+        return self._statistics[key]
+
+    def scale(self, component: str, layer: int | None, phase: Phase, variant: str, place: int) -> float:
+        """Return the RMS deviation from the mean over the pool and the width."""
+        key = ("scale", component, layer, phase, variant, place)
+        if key not in self._statistics:
+            prompts = self._pooled(variant)
+            values = self.values(component, layer, phase, prompts, [place] * len(prompts)).astype(np.float64)
+            deviation = values - self.mean(component, layer, phase, variant, [place])
+            self._statistics[key] = np.sqrt(np.mean(deviation**2))
+        return float(self._statistics[key])
+
+    def difference(self, rule: str, component: str, layer: int | None, place: int) -> np.ndarray:
+        """Return mean(positive) − mean(negative) over the pool (width), by ``correct``, ``clean`` or ``field=value``."""
+        positive, negative = self._groups(rule)
+        if not positive or not negative:
+            raise UserError(
+                f"steer: difference '{rule}' needs examples on both sides; got {len(positive)} and {len(negative)}"
+            )
+        first, second = (
+            self.values(component, layer, self.phase, group, [place] * len(group)).astype(np.float64).mean(0)
+            for group in (positive, negative)
+        )
+        return (first - second).astype(np.float32)  # type: ignore[no-any-return]
+
+    def _groups(self, rule: str) -> tuple[list[int], list[int]]:
+        if rule == "clean":
+            return self._pooled("clean"), self._pooled("corrupted")
+        members = [s for s in self.pool if s.variant == self.variant]
+        if rule == "correct":
+            return [s.index for s in members if s.correct], [s.index for s in members if s.correct is False]
+        name, equals, value = rule.partition("=")
+        if not equals:
+            raise UserError(f"steer: difference '{rule}': write correct, clean or field=value")
+        if not any(name in s.fields for s in members):
+            known = sorted({f for s in members for f in s.fields})
+            raise UserError(f"steer: difference: the data has no field '{name}'; it has {', '.join(known) or 'none'}")
+        chosen = [s.index for s in members if str(s.fields.get(name)) == value]
+        return chosen, [s.index for s in members if str(s.fields.get(name)) != value]

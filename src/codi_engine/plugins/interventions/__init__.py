@@ -1,0 +1,10 @@
+"""Built-in interventions."""
+
+from __future__ import annotations
+
+from codi_engine.core.plugin import Intervention
+from codi_engine.plugins.interventions.ablate import Mean, Noise, Zero
+from codi_engine.plugins.interventions.replace import Patch, Resample
+from codi_engine.plugins.interventions.steer import Steer
+
+INTERVENTIONS: list[type[Intervention]] = [Zero, Mean, Resample, Patch, Noise, Steer]  # type: ignore[type-arg]

@@ -1,0 +1,139 @@
+"""What both model plugins need of transformers: configuration, tokenizer, empty networks, devices."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from codi_engine.core.errors import UserError
+from codi_engine.core.model import ModelInfo
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_device(name: str, where: str = "model.device") -> str:
+    """Return a usable device for ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"{where}: '{name}' is no device; write auto, cpu, cuda or cuda:1") from None
+    usable = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not usable.get(device.type, False):
+        raise UserError(f"{where}: '{name}' is not available here; write device: auto or cpu")
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise UserError(f"{where}: '{name}': only {torch.cuda.device_count()} CUDA devices here")
+    return name
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' own logging and warnings while it loads."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _short(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:160]
+
+
+def find(name: str, where: str) -> str:
+    """Return a local directory as a path, or a Hub id as it is.
+
+    Raises
+    ------
+    UserError: a path that does not exist
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise UserError(f"{where}: no such file or directory: '{name}'")
+    return name
+
+
+def read_config(name: str, where: str, **kwargs: Any) -> Any:
+    """Read a model's configuration from a directory or the Hub."""
+    from transformers import AutoConfig
+
+    place = find(name, where)
+    if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
+        raise UserError(f"{where}: '{name}' has no config.json; give the directory of a transformers model")
+    with quiet():
+        try:
+            return AutoConfig.from_pretrained(place, **kwargs)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise UserError(_not_found(name, place, where, error)) from None
+
+
+def _not_found(name: str, place: str, where: str, error: Exception) -> str:
+    if Path(place).exists():
+        return f"{where}: '{name}' cannot be read: {_short(error)}"
+    return f"{where}: '{name}' is neither a directory here nor reachable on the Hub: {_short(error)}"
+
+
+def read_tokenizer(name: str, where: str, **kwargs: Any) -> Any:
+    """Read a tokenizer from a directory or the Hub."""
+    from transformers import AutoTokenizer
+
+    place = find(name, where)
+    with quiet():
+        try:
+            return AutoTokenizer.from_pretrained(place, **kwargs)
+        except Exception as error:  # tokenizers raises bare Exception for files that are not its own
+            raise UserError(_not_found(name, place, f"{where} (tokenizer)", error)) from None
+
+
+def empty_network(config: Any) -> nn.Module:
+    """Build a causal LM without memory for its parameters; buffers that no checkpoint holds are computed."""
+    from transformers import AutoModelForCausalLM
+
+    with quiet(), torch.device("meta"):
+        network: nn.Module = AutoModelForCausalLM.from_config(config)
+    for name, module in list(network.named_modules()):
+        if name.rsplit(".", 1)[-1] == "rotary_emb":
+            parent = network.get_submodule(name.rpartition(".")[0])
+            parent.rotary_emb = type(module)(config=config)
+    return network
+
+
+def describe(config: Any, latents: int, dtype: str, device: str, extra_tokens: int = 0) -> ModelInfo:
+    """Return the shape of a model from its configuration."""
+    heads = int(config.num_attention_heads)
+    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    network = empty_network(config)
+    mlp = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
+    vocabulary = int(config.vocab_size) + extra_tokens
+    parameters = sum(p.numel() for p in network.parameters())
+    return ModelInfo(
+        family=str(config.model_type), layers=int(config.num_hidden_layers), width=int(config.hidden_size), heads=heads,
+        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads), head_dim=head_dim, mlp_width=int(mlp),
+        vocab_size=vocabulary, latents=latents, max_positions=getattr(config, "max_position_embeddings", None),
+        parameters=parameters, dtype=dtype, device=device,
+    )  # fmt: skip
+
+
+def stop_ids(config: Any, *more: Any) -> tuple[int, ...]:
+    """Return the ids that end an answer: the configuration's (one or several) and others."""
+    ids: dict[int, None] = {}
+    for value in (*more, getattr(config, "eos_token_id", None)):
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(item, int):
+                ids[item] = None
+    return tuple(ids)
