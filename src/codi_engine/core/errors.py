@@ -3,8 +3,9 @@
 CodiEngineError
 ├── UserError          bad input: file, field and remedy in one or two lines (exit code 2)
 │   └── DifferentRun   the output directory holds another experiment
-├── GateError          an edit did not do what the plan says; nothing was swept
-└── StoreError         data on disk are missing, damaged or foreign
+└── GateError          an edit did not do what the plan says; nothing was swept
+
+The store, which knows nothing of the core, has errors of its own: ``codi_engine.store.errors``.
 """
 
 from __future__ import annotations
@@ -27,10 +28,6 @@ class DifferentRun(UserError):
 
 class GateError(CodiEngineError):
     """An edit did not fire, fired elsewhere, or an identity was not exact."""
-
-
-class StoreError(CodiEngineError):
-    """Data on disk are missing, damaged or foreign."""
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

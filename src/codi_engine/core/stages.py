@@ -12,7 +12,6 @@ import torch
 from codi_engine.core.captures import Capture, block, captured, merge
 from codi_engine.core.donors import donors_of
 from codi_engine.core.editing import Editor, Placed
-from codi_engine.core.errors import StoreError
 from codi_engine.core.generations import Unit
 from codi_engine.core.memory import in_batches, rows_at_once
 from codi_engine.core.needs import Need
@@ -23,6 +22,7 @@ from codi_engine.core.reading import ANSWER_TOKENS, Answers, Needs, measure, out
 from codi_engine.core.rollout import Rollout, Task, Want
 from codi_engine.core.sampling import Sampler, generator
 from codi_engine.core.sources import Sources, Stored
+from codi_engine.store.errors import StoreError
 
 if TYPE_CHECKING:
     from codi_engine.core.experiment import Experiment

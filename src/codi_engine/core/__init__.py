@@ -1,0 +1,1 @@
+"""codi-engine: core."""

@@ -1,0 +1,52 @@
+"""The packaged data of the demo model: held-out problems and clean/corrupted pairs."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+from pydantic import Field
+
+from codi_engine.core.plugin import Data, Dataset, Options
+from codi_engine.plugins.datasets.pairs import PairsOptions, load_pairs
+from codi_engine.plugins.datasets.problems import ProblemsOptions, load_problems
+from codi_engine.plugins.datasets.records import Sample
+
+
+class DemoOptions(Options):
+    """``both_correct``: keep the pairs of which the demo model answers both sides right."""
+
+    limit: int | None = Field(default=None, ge=1)
+    sample: Sample | None = None
+
+
+class DemoPairsOptions(DemoOptions):
+    """``both_correct: true`` keeps the pairs of which the demo model answers both sides right."""
+
+    both_correct: bool | None = None
+
+
+def _packaged(name: str) -> str:
+    return str(files("codi_engine.plugins").joinpath("demo") / name)
+
+
+class DemoProblems(Dataset[DemoOptions]):
+    """Held-out problems of 1 to 4 arithmetic steps for the demo model."""
+
+    name = "demo-problems"
+    Options = DemoOptions
+
+    def load(self) -> Data:
+        return load_problems(ProblemsOptions(path=_packaged("problems.jsonl"), limit=self.options.limit, sample=self.options.sample))
+
+
+class DemoPairs(Dataset[DemoPairsOptions]):
+    """Held-out clean/corrupted pairs for the demo model: one number of the question changed."""
+
+    name = "demo-pairs"
+    Options = DemoPairsOptions
+
+    def load(self) -> Data:
+        options = self.options
+        where: dict[str, Any] = {} if options.both_correct is None else {"both_correct": options.both_correct}
+        return load_pairs(PairsOptions(path=_packaged("pairs.jsonl"), limit=options.limit, sample=options.sample, where=where))

@@ -1,0 +1,95 @@
+"""Clean/corrupted pairs of problems."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from codi_engine.core.errors import UserError
+from codi_engine.core.plugin import Data, Dataset, Example, Options, Prompt
+from codi_engine.plugins.datasets.records import Findings, Record, Sample, answer_of, finish, folded, read_records, scalar_fields, text_of, without_duplicates
+
+SIDES = ("clean", "corrupted")
+
+
+class PairsOptions(Options):
+    """``path``: records with ``clean`` and ``corrupted`` objects, or one record per ``variant`` of a ``pair_id``.
+
+    ``review_status``: keep pairs of that status only. ``where``: keep pairs whose field has this value.
+    """
+
+    path: str
+    on_invalid: Literal["error", "drop"] = "error"
+    limit: int | None = Field(default=None, ge=1)
+    sample: Sample | None = None
+    review_status: str | None = None
+    where: dict[str, Any] = Field(default_factory=dict)
+
+
+def load_pairs(options: PairsOptions) -> Data:
+    """Read and validate pairs."""
+    records, digest = read_records(options.path)
+    source = records[0][0].split(":")[0].split("[")[0]
+    findings = Findings(source, options.on_invalid == "drop")
+    items: list[tuple[str, Example]] = []
+    grouped = _flat(records, findings) if "variant" in records[0][1] else [(place, r, r) for place, r in records]
+    kept = 0
+    for number, (place, record, sides) in enumerate(grouped):
+        if options.review_status is not None and record.get("review_status") != options.review_status:
+            continue
+        kept += 1
+        example = _pair(record, sides, place, number, findings)
+        if example is not None and all(example.fields.get(k) == v for k, v in options.where.items()):
+            items.append((place, example))
+    if not kept:
+        raise UserError(f"{source}: no pair has review_status '{options.review_status}'")
+    examples = without_duplicates(items, lambda e: tuple(folded(e.prompts[s].text) for s in SIDES), findings)
+    equal = findings.found.get("pairs with equal answers", [])
+    if not examples and equal and len(equal) == kept:
+        raise UserError(f"{source}: all {kept} pairs have equal answers: nothing can be patched between them")
+    return finish("pairs", examples, findings, digest, options.limit, options.sample)
+
+
+def _pair(record: Record, sides: Record, place: str, number: int, findings: Findings) -> Example | None:
+    prompts = {}
+    for side in SIDES:
+        part = sides.get(side)
+        if not isinstance(part, dict):
+            findings.add(f"pairs without their {side} side", place)
+            return None
+        answer = answer_of(part.get("answer"))
+        if answer is None:
+            findings.add("unparsable answers", f"{place} ({side})")
+            return None
+        prompts[side] = Prompt(text_of(part, "question", f"{place} ({side})"), answer)
+    if prompts["clean"].answer == prompts["corrupted"].answer:
+        findings.add("pairs with equal answers", place)
+        return None
+    used = ("question", "answer", "full_answer", "variant")
+    fields = {**scalar_fields(sides["corrupted"], used), **scalar_fields(sides["clean"], used), **scalar_fields(record, ("pair_id", *SIDES, *used))}
+    return Example(str(record.get("pair_id", number)), prompts, fields)
+
+
+def _flat(records: list[tuple[str, Record]], findings: Findings) -> list[tuple[str, Record, Record]]:
+    """One record per variant becomes one per pair."""
+    pairs: dict[Any, tuple[str, Record, Record]] = {}
+    for place, record in records:
+        if "pair_id" not in record or record.get("variant") not in SIDES:
+            raise UserError(f"{place}: needs pair_id and variant: clean|corrupted")
+        _, _, sides = pairs.setdefault(record["pair_id"], (place, {"pair_id": record["pair_id"]}, {}))
+        if record["variant"] in sides:
+            findings.add("variants that stand twice", place)
+            continue
+        sides[record["variant"]] = record
+    return list(pairs.values())
+
+
+class Pairs(Dataset[PairsOptions]):
+    """Clean/corrupted pairs: the same problem with something changed, and another answer."""
+
+    name = "pairs"
+    Options = PairsOptions
+
+    def load(self) -> Data:
+        return load_pairs(self.options)

@@ -1,0 +1,201 @@
+"""Reading records (JSONL, JSON, Parquet) and what all data sets do with them: answers, fields, limits, strata."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import Field
+
+from codi_engine.core.answers import numbers
+from codi_engine.core.errors import UserError, nearest
+from codi_engine.core.plugin import Data, Example, Options
+from codi_engine.core.sampling import generator
+
+Record = dict[str, Any]
+T = TypeVar("T")
+_MARKED = re.compile(r"####\s*(.+)\s*\Z", re.DOTALL)
+
+
+class Sample(Options):
+    """Stratified sampling: ``per_stratum`` examples of each value of the field ``by``, drawn with ``seed``."""
+
+    by: str
+    per_stratum: int = Field(ge=1)
+    seed: int = 0
+
+
+def read_records(path: str) -> tuple[list[tuple[str, Record]], str]:
+    """Return ((place, record), sha256 of the file); the place names file and line for errors.
+
+    Raises
+    ------
+    UserError: missing, not UTF-8, a line that is not JSON, not a list of objects, empty
+    """
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise UserError(f"data.path: '{path}' is a directory; give a .jsonl, .json or .parquet file")
+    try:
+        raw = file.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"data.path: no such file: '{path}'") from None
+    except OSError as error:
+        raise UserError(f"data.path: '{path}' cannot be read: {error.strerror}") from None
+    digest = hashlib.sha256(raw).hexdigest()
+    if file.suffix == ".parquet":
+        return _parquet(raw, file.name), digest
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file.name}: not UTF-8 text (byte {error.start})") from None
+    records = _json(text, file.name) if file.suffix == ".json" else _jsonl(text, file.name)
+    if not records:
+        raise UserError(f"{file.name}: holds no records")
+    return records, digest
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _parse(text: str, place: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: not valid JSON: {str(error)[:120]}") from None
+
+
+def _jsonl(text: str, name: str) -> list[tuple[str, Record]]:
+    out = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            out.append(_object(_parse(line, f"{name}:{number}"), f"{name}:{number}"))
+    return out
+
+
+def _json(text: str, name: str) -> list[tuple[str, Record]]:
+    value = _parse(text, name) if text.strip() else []
+    if isinstance(value, dict):
+        lists = [v for v in value.values() if isinstance(v, list)]
+        if len(lists) != 1:
+            raise UserError(f"{name}: must be a list of records, or an object with one list")
+        value = lists[0]
+    if not isinstance(value, list):
+        raise UserError(f"{name}: must be a list of records; got {type(value).__name__}")
+    return [_object(v, f"{name}[{i}]") for i, v in enumerate(value)]
+
+
+def _object(value: Any, place: str) -> tuple[str, Record]:
+    if not isinstance(value, dict):
+        raise UserError(f"{place}: a record must be an object; got {type(value).__name__}")
+    return place, value
+
+
+def _parquet(raw: bytes, name: str) -> list[tuple[str, Record]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows = pq.read_table(pa.BufferReader(raw)).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{name}: not a Parquet file: {str(error).splitlines()[0][:120]}") from None
+    return [(f"{name}[{i}]", row) for i, row in enumerate(rows)]
+
+
+def text_of(record: Record, field: str, place: str) -> str:
+    """Return a text field; missing, empty or not text is an error."""
+    if field not in record:
+        raise UserError(f"{place}: has no field '{field}'; {nearest(field, map(str, record))}")
+    value = record[field]
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{place}: field '{field}' must be text; got {value!r}")
+    return value
+
+
+def answer_of(value: Any) -> float | None:
+    """Return an answer as a number: 18, "18", "2,000.50", or GSM8K's solution ending in ``#### 18``; None when there is none."""
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, (int, float)):
+        return float(value) if math.isfinite(value) else None
+    if not isinstance(value, str):
+        return None
+    marked = _MARKED.search(value)
+    if marked is None and "####" in value:
+        return None
+    found = numbers(marked[1] if marked else value)
+    return found[0] if len(found) == 1 else None
+
+
+def scalar_fields(record: Mapping[str, Any], used: Sequence[str]) -> dict[str, Any]:
+    """Return the record's other scalar columns."""
+    return {str(k): v for k, v in record.items() if k not in used and isinstance(v, (str, int, float, bool))}
+
+
+class Findings:
+    """Collects what validation finds, and does with it what ``on_invalid`` says."""
+
+    def __init__(self, source: str, drop: bool) -> None:
+        self.source, self.drop = source, drop
+        self.found: dict[str, list[str]] = {}
+
+    def add(self, what: str, place: str) -> None:
+        self.found.setdefault(what, []).append(place)
+
+    def report(self) -> list[str]:
+        """Return one line per kind, or raise when invalid records may not be dropped."""
+        lines = [f"{len(places)} {what}: {', '.join(places[:6])}{' …' if len(places) > 6 else ''}" for what, places in self.found.items()]
+        if lines and not self.drop:
+            raise UserError(f"{self.source}: {'; '.join(lines)}.\nMend them, or set data.on_invalid: drop.")
+        return [f"dropped {line}" for line in lines]
+
+
+def finish(kind: Any, examples: list[Example], problems: Findings, digest: str, limit: int | None, sample: Sample | None) -> Data:
+    """Apply sampling and limit to validated examples; the pool stays whole."""
+    report = problems.report()
+    if not examples:
+        raise UserError(f"{problems.source}: no valid example is left ({'; '.join(report) or 'the data set is empty'})")
+    ids = [e.id for e in examples]
+    twice = {i for i in ids if ids.count(i) > 1} if len(set(ids)) != len(ids) else set()
+    if twice:
+        raise UserError(f"{problems.source}: the same id stands twice: {', '.join(sorted(twice)[:6])}")
+    chosen = stratified(examples, sample, problems.source) if sample is not None else examples
+    return Data(kind, chosen if limit is None else chosen[:limit], examples, tuple(report), digest)
+
+
+def stratified(examples: Sequence[Example], sample: Sample, source: str) -> list[Example]:
+    """Draw ``per_stratum`` examples of each value of a field, interleaved so that a limit keeps the strata balanced."""
+    if not any(sample.by in e.fields for e in examples):
+        known = sorted({f for e in examples for f in e.fields})
+        raise UserError(f"{source}: data.sample.by: no field '{sample.by}'; {nearest(sample.by, known)}")
+    strata: dict[str, list[Example]] = {}
+    for example in examples:
+        strata.setdefault(str(example.fields.get(sample.by)), []).append(example)
+    drawn = []
+    for value, members in sorted(strata.items()):
+        order = generator("sample", sample.seed, sample.by, value).permutation(len(members))
+        drawn.append([members[i] for i in order[: sample.per_stratum]])
+    longest = max(len(d) for d in drawn)
+    return [d[i] for i in range(longest) for d in drawn if i < len(d)]
+
+
+def folded(text: str) -> str:
+    return " ".join(text.split())
+
+
+def without_duplicates(items: Sequence[tuple[str, T]], key: Callable[[T], Any], problems: Findings) -> list[T]:
+    """Return the first of each key; later ones are recorded."""
+    seen: set[Any] = set()
+    out = []
+    for place, item in items:
+        if key(item) in seen:
+            problems.add("duplicates", place)
+            continue
+        seen.add(key(item))
+        out.append(item)
+    return out

@@ -1,0 +1,1 @@
+"""codi-engine: plugins/demo."""

@@ -1,0 +1,26 @@
+"""Built-in metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from codi_engine.core.plugin import Metric
+from codi_engine.plugins.metrics.answer import Accuracy, EqualsOther, Flip
+from codi_engine.plugins.metrics.captures import CleanSimilarity, Cosine, L2, Norm
+from codi_engine.plugins.metrics.logits import (
+    KL,
+    ArgmaxChanged,
+    CleanScore,
+    CorruptedScore,
+    CrossEntropy,
+    LogitDiff,
+    NormalizedEffect,
+    Probability,
+    Rank,
+    RMSLogitDiff,
+)
+
+METRICS: list[type[Metric[Any]]] = [
+    Accuracy, Flip, EqualsOther, KL, LogitDiff, NormalizedEffect, Probability, Rank, CrossEntropy,
+    RMSLogitDiff, ArgmaxChanged, CleanScore, CorruptedScore, Norm, Cosine, L2, CleanSimilarity,
+]  # fmt: skip

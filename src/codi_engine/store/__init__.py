@@ -1,0 +1,1 @@
+"""Runs on disk: layout, ledger, writer, reader. Imports nothing of the other rooms."""

@@ -1,0 +1,1 @@
+"""Training of the small CODI model that ships with codi-engine as its demo."""
