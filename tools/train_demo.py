@@ -6,13 +6,14 @@ Example: ``python tools/train_demo.py --output src/codi_engine/plugins/demo``
 from __future__ import annotations
 
 import argparse
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from demo_training.check import MODES, ExportedDemo, accuracies, is_right
+from demo_training.check import MODES, ExportedDemo, accuracies, final_number, is_right
 from demo_training.export import (
     ALPHA,
     RANK,
@@ -63,6 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=recipe.seed)
     parser.add_argument("--base-updates", type=int, default=recipe.base_updates)
     parser.add_argument("--joint-updates", type=int, default=recipe.joint_updates)
+    parser.add_argument("--stop-at", type=int, help="end early, at a multiple of 250 updates")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--export-only", action="store_true", help="write out the state as it is")
     return parser.parse_args()
@@ -110,26 +112,31 @@ def card(trainer: Trainer, table: dict[str, dict[str, float]], sizes: dict[str, 
     }
 
 
-def agreement(trainer: Trainer, demo: ExportedDemo, problems: list[Problem]) -> float:
-    """Return the share of questions that the training code and the exported files answer alike."""
-    same = 0
+def agreement(trainer: Trainer, demo: ExportedDemo, problems: list[Problem]) -> tuple[int, int]:
+    """Return how many questions the training code and the exported files answer alike.
+
+    The second count is that of the exported answers of the exact form ``The answer is: N``.
+    """
+    alike = exact = 0
     for problem in problems:
-        guess = trainer.answer(problem)
-        same += demo.answer(problem.question()) == f"The answer is: {guess}"
-    return same / len(problems)
+        text = demo.answer(problem.question())
+        alike += final_number(text) == trainer.answer(problem)
+        exact += re.fullmatch(r"The answer is: \d+", text) is not None
+    return alike, exact
 
 
 def export(trainer: Trainer, held_out: HeldOut, output: Path) -> None:
     """Write the demo into a temporary folder, check it there, and move its files to ``output``."""
     output.mkdir(parents=True, exist_ok=True)
-    assert trainer.base is not None
+    if trainer.base is None:
+        raise SystemExit("the joint stage has not begun; there is nothing to export")
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".demo-") as name:
         folder = Path(name)
         write_checkpoint(folder / "checkpoint", trainer.model, trainer.base)
         write_base(folder / "base", trainer.size)
         demo = ExportedDemo(folder / "base", folder / "checkpoint", trainer.size.latents)
-        alike = agreement(trainer, demo, held_out.test)
-        print(f"answers alike in training code and exported files: {alike:.1%}")
+        alike, exact = agreement(trainer, demo, held_out.test)
+        print(f"of {len(held_out.test)} answers, {alike} as in training, {exact} of the exact form")
         table = accuracies(demo, held_out.test)
         both = [is_right(demo, clean) and is_right(demo, corrupted) for clean, corrupted, _ in held_out.pairs]
         write_problems(folder / "problems.jsonl", held_out.test)
@@ -160,7 +167,7 @@ def main() -> None:
     if trainer.load():
         print(f"going on from update {trainer.update}")
     if not arguments.export_only:
-        trainer.train(held_out.validation)
+        trainer.train(held_out.validation, arguments.stop_at)
     export(trainer, held_out, arguments.output)
 
 

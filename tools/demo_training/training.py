@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from demo_training.model import CodiModel, ModelSize, block_mask
-from demo_training.problems import MAX_STEPS, Encoded, Encoder, Problem, training_problems, vocabulary
+from demo_training.problems import MAX_NUMBER, MAX_STEPS, Encoded, Encoder, Problem, training_problems
 
 CHUNK_UPDATES = 250
 _HIDDEN = -1e9
@@ -281,13 +281,13 @@ class Trainer:
         }
 
     @torch.no_grad()
-    def answer(self, problem: Problem) -> str:
-        """Return the token that the student gives as a problem's answer, in fp32."""
+    def answer(self, problem: Problem) -> int | None:
+        """Return the number that the student answers, in fp32; None if it is no number."""
         batch = make_batch([self.encoder.problem(problem)])
         states, cache = teacher_pass(self.model, batch)
         out = student_pass(self.model, batch, states, cache, self.lead_in)
         guess = int(self.model.logits(out[-1][:, -2]).argmax())
-        return vocabulary()[guess] if guess < self.size.vocab else ""
+        return guess if guess <= MAX_NUMBER else None
 
     def _log(self, record: dict[str, object]) -> None:
         """Print a record and append it to the log."""

@@ -1,1 +1,1 @@
-"""codi-engine: cli."""
+"""The commands."""

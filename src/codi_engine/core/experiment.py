@@ -185,7 +185,7 @@ class Experiment(Options):
 
     def to_yaml(self) -> str:
         """Return the canonical text of the resolved experiment."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+        return "# as resolved; repeat the command to go on with this run\n" + yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
 
     def identity(self) -> dict[str, Any]:
         """Return what makes cells comparable: a run may grow along everything else."""

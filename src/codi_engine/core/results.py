@@ -50,9 +50,9 @@ class Run:
     @property
     def experiment(self) -> dict[str, Any]:
         """The resolved experiment."""
-        import yaml
+        from codi_engine.core.yamlfile import read_yaml
 
-        return dict(yaml.safe_load((self.path / EXPERIMENT).read_text(encoding="utf-8")) or {})
+        return dict(read_yaml(self.path / EXPERIMENT)[0] or {})
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -238,17 +238,14 @@ def analyze_run(path: str | Path, name: str | None = None, options: Sequence[str
 
 
 def _options(texts: Sequence[str]) -> dict[str, Any]:
-    import yaml
+    from codi_engine.core.yamlfile import parse_yaml
 
     out = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise UserError(f"-s {text}: write option=value")
-        try:
-            out[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"-s {text}: the value is not YAML") from None
+        out[name] = parse_yaml(value, f"-s {name}")[0]
     return out
 
 

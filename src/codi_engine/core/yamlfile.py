@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,17 @@ DEEPEST = 30
 Lines = dict[str, int]
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's plain values, with true and false as the only booleans: ``on:`` is a key, ``no`` is a word."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
 def parse_yaml(text: str, source: str) -> tuple[Any, Lines]:
     """Return the plain value of a YAML text and the line of every key.
 
@@ -27,7 +39,7 @@ def parse_yaml(text: str, source: str) -> tuple[Any, Lines]:
         raise UserError(f"{source}: {len(text):,} characters; an experiment file has at most {LARGEST:,}")
     try:
         _no_aliases(text, source)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
         lines: Lines = {}
         if node is None:
             return None, lines
@@ -41,7 +53,7 @@ def parse_yaml(text: str, source: str) -> tuple[Any, Lines]:
 
 
 def _no_aliases(text: str, source: str) -> None:
-    for number, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+    for number, event in enumerate(yaml.parse(text, Loader=_Loader)):
         if isinstance(event, yaml.AliasEvent):
             raise UserError(f"{source}:{event.start_mark.line + 1}: aliases (*{event.anchor}) are not read; write the value out")
         if number > 200_000:
@@ -71,7 +83,7 @@ def _build(node: yaml.Node, path: str, lines: Lines, source: str, depth: int) ->
 
 def _scalar(node: yaml.Node, source: str) -> Any:
     try:
-        return yaml.SafeLoader("").construct_object(node, deep=True)
+        return _Loader("").construct_object(node, deep=True)
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{source}:{node.start_mark.line + 1}: {str(error).splitlines()[0][:150]}") from None
 

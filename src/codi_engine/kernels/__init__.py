@@ -1,1 +1,1 @@
-"""codi-engine: kernels."""
+"""Kernels: arrays in, arrays out; no files, no torch, no plugin knowledge."""

@@ -5,5 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from codi_engine.core.plugin import Analysis
+from codi_engine.plugins.analyses.importance import Importance
 
-ANALYSES: list[type[Analysis[Any]]] = []
+ANALYSES: list[type[Analysis[Any]]] = [Importance]

@@ -1,0 +1,37 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test slow check bench clean
+
+demo: $(VENV)/.installed  ## set up and run the demo
+	$(BIN)/codi-engine run
+
+test: $(VENV)/.installed-test  ## set up and run the tests
+	$(BIN)/python -m pytest -q
+
+slow: $(VENV)/.installed-test  ## the long tests
+	$(BIN)/python -m pytest -q -m slow
+
+check: $(VENV)/.installed-test  ## lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed  ## the figures of the README
+	$(BIN)/python benchmarks/sweep.py
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt torch -e .
+	touch $@
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt torch -e '.[test]'
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,5 @@
+"""``python -m codi_engine``."""
+
+from codi_engine.cli.main import entry
+
+entry()

@@ -1,0 +1,142 @@
+"""``codi-engine``: thin commands over the core; nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from codi_engine import __version__
+
+F = TypeVar("F", bound=Callable[..., Any])
+_SET = click.option("-s", "--set", "overrides", multiple=True, metavar="A.B=C", help="Change a value of the file; the value is YAML.")
+_LIMIT = click.option("--limit", type=click.IntRange(min=1), help="Sweep the first N examples only; a larger limit later extends the run.")
+_DEVICE = click.option("--device", help="auto, cpu, cuda, cuda:1 …")
+_DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
+_QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress, no notes.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="codi-engine")
+def cli() -> None:
+    """Causal analysis of language models that think in continuous vectors.
+
+    Without a FILE, `codi-engine run` runs the demo: a small trained CODI model on its own data.
+    """
+
+
+@cli.command()
+@click.argument("file", required=False)
+@_SET
+@_LIMIT
+@click.option("--output", metavar="DIR", help="Run directory; {date}, {name} and {seed} are filled in. Default: runs/{name}.")
+@_DEVICE
+@click.option("--dry-run", is_flag=True, help="Show the plan: cells, units, forwards, disk, time. No weights are loaded.")
+@_QUIET
+@_DEBUG
+def run(file: str | None, overrides: tuple[str, ...], limit: int | None, output: str | None, device: str | None, dry_run: bool, quiet: bool, debug: bool) -> None:
+    """Run an experiment FILE, or go on with it; without FILE, the demo."""
+    from codi_engine.cli import show
+    from codi_engine.cli.files import read_experiment
+
+    experiment = read_experiment(file, overrides)
+    if dry_run:
+        from codi_engine.core.run import plan_experiment
+
+        show.table(plan_experiment(experiment, output, limit=limit, device=device).lines())
+        return
+    from codi_engine.core.run import run_experiment
+
+    with show.progress(quiet) as progress:
+        finished = run_experiment(experiment, output, limit=limit, device=device, progress=progress)
+    show.finished(experiment, finished)
+
+
+@cli.command()
+@click.argument("file", required=False)
+@_SET
+@_LIMIT
+@_DEVICE
+@_QUIET
+@_DEBUG
+def check(file: str | None, overrides: tuple[str, ...], limit: int | None, device: str | None, quiet: bool, debug: bool) -> None:
+    """Run the gate alone: where each edit fires, how many rows, norms before and after, first values."""
+    from codi_engine.cli import show
+    from codi_engine.cli.files import read_experiment
+    from codi_engine.core.run import check_experiment
+
+    with show.progress(quiet) as progress:
+        frame = check_experiment(read_experiment(file, overrides), limit=limit, device=device, progress=progress)
+    show.checks(frame)
+
+
+@cli.command()
+@click.argument("run")
+@click.argument("name", required=False)
+@click.option("-s", "--set", "options", multiple=True, metavar="OPTION=VALUE", help="An option of the analysis.")
+@_QUIET
+@_DEBUG
+def analyze(run: str, name: str | None, options: tuple[str, ...], quiet: bool, debug: bool) -> None:
+    """Analyse a RUN with the analysis NAME (default: those of its experiment)."""
+    from codi_engine.cli import show
+    from codi_engine.core.run import analyze_run
+
+    with show.progress(quiet) as progress:
+        finished = analyze_run(run, name, options, progress)
+    show.results(finished)
+
+
+@cli.command()
+@click.argument("action", required=False, type=click.Choice(["list", "show"]), default="list")
+@click.argument("name", required=False)
+@_DEBUG
+def plugins(action: str, name: str | None, debug: bool) -> None:
+    """List plugins with package and one-line help, or `show NAME` with its options."""
+    from codi_engine.cli import show
+    from codi_engine.core.plugins import plugin_manager
+
+    manager = plugin_manager()
+    if action == "show":
+        if not name:
+            raise click.UsageError("plugins show needs a NAME")
+        show.plugin(manager, name)
+    else:
+        show.plugin_list(manager)
+
+
+def _ours(error: BaseException) -> bool:
+    """True for errors that are messages to the user."""
+    from codi_engine.core.errors import CodiEngineError
+    from codi_engine.store.errors import StoreError
+
+    return isinstance(error, (CodiEngineError, StoreError))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0, 2 for the user's mistakes, 130 when interrupted."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    try:
+        result = cli.main(args=given, prog_name="codi-engine", standalone_mode=False)
+        return int(result or 0)
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped; what is committed stays, the same command goes on", err=True)
+        return 130
+    except Exception as error:  # the user gets one or two lines; --debug shows everything
+        if debug:
+            raise
+        if _ours(error):
+            click.echo(f"error: {error}", err=True)
+            return 2
+        click.echo(f"error: {type(error).__name__}: {error}\nThis is a defect of codi-engine or of a plugin; --debug shows where.", err=True)
+        return 1
+
+
+def entry() -> None:
+    """Console script."""
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""``importance``: the effect of each place of each condition, with n, interval, effect size and correction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from codi_engine.core.errors import UserError, nearest
+from codi_engine.core.plugin import Analysis, AnalysisResult, Options
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from codi_engine.core.results import Run
+
+#: metrics that compare with the unedited run already; others are taken as edited minus unedited
+CONTRASTS = ("kl", "flip", "rms_logit_diff", "argmax_changed", "equals_other", "l2", "clean_l2")
+PREFERRED = ("normalized_effect", "kl", "logit_diff", "cross_entropy", "flip", "accuracy")
+
+
+class ImportanceOptions(Options):
+    """``metric``: which one to rank by (default: the first there is of normalized_effect, kl, logit_diff …).
+
+    ``by``: a field of the data to split by. ``correction`` runs over the whole table; ``min_effect`` is a further
+    threshold on |mean|. ``top``: rows of the ranking.
+    """
+
+    metric: str | None = None
+    by: str | None = None
+    q: float = Field(default=0.05, gt=0.0, lt=1.0)
+    confidence: float = Field(default=0.95, gt=0.0, lt=1.0)
+    correction: Literal["bh", "by", "bonferroni"] = "bh"
+    min_effect: float = Field(default=0.0, ge=0.0)
+    top: int = Field(default=10, ge=1)
+
+
+class Importance(Analysis[ImportanceOptions]):
+    """Which layer, step or position matters: effects with intervals, one test per place, corrected over all of them.
+
+    The unit of inference is the example: its trials and donors are averaged first. Tests are one-sample t-tests of the
+    per-example effects against no effect.
+    """
+
+    name = "importance"
+    Options = ImportanceOptions
+
+    def analyze(self, runs: Sequence[Run]) -> AnalysisResult:
+        from codi_engine.plugins.analyses import effects, figures
+
+        run = runs[0]
+        cells = run.cells
+        edited = cells[cells["condition"] != "baseline"]
+        if edited.empty:
+            return AnalysisResult({"baseline": effects.baseline_table(cells, self.options)}, {}, _baseline_only(cells, self.options))
+        metric = self._metric(run)
+        self._check_by(cells, run)
+        axes = [a for a in run.axes if a in cells and a not in ("example", "condition", "variant", "trial", "donor")]
+        per_example = effects.per_example(cells, metric, axes, self.options.by)
+        table = effects.effect_table(per_example, axes, self.options)
+        tables = {
+            "effects": table,
+            "top": effects.top(table, self.options.top),
+            "examples": effects.example_table(per_example, axes),
+            "baseline": effects.baseline_table(cells, self.options),
+        }
+        drawn = figures.draw(per_example, table, axes, metric, self.options, run)
+        return AnalysisResult(tables, drawn, _summary(tables, axes, metric, cells, self.options))
+
+    def _metric(self, run: Run) -> str:
+        known = run.metrics
+        if self.options.metric is not None:
+            if self.options.metric not in known:
+                raise UserError(f"importance: metric '{self.options.metric}' is not in the run; {nearest(self.options.metric, known)}")
+            return self.options.metric
+        for name in [*PREFERRED, *known]:
+            if name in known:
+                return name
+        raise UserError("importance: the run has no metric; add metrics: [kl] to the experiment")
+
+    def _check_by(self, cells: pd.DataFrame, run: Run) -> None:
+        by = self.options.by
+        if by is not None and by not in cells:
+            fields = [c for c in cells if c not in (*run.axes, *run.metrics, "key", "text", "answer", "answer_rule")]
+            raise UserError(f"importance: by: the data has no field '{by}'; {nearest(by, map(str, fields))}")
+
+
+def _baseline_only(cells: pd.DataFrame, options: ImportanceOptions) -> str:
+    from codi_engine.plugins.analyses import effects
+
+    return "No intervention: baseline only.\n" + effects.baseline_line(effects.baseline_table(cells, options))
+
+
+def _summary(tables: dict[str, Any], axes: Sequence[str], metric: str, cells: pd.DataFrame, options: ImportanceOptions) -> str:
+    from codi_engine.plugins.analyses import effects
+    from codi_engine.plugins.analyses.console import condition_grids
+
+    table = tables["effects"]
+    lines = [*condition_grids(table, axes, metric), ""]
+    best = tables["top"].iloc[:3]
+    names = [f"{effects.place_name(row, axes)} {row['mean']:+.3g} [{row['ci_low']:+.2g}, {row['ci_high']:+.2g}]" for _, row in best.iterrows()]
+    lines.append("strongest: " + ";  ".join(names))
+    tested = int(table["p"].notna().sum())
+    lines.append(f"{int(table['significant'].sum())} of {tested} places differ from no effect at q < {options.q:g} ({options.correction.upper()}); n = {int(table['n'].min())}–{int(table['n'].max())} examples")
+    line = effects.baseline_line(tables["baseline"])
+    if line:
+        lines.append(line)
+    detectable = table["detectable"].median()
+    if table["n"].median() < 20:
+        lines.append(f"few examples: an effect below {detectable:.2g} would go unseen four times in five or more often than one in five")
+    return "\n".join(lines)
