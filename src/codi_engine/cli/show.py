@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from codi_engine.core.plugins import Plugins
     from codi_engine.core.run import Finished
 
-console = Console(highlight=False, soft_wrap=False)
+#: where the output is no terminal there is no width to respect but a reader's
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 errors = Console(stderr=True, highlight=False)
 #: seconds between lines where the output is no terminal
 EVERY = 10.0
@@ -118,10 +120,14 @@ def results(done: Finished) -> None:
 def checks(frame: pd.DataFrame) -> None:
     """Print the gate's findings, one row per condition and site."""
     grid = Table(box=None, pad_edge=False, header_style="dim")
+    left = ("condition", "site", "places", "first_values")
+    heads = {"norm_before": "‖h‖ before", "norm_after": "after", "first_values": "first values", "self_patch": "self-patch"}
     for name in frame.columns:
-        grid.add_column(name.replace("_", " "), justify="right" if name not in ("condition", "site", "places", "first_values") else "left")
-    for row in frame.itertuples(index=False):
-        grid.add_row(*(plain(f"{v:.3f}" if isinstance(v, float) else ", ".join(map(str, v)) if isinstance(v, list) else v) for v in row))
+        grid.add_column(heads.get(name, name), justify="left" if name in left else "right", no_wrap=True)
+    for record in frame.to_dict("records"):
+        shown = {k: f"{v:.2f}" if isinstance(v, float) else v for k, v in record.items()}
+        shown["first_values"] = " ".join(f"{v:.2f}" for v in record["first_values"][:3]) + " …"
+        grid.add_row(*(plain(v) for v in shown.values()))
     console.print(grid)
     console.print(plain("gate: every edit fired where the plan says; self-patch is an identity"), style="bold")
 

@@ -102,11 +102,12 @@ def _summary(tables: dict[str, Any], axes: Sequence[str], metric: str, cells: pd
     names = [f"{effects.place_name(row, axes)} {row['mean']:+.3g} [{row['ci_low']:+.2g}, {row['ci_high']:+.2g}]" for _, row in best.iterrows()]
     lines.append("strongest: " + ";  ".join(names))
     tested = int(table["p"].notna().sum())
-    lines.append(f"{int(table['significant'].sum())} of {tested} places differ from no effect at q < {options.q:g} ({options.correction.upper()}); n = {int(table['n'].min())}–{int(table['n'].max())} examples")
+    low, high = int(table["n"].min()), int(table["n"].max())
+    n = f"n = {low}" if low == high else f"n = {low}–{high}"
+    lines.append(f"{int(table['significant'].sum())} of {tested} places differ from no effect (q < {options.q:g}, {options.correction.upper()}; {n} examples)")
     line = effects.baseline_line(tables["baseline"])
     if line:
         lines.append(line)
-    detectable = table["detectable"].median()
     if table["n"].median() < 20:
-        lines.append(f"few examples: an effect below {detectable:.2g} would go unseen four times in five or more often than one in five")
+        lines.append(f"few examples: effects smaller than about {table['detectable'].median():.2g} cannot be told from none (80 % power)")
     return "\n".join(lines)
