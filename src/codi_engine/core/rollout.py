@@ -206,6 +206,7 @@ class _Batch:
         self.kv, self.last = rollout.load_prompts(prompts)
         self.rows = 0
         self.forwarded = 0
+        self.reached: set[tuple[int, Phase, int]] = set()
         cells = len(tasks)
         vocabulary = net_vocabulary(self.net)
         self.tokens: list[list[int]] = [[] for _ in tasks]
@@ -219,6 +220,11 @@ class _Batch:
     def run(self) -> Produced:
         for slot, cells in self._groups().items():
             self._run_group(slot, cells)
+        for cell, task in enumerate(self.tasks):
+            for phase, edits in task.edits.items():
+                for edit in edits:
+                    if (cell, phase, edit.place) not in self.reached:
+                        raise RuntimeError(f"an edit at {edit.site}@{phase}[{edit.place}] was never reached")
         return Produced(
             self.tokens, self.first, self.number, **self.answer_reads,
             captures=self.captured, rows=self.rows, forwarded=self.forwarded,
@@ -282,6 +288,7 @@ class _Batch:
             due = [(e.place - place, e) for e in self.tasks[cell].edits.get(phase, ()) if 0 <= e.place - place < tokens]
             if due:
                 edits[cell] = due
+                self.reached.update((cell, phase, e.place) for _, e in due)
         wanted = self._wanted(phase, place, tokens) if captured else {}
         result = run_stage(
             self.net, self.batch, state, inputs, cell_row, self.apply, edits, frozenset(wanted), last

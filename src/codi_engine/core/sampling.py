@@ -51,7 +51,7 @@ def sample(logits: torch.Tensor, rows: np.ndarray, keys: Sequence[int], at: Sequ
     if 0 < sampler.top_k < values.shape[1]:
         threshold = values.topk(sampler.top_k, -1).values[:, -1:]
         values = values.masked_fill(values < threshold, float("-inf"))
-    probability, order = torch.softmax(values, -1).sort(-1, descending=True, stable=True)
+    probability, order = torch.sort(torch.softmax(values, -1), dim=-1, descending=True, stable=True)
     if sampler.top_p < 1.0:
         before = probability.cumsum(-1) - probability
         probability = probability.masked_fill(before >= sampler.top_p, 0.0)
