@@ -118,7 +118,7 @@ def _own_values(job: Job, placed: Sequence[Placed]) -> Sources:
         places.add(at)
     captures = {k: (tuple(sorted(layers, key=lambda x: -1 if x is None else x)), tuple(sorted(places))) for k, (layers, places) in wanted.items()}
     generate = any(phase == "answer" for _, phase in captures)
-    want = Want(captures, generate=False, read=generate and job.needs.number, prefix=job.answers.prefix)
+    want = Want(captures, generate=False, read=generate and job.needs.number, first=generate, prefix=job.answers.prefix)
     produced = job.rollout.run([job.ids[job.order[p]] for p in prompts], [Task(i) for i in range(len(prompts))], want)
     arrays: dict[str, np.ndarray] = {}
     for site, phase, at in sites:

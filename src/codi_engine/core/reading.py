@@ -75,7 +75,7 @@ class Needs:
     def of(metrics: Sequence[Metric], reads_numbers: bool) -> Needs:  # type: ignore[type-arg]
         wanted = {n for m in metrics for n in m.needs}
         number = bool(wanted & {"number_logits", "gold", "other"}) and reads_numbers
-        return Needs(True, number, "first_logits" in wanted)
+        return Needs(True, number, "first_logits" in wanted or not number)  # the gate compares one or the other
 
 
 def outcome(produced: Produced, adapter: ModelAdapter, captures: Mapping[str, np.ndarray]) -> tuple[Outcome, list[str]]:

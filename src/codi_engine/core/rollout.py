@@ -43,12 +43,13 @@ class Want:
 
     ``captures`` maps (component, phase) to (layers, places): places are negative prompt positions, latent steps or
     answer indices; ``generate`` asks for text of at most ``max_new_tokens``; ``read`` for the forced reading of
-    the answer's number.
+    the answer's number; ``first`` for the logits at the first answer token.
     """
 
     captures: Mapping[tuple[str, Phase], tuple[tuple[int | None, ...], tuple[int, ...]]] = field(default_factory=dict)
     generate: bool = True
     read: bool = True
+    first: bool = True
     max_new_tokens: int = 64
     prefix: Sequence[int] = ()
     sampler: Sampler | None = None
@@ -204,13 +205,15 @@ class _Batch:
         self.prompts, self.tasks, self.want, self.apply = prompts, tasks, want, apply
         self.lengths = np.array([len(p) for p in prompts])
         self.kv, self.last = rollout.load_prompts(prompts)
+        #: without a prefix the number is predicted at the first answer token: one set of logits serves as both
+        self.same_place = not want.prefix
         self.rows = 0
         self.forwarded = 0
         self.reached: set[tuple[int, Phase, int]] = set()
         cells = len(tasks)
         vocabulary = net_vocabulary(self.net)
         self.tokens: list[list[int]] = [[] for _ in tasks]
-        self.first = torch.empty(cells if want.read or want.generate else 0, vocabulary, device=self.net.device)
+        self.first = torch.empty(cells if want.first and not (want.read and self.same_place) else 0, vocabulary, device=self.net.device)
         self.number = torch.empty(cells if want.read else 0, vocabulary, device=self.net.device)
         self.captured: dict[tuple[str, int | None, Phase], torch.Tensor] = {}
         longest = max((max(len(t.gold), len(t.other)) for t in tasks), default=0)
@@ -225,8 +228,9 @@ class _Batch:
                 for edit in edits:
                     if (cell, phase, edit.place) not in self.reached:
                         raise RuntimeError(f"an edit at {edit.site}@{phase}[{edit.place}] was never reached")
+        first = self.number if self.want.first and self.want.read and self.same_place else self.first
         return Produced(
-            self.tokens, self.first, self.number, **self.answer_reads,
+            self.tokens, first, self.number, **self.answer_reads,
             captures=self.captured, rows=self.rows, forwarded=self.forwarded,
         )  # fmt: skip
 
@@ -254,7 +258,7 @@ class _Batch:
         for step in range(self.net.info.latents):
             inputs = self.net.project(state.last)[:, None]
             state, cell_row, _ = self._stage(state, cell_row, inputs, "latent", step, last="latent_out")
-        if self.want.read or self.want.generate:
+        if self.want.read or self.want.generate or self.want.first:
             self._answer(state, cell_row)
 
     def _prompt(self, slot: int, used: np.ndarray, cell_row: np.ndarray) -> tuple[State, np.ndarray]:
@@ -339,13 +343,20 @@ class _Batch:
             if predictions and origin is None:
                 first_cells = _first_cell(cell_row)
                 predictions[0] = predictions[0][torch.from_numpy(before_row[first_cells]).to(normed.device)]
-            predictions += [self.net.logits(normed[:, i]) for i in range(len(start) - 1 if start else 0, len(forced))]
-        self._scatter(self.first, cell_row, predictions[0])
+            predictions += [self.net.logits(normed[:, i]) for i in self._read_at(len(start), len(forced))]
+        if len(self.first):
+            self._scatter(self.first, cell_row, predictions[0])
         if want.read:
             self._scatter(self.number, cell_row, predictions[-1])
             self._read_answers(state, cell_row, predictions[-1])
         if want.generate:
             self._generate_from(state, cell_row, predictions, before, before_row)
+
+    def _read_at(self, start: int, forced: int) -> list[int]:
+        """Return the forced tokens whose next-token logits are needed: all to follow a generation, else first and last."""
+        first = max(start - 1, 0)
+        following = self.want.generate and self.want.sampler is None
+        return [i for i in range(first, forced) if following or i in (first, forced - 1)]
 
     def _generate_from(
         self, state: State, cell_row: np.ndarray, predictions: list[torch.Tensor], before: State, before_row: np.ndarray
@@ -424,16 +435,13 @@ class _Batch:
 
     def _read_answers(self, state: State, cell_row: np.ndarray, logits: torch.Tensor) -> None:
         """Teacher-force the gold and the other answer; several tokens need one further stage per answer length."""
-        logprob = torch.log_softmax(logits.double(), -1)
+        norms = _log_norms(logits)
         for name in ("gold", "other"):
             groups: dict[int, list[int]] = defaultdict(list)
             for cell in np.flatnonzero(cell_row >= 0).tolist():
-                ids = getattr(self.tasks[cell], name)
-                if ids:
-                    groups[len(ids)].append(cell)
-                    row = cell_row[cell]
-                    self.answer_reads[f"{name}_logprob"][cell, 0] = float(logprob[row, ids[0]])
-                    self.answer_reads[f"{name}_logit"][cell, 0] = float(logits[row, ids[0]])
+                if getattr(self.tasks[cell], name):
+                    groups[len(getattr(self.tasks[cell], name))].append(cell)
+            self._keep_token(name, [c for cells in groups.values() for c in cells], cell_row, 0, logits, norms)
             for length, cells in groups.items():
                 if length > 1:
                     self._read_longer(name, state, cell_row, cells, length)
@@ -451,11 +459,17 @@ class _Batch:
         _, rows, result = self._stage(forked, rows, inputs, "answer", 0, edited=False, captured=False)
         for i in range(length - 1):
             logits = self.net.logits(result.normed[:, i])
-            logprob = torch.log_softmax(logits.double(), -1)
-            for c in cells:
-                token = getattr(self.tasks[c], name)[i + 1]
-                self.answer_reads[f"{name}_logprob"][c, i + 1] = float(logprob[rows[c], token])
-                self.answer_reads[f"{name}_logit"][c, i + 1] = float(logits[rows[c], token])
+            self._keep_token(name, cells, rows, i + 1, logits, _log_norms(logits))
+
+    def _keep_token(self, name: str, cells: list[int], rows: np.ndarray, place: int, logits: torch.Tensor, norms: torch.Tensor) -> None:
+        """Keep logit and log-probability of the ``place``-th answer token of each cell."""
+        if not cells:
+            return
+        index = torch.from_numpy(rows[cells]).to(logits.device)
+        token = torch.tensor([getattr(self.tasks[c], name)[place] for c in cells], device=logits.device)
+        logit = logits[index, token].double()
+        self.answer_reads[f"{name}_logit"][cells, place] = logit.cpu().numpy()
+        self.answer_reads[f"{name}_logprob"][cells, place] = (logit - norms[index]).cpu().numpy()
 
     # -------------------------------------------------------------------------------------------- pieces
 
@@ -465,6 +479,11 @@ class _Batch:
     def _scatter(self, out: torch.Tensor, cell_row: np.ndarray, values: torch.Tensor) -> None:
         cells = np.flatnonzero(cell_row >= 0)
         out[torch.from_numpy(cells).to(out.device)] = values[torch.from_numpy(cell_row[cells]).to(values.device)]
+
+
+def _log_norms(logits: torch.Tensor) -> torch.Tensor:
+    """Return log Σ exp of each row in float64, a few rows at a time."""
+    return torch.cat([torch.logsumexp(logits[i : i + 64].double(), -1) for i in range(0, len(logits), 64)])
 
 
 def net_vocabulary(net: Network) -> int:

@@ -34,7 +34,7 @@ def self_test(net: Network) -> SelfTest:
     second = _probe(net, 5)
     reference = _own_forward(net, first)
     rollout = Rollout(net, cache_bytes=0)
-    want = Want(generate=False, read=False, captures={("final_norm", "prompt"): ((None,), (-1,))})
+    want = Want(generate=False, read=False, first=False, captures={("final_norm", "prompt"): ((None,), (-1,))})
     alone = rollout.run([first], [Task(0)], want).captures["final_norm", None, "prompt"][0, 0]
     among = rollout.run([second, first, second], [Task(0), Task(1), Task(2)], want).captures["final_norm", None, "prompt"][1, 0]
     logits = net.logits(alone[None])[0]
@@ -69,7 +69,7 @@ def _drop_broken_sites(net: Network, ids: list[int]) -> None:
     """Keep ``resid_mid``, ``attn_out`` and ``mlp_out`` only where they add up to the residual stream."""
     parts = ("resid_pre", "resid_mid", "attn_out", "mlp_out", "resid_post")
     there = tuple(c for c in parts if c in net.components)
-    want = Want(generate=False, read=False, captures={(c, "prompt"): ((0,), (-1,)) for c in there})
+    want = Want(generate=False, read=False, first=False, captures={(c, "prompt"): ((0,), (-1,)) for c in there})
     got = {c: v[0, 0].float() for (c, _, _), v in Rollout(net, cache_bytes=0).run([ids], [Task(0)], want).captures.items()}
     broken = set()
     if {"attn_out", "mlp_out"} <= set(there) and not _close(got["resid_pre"] + got["attn_out"] + got["mlp_out"], got["resid_post"]):

@@ -87,7 +87,8 @@ class Session:
         ids = [self.adapter.encode_prompt(question)]
         captures = parse_captures(sites, self.adapter.info, self.net.components, len(ids[0]), "capture")
         wanted = merge(captures, ())
-        want = Want(wanted, generate=any(c.site.component == "logits" for c in captures), read=False, max_new_tokens=1)
+        answered = any(phase == "answer" for c in captures for phase, _ in c.places)
+        want = Want(wanted, generate=False, read=False, first=answered)
         produced = self.rollout.run(ids, [Task(0)], want)
         import numpy as np
 
@@ -147,7 +148,7 @@ class Session:
         if at.source is None:
             return None
         ids = [self.adapter.encode_prompt(at.source)]
-        want = Want({(site.component, phase): ((site.layer,), (place,))}, generate=False, read=phase == "answer", prefix=self.answers.prefix)
+        want = Want({(site.component, phase): ((site.layer,), (place,))}, generate=False, read=phase == "answer", first=False, prefix=self.answers.prefix)
         return self.rollout.run(ids, [Task(0)], want).captures[site.component, site.layer, phase][0, 0]
 
     def _freeze(self, question: str, placed: Sequence[Any], tasks: dict[Phase, list[Edit]], values: list[Any]) -> None:

@@ -77,8 +77,8 @@ class Job:
         if self.generate.do_sample:
             sampler = Sampler(self.generate.temperature, self.generate.top_k, self.generate.top_p)
         return Want(
-            merge(captures, values), self.needs.generation, self.needs.number, self.generate.max_new_tokens,
-            self.answers.prefix, sampler, self.generate.slice == "reference",
+            merge(captures, values), self.needs.generation, self.needs.number,
+            self.needs.first or any(c.site.component == "logits" for c in captures), self.generate.max_new_tokens, self.answers.prefix, sampler, self.generate.slice == "reference",
         )  # fmt: skip
 
     def batch_rows(self, tokens: int) -> int:
