@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from codi_engine.store.errors import StoreError
 
@@ -17,16 +18,30 @@ LOCK = "lock"
 EXPERIMENT = "experiment.yaml"
 PROVENANCE = "provenance.json"
 RESULTS = "results"
+METADATA = "zarr.json"
+PARTIAL = ".partial"
+STATUS = "cells/status"
 #: bytes of an inner chunk: what a reader must decode to see one row
 CHUNK_BYTES = 4 << 20
-_NAME = re.compile(r"[A-Za-z0-9_.@\[\]:,+-]+(/[A-Za-z0-9_.@\[\]:,+-]+)*\Z")
+
+_PART = re.compile(r"[A-Za-z0-9_@\[\]:,+=-][A-Za-z0-9_.@\[\]:,+=-]{0,199}\Z")
+_SHARD = re.compile(r"data\.zarr/(?P<name>.+)/c\.(?P<unit>\d+)(?:\.0)*\Z")
+_TEXT = re.compile(r"texts/unit-(?P<unit>\d{6,})\.arrow\Z")
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array of a run; its first dimension is always ``cell``.
+    """One array of a run.
 
-    ``shape`` is the shape of one row; ``sparse`` arrays are compressed, dense ones only checksummed.
+    Attributes
+    ----------
+    name: path below ``data.zarr``, such as ``cells/metrics/kl``
+    dims: dimension names; the first is always ``cell``
+    shape: shape of one row (all dimensions but ``cell``)
+    dtype: a numpy boolean, integer or float type
+    fill: the value of rows that no unit wrote (NaN, 0 for status, −1 for codes)
+    sparse: True compresses (zstd level 1 with its checksum), False only checksums (crc32c)
+    attrs: JSON attributes; ``labels`` (what codes mean) may be appended to later, nothing else may change
     """
 
     name: str
@@ -38,21 +53,43 @@ class ArraySpec:
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not _NAME.match(self.name) or ".." in self.name.split("/"):
-            raise StoreError(f"'{self.name}' cannot be the name of an array")
-        if len(self.dims) != 1 + len(self.shape) or self.dims[0] != "cell":
-            raise StoreError(f"{self.name}: dimensions {self.dims} do not fit shape {self.shape}")
+        parts = self.name.split("/")
+        if not all(_PART.match(part) and part != METADATA and not part.endswith(PARTIAL) for part in parts):
+            raise StoreError(f"'{self.name}' cannot be the name of an array: use letters, digits and _ . @ [ ] : , + = -")
+        if len(self.dims) != 1 + len(self.shape) or self.dims[0] != "cell" or len(set(self.dims)) != len(self.dims):
+            raise StoreError(f"{self.name}: dimensions {self.dims} do not fit rows of shape {self.shape}; the first is 'cell'")
+        if any(size < 1 for size in self.shape):
+            raise StoreError(f"{self.name}: rows of shape {self.shape} are empty")
+        if self.numpy.kind not in "biuf" or self.numpy.itemsize > 8:
+            raise StoreError(f"{self.name}: {self.dtype} cannot be stored; use a boolean, integer or float type")
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        """Return the little-endian numpy type."""
+        return np.dtype(self.dtype).newbyteorder("<")
+
+    def inner_rows(self, unit_cells: int) -> int:
+        """Return rows per inner chunk: at most about 4 MB, and a divisor of the rows of a unit."""
+        row = int(np.prod(self.shape, dtype=np.int64)) * self.numpy.itemsize
+        inner = max(min(CHUNK_BYTES // row, unit_cells), 1)
+        while unit_cells % inner:
+            inner -= 1
+        return inner
+
+    def shard(self, unit: int) -> str:
+        """Return the path of a unit's shard, relative to the run."""
+        return f"{DATA}/{self.name}/c.{unit}" + ".0" * len(self.shape)
 
 
 def text_file(unit: int) -> str:
+    """Return the path of a unit's texts, relative to the run."""
     return f"{TEXTS}/unit-{unit:06d}.arrow"
 
 
-def shard_file(name: str, unit: int, dims: int) -> str:
-    """Return the path of a unit's shard of an array with ``dims`` dimensions (a unit is one shard of whole rows)."""
-    return f"{DATA}/{name}/c/{unit}" + "/0" * (dims - 1)
-
-
-def metadata_files(path: Path) -> list[str]:
-    """Return every zarr.json below a run's data, relative to the run."""
-    return sorted(str(p.relative_to(path)) for p in (path / DATA).rglob("zarr.json"))
+def unit_of(file: str) -> tuple[str, int] | None:
+    """Return (array name or ``texts``, unit) of a shard's or text file's relative path; None for other files."""
+    if match := _SHARD.match(file):
+        return match["name"], int(match["unit"])
+    if match := _TEXT.match(file):
+        return TEXTS, int(match["unit"])
+    return None

@@ -1,126 +1,250 @@
-"""Reading a run: committed units only, every file checked against the ledger."""
+"""Reading a run: only what the ledger says is committed, and only bytes that are what the ledger says."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from codi_engine.store.arrays import ShardEncoder, open_group, spec_of
+from codi_engine.store.codec import decode
 from codi_engine.store.errors import StoreError
-from codi_engine.store.files import read_checked
+from codi_engine.store.files import CheckedFiles, difference, read_file
+from codi_engine.store.layout import DATA, LEDGER, PARTIAL, PROVENANCE, STATUS, TEXTS, ArraySpec, text_file, unit_of
 from codi_engine.store.ledger import read_ledger
-from codi_engine.store.layout import DATA, LEDGER, TEXTS, ArraySpec, shard_file, text_file
+from codi_engine.store.provenance import read_provenance
+from codi_engine.store.state import State
+from codi_engine.store.texts import decode_texts, join_texts
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
-class RunReader:
-    """A run opened for reading; it may be in the middle of being written.
+def read_rows(state: State, files: CheckedFiles, name: str, unit: int) -> np.ndarray:
+    """Return the ``unit_cells`` rows that a committed unit wrote of an array.
 
     Raises
     ------
-    StoreError: no run there, or metadata that differ from the ledger
+    StoreError: unknown array or unit, the unit did not write the array, or the shard is missing or damaged
+    """
+    if name not in state.specs:
+        raise StoreError(f"{files.root}: has no array '{name}'")
+    if unit not in state.committed:
+        raise StoreError(f"{files.root}: unit {unit} is not committed")
+    spec = state.specs[name]
+    file = spec.shard(unit)
+    stated = state.committed[unit]["files"].get(file)
+    if stated is None:
+        raise StoreError(f"{files.root}: unit {unit} wrote no '{name}'")
+    data = files.read(file, stated)
+    try:
+        return decode(spec, state.unit_cells, data)
+    except StoreError as error:
+        raise StoreError(f"{files.root / file}: is damaged ({error})") from None
+
+
+class RunReader:
+    """A run as it was when this object was made; units committed later are not seen.
+
+    Parameters
+    ----------
+    path: the run directory
+    verify: ``full`` compares size and sha256 of each file when it is first read, ``size`` its size alone
+        (the codecs' own checksums are always compared)
+
+    Raises
+    ------
+    StoreError: no run, another format, a damaged ledger or damaged metadata
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, verify: Literal["size", "full"] = "full") -> None:
         self.path = Path(path)
-        if not (self.path / LEDGER).is_file():
-            raise StoreError(f"{self.path}: is not a run (it has no ledger)")
-        records, _, _ = read_ledger(self.path / LEDGER)
-        if not records:
-            raise StoreError(f"{self.path}: holds nothing yet")
-        self.unit_cells: int = records[0]["unit_cells"]
-        self.plans = [r["plan"] for r in records if r["kind"] == "plan"]
-        self.units: dict[int, dict[str, Any]] = {r["unit"]: r for r in records if r["kind"] == "unit"}
-        self._metadata: dict[str, Any] = next((r["files"] for r in reversed(records) if r["kind"] == "plan"), {})
-        self._specs = self._read_specs()
-        self._encoders: dict[str, ShardEncoder] = {}
+        content = read_ledger(self.path / LEDGER)
+        if not content.records:
+            raise StoreError(f"{self.path}: holds no run (there is no ledger)")
+        self.torn = content.torn
+        self.state = State.of(content.records, str(self.path))
+        self.files = CheckedFiles(self.path, verify == "full")
+        for name in self.state.documents:
+            problem = self._document_problem(name)
+            if problem:
+                raise StoreError(f"{self.path / name}: {problem}; repeating the run's command mends it")
 
-    def _read_specs(self) -> dict[str, ArraySpec]:
-        for name, stated in self._metadata.items():
-            read_checked(self.path, name, stated)
-        if not self._metadata:
-            return {}
-        group = open_group(self.path)
-        names = [str(Path(n).parent.relative_to(DATA)) for n in self._metadata]
-        return {n: spec_of(n, group[n]) for n in names if n != "." and hasattr(group[n], "shape")}
+    # ---------------------------------------------------------------------------------------- what there is
+
+    @property
+    def plans(self) -> list[dict[str, Any]]:
+        """Return the plan records, oldest first."""
+        return self.state.plans
+
+    @property
+    def unit_cells(self) -> int:
+        """Return the slots per unit."""
+        return self.state.unit_cells
+
+    @property
+    def units(self) -> int:
+        """Return the number of planned units."""
+        return self.state.units
+
+    @property
+    def committed(self) -> dict[int, dict[str, Any]]:
+        """Return unit → its ledger record."""
+        return self.state.committed
+
+    @property
+    def specs(self) -> dict[str, ArraySpec]:
+        """Return array name → specification, in order of declaration."""
+        return self.state.specs
 
     @property
     def arrays(self) -> list[str]:
-        """Names of the arrays that committed units have written."""
-        return sorted(n for n, spec in self._specs.items() if any(True for _ in self._homes(n, spec)))
+        """Return the names of the arrays that committed units have written, in alphabetical order."""
+        written = {file for record in self.committed.values() for file in record["files"]}
+        return sorted({place[0] for file in written if (place := unit_of(file)) and place[0] in self.specs})
+
+    @property
+    def experiment(self) -> str:
+        """Return the text of ``experiment.yaml``."""
+        return self.state.experiment
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Return what ``provenance.json`` says."""
+        return read_provenance(self.path)
 
     def attrs(self, name: str) -> dict[str, Any]:
+        """Return an array's attributes."""
         return dict(self.spec(name).attrs)
 
     def spec(self, name: str) -> ArraySpec:
-        if name not in self._specs:
+        """Return an array's specification."""
+        if name not in self.specs:
             raise StoreError(f"{self.path}: has no array '{name}'")
-        return self._specs[name]
+        return self.specs[name]
 
-    def labels(self, axis: str) -> list[Any]:
-        """Return what the codes of ``cells/<axis>`` stand for."""
-        return list(self.attrs(f"cells/{axis}").get("labels", []))
-
-    def _homes(self, name: str, spec: ArraySpec) -> Iterator[tuple[int, str]]:
-        for unit in sorted(self.units):
-            file = shard_file(name, unit, 1 + len(spec.shape))
-            if file in self.units[unit]["files"]:
-                yield unit, file
+    # --------------------------------------------------------------------------------------------- values
 
     def read_unit(self, name: str, unit: int) -> np.ndarray:
-        """Return the rows of one unit (``unit_cells`` of them, empty slots filled), checked."""
+        """Return all ``unit_cells`` rows that a committed unit wrote of an array."""
+        return read_rows(self.state, self.files, name, unit)
+
+    @cached_property
+    def _done(self) -> dict[int, np.ndarray]:
+        """Unit → its filled rows, ascending, for units that have cells."""
+        done = {}
+        for unit, record in sorted(self.committed.items()):
+            if STATUS in self.specs and self.specs[STATUS].shard(unit) in record["files"]:
+                done[unit] = np.flatnonzero(self.read_unit(STATUS, unit) == 1)
+        return done
+
+    @cached_property
+    def slots(self) -> np.ndarray:
+        """Slots of all finished cells, int64, ascending."""
+        parts = [unit * self.unit_cells + rows for unit, rows in self._done.items()]
+        return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
+
+    @property
+    def stages(self) -> np.ndarray:
+        """Return the stage of each cell of ``slots``, as objects."""
+        parts = [np.full(len(rows), self.committed[unit]["stage"], object) for unit, rows in self._done.items()]
+        return np.concatenate(parts) if parts else np.zeros(0, object)
+
+    def read(self, name: str, stages: Container[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return (slots, values) of the finished cells whose unit wrote this array.
+
+        Parameters
+        ----------
+        name: the array
+        stages: only units of these stages
+        """
         spec = self.spec(name)
-        file = shard_file(name, unit, 1 + len(spec.shape))
-        stated = self.units[unit]["files"].get(file)
-        if stated is None:
-            raise StoreError(f"{self.path}: unit {unit} wrote no {name}")
-        if name not in self._encoders:
-            self._encoders[name] = ShardEncoder(spec, self.unit_cells)
-        return self._encoders[name].decode(read_checked(self.path, file, stated)).copy()
+        slots, values = [np.zeros(0, np.int64)], [np.zeros((0, *spec.shape), np.dtype(spec.dtype))]
+        for unit, rows in self._done.items():
+            record = self.committed[unit]
+            if spec.shard(unit) in record["files"] and (stages is None or record["stage"] in stages):
+                slots.append((unit * self.unit_cells + rows).astype(np.int64))
+                values.append(self.read_unit(name, unit)[rows])
+        return np.concatenate(slots), np.concatenate(values)
 
-    def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return (slots, rows) of every filled slot of the units that wrote the array."""
+    def column(self, name: str) -> np.ndarray:
+        """Return an array's value of each cell of ``slots``; the fill value where its unit did not write it."""
         spec = self.spec(name)
-        slots, rows = [], []
-        for unit, _ in self._homes(name, spec):
-            filled = np.flatnonzero(self.read_unit("cells/status", unit) == 1)
-            slots.append(filled + unit * self.unit_cells)
-            rows.append(self.read_unit(name, unit)[filled])
-        if not slots:
-            return np.empty(0, np.int64), np.empty((0, *spec.shape), spec.dtype)
-        return np.concatenate(slots), np.concatenate(rows)
+        slots, values = self.read(name)
+        out = np.full((len(self.slots), *spec.shape), spec.fill, np.dtype(spec.dtype))
+        out[np.searchsorted(self.slots, slots)] = values
+        return out
 
-    def texts(self) -> Any:
-        """Return the texts of all committed units as one Arrow table."""
-        import pyarrow as pa
+    def codes(self, axis: str) -> np.ndarray:
+        """Return the int32 code of each cell of ``slots`` on an axis; −1 where the axis does not apply."""
+        return self.column(f"cells/{axis}")
 
+    def labels(self, axis: str) -> list[Any]:
+        """Return what the codes of an axis stand for."""
+        return list(self.spec(f"cells/{axis}").attrs.get("labels", []))
+
+    def texts(self) -> pa.Table:
+        """Return the texts of all committed units in unit order."""
         tables = []
-        for unit in sorted(self.units):
-            stated = self.units[unit]["files"].get(text_file(unit))
-            if stated is not None:
-                data = read_checked(self.path, text_file(unit), stated)
-                tables.append(pa.ipc.open_file(pa.BufferReader(data)).read_all())
-        return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({"slot": pa.array([], pa.int64())})
+        for unit, record in sorted(self.committed.items()):
+            file = text_file(unit)
+            if file in record["files"]:
+                tables.append(decode_texts(self.files.read(file, record["files"][file]), str(self.path / file)))
+        return join_texts(tables)
+
+    # --------------------------------------------------------------------------------------------- verify
 
     def verify(self) -> list[str]:
-        """Return one line for every missing, truncated, damaged or foreign file."""
-        problems = []
-        expected = {LEDGER, *self._metadata}
-        files = dict(self._metadata)
-        for record in self.units.values():
-            files.update(record["files"])
-        for name, stated in files.items():
-            expected.add(name)
-            try:
-                read_checked(self.path, name, stated)
-            except StoreError as error:
-                problems.append(str(error))
-        for folder in (DATA, TEXTS):
-            for found in sorted((self.path / folder).rglob("*")):
-                name = str(found.relative_to(self.path))
-                if found.is_file() and name not in expected:
-                    problems.append(f"{found}: is not in the ledger")
-        return problems
+        """Compare every file with the ledger and return the problems, ``file: what is wrong`` each."""
+        problems = ["ledger: its last line is torn; the next run cuts it off and computes that unit again"] if self.torn else []
+        problems += [f"{n}: {p}" for n in self.state.documents if (p := self._document_problem(n))]
+        try:
+            read_provenance(self.path)
+        except StoreError as error:
+            problems.append(f"{PROVENANCE}: {str(error).split(': ', 1)[1]}")
+        known = set(self.state.documents)
+        for _, record in sorted(self.committed.items()):
+            for file, stated in record["files"].items():
+                known.add(file)
+                if problem := self._file_problem(file, stated):
+                    problems.append(f"{file}: {problem}")
+        return problems + [f"{file}: is foreign: no plan and no unit wrote it" for file in self._foreign(known)]
 
+    def _file_problem(self, file: str, stated: dict[str, Any]) -> str:
+        try:
+            return difference(read_file(self.path, file), stated)
+        except StoreError as error:
+            return str(error).split(": ", 1)[1]
+
+    def _document_problem(self, name: str) -> str:
+        """Say what is wrong with a metadata file; it may lag behind while a plan has just been added."""
+        state = self.state
+        problem = self._file_problem(name, state.documents[name])
+        if problem and state.pending:
+            former = state.former.get(name, [])
+            if not (self.path / name).exists() and not former:
+                return ""
+            if any(not self._file_problem(name, stated) for stated in former):
+                return ""
+        return problem
+
+    def _foreign(self, known: set[str]) -> list[str]:
+        found = []
+        for folder in (DATA, TEXTS):
+            for path in sorted((self.path / folder).rglob("*")):
+                name = path.relative_to(self.path).as_posix()
+                if path.is_file() and name not in known and not self._planned(name):
+                    found.append(name)
+        return found
+
+    def _planned(self, name: str) -> bool:
+        """True for what a running or interrupted writer leaves: shards and texts of units that are not committed yet."""
+        whole = name.removesuffix(PARTIAL)
+        place = unit_of(whole)
+        if place is None:
+            return name != whole and whole in self.state.documents
+        array, unit = place
+        fits = whole == (text_file(unit) if array == TEXTS else self.specs[array].shard(unit) if array in self.specs else "")
+        return fits and unit < self.units and (unit not in self.committed or name != whole)

@@ -1,0 +1,91 @@
+"""The ledger: torn tails are dropped, damage is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from codi_engine.store.errors import StoreError
+from codi_engine.store.ledger import Ledger, canonical, read_ledger
+
+VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8), lambda v: st.lists(v, max_size=3), max_leaves=4)
+RECORDS = st.lists(st.dictionaries(st.text(max_size=6), VALUES, max_size=4), min_size=1, max_size=5)
+
+
+def written(path: Path, records: list[dict[str, Any]]) -> list[int]:
+    """Write records and return the file's size after each."""
+    ledger = Ledger(path)
+    sizes = [0]
+    for record in records:
+        ledger.append(record)
+        sizes.append(path.stat().st_size)
+    return sizes
+
+
+@settings(max_examples=60, deadline=None)
+@given(records=RECORDS, data=st.data())
+def test_a_ledger_cut_anywhere_keeps_its_whole_lines(records: list[dict[str, Any]], data: st.DataObject) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "ledger"
+        sizes = written(path, records)
+        whole = path.read_bytes()
+        cut = data.draw(st.integers(0, len(whole)))
+        path.write_bytes(whole[:cut])
+        kept = sum(size <= cut for size in sizes) - 1
+        content = read_ledger(path)
+        assert content.records == records[:kept]
+        assert content.torn == (cut not in sizes)
+        ledger = Ledger(path)
+        for record in records[kept:]:
+            ledger.append(record)
+        assert path.read_bytes() == whole
+
+
+@settings(max_examples=80, deadline=None)
+@given(records=RECORDS, data=st.data())
+def test_a_changed_byte_never_changes_a_record(records: list[dict[str, Any]], data: st.DataObject) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "ledger"
+        sizes = written(path, records)
+        raw = bytearray(path.read_bytes())
+        at = data.draw(st.integers(0, len(raw) - 1))
+        raw[at] ^= data.draw(st.integers(1, 255))
+        path.write_bytes(raw)
+        line = sum(size <= at for size in sizes)
+        try:
+            found = read_ledger(path)
+        except StoreError as error:
+            message = str(error)
+        else:
+            message = f"line {line} of the ledger"
+            assert found.torn
+            assert found.records == records[: line - 1]
+            assert line >= len(records) - 1
+        assert f"line {line} of the ledger" in message
+
+
+def test_damage_before_the_last_line_names_the_line(tmp_path: Path) -> None:
+    sizes = written(tmp_path / "ledger", [{"n": i} for i in range(4)])
+    raw = bytearray((tmp_path / "ledger").read_bytes())
+    raw[sizes[1] + 5] ^= 1
+    (tmp_path / "ledger").write_bytes(raw)
+    with pytest.raises(StoreError, match="line 2 of the ledger"):
+        Ledger(tmp_path / "ledger")
+
+
+def test_lines_cannot_be_exchanged(tmp_path: Path) -> None:
+    written(tmp_path / "ledger", [{"n": i} for i in range(3)])
+    lines = (tmp_path / "ledger").read_bytes().splitlines(keepends=True)
+    (tmp_path / "ledger").write_bytes(b"".join([lines[1], lines[0], lines[2]]))
+    with pytest.raises(StoreError, match="line 1"):
+        read_ledger(tmp_path / "ledger")
+
+
+def test_nan_has_no_place_in_the_ledger() -> None:
+    with pytest.raises(StoreError, match="cannot be recorded"):
+        canonical({"x": float("nan")})
