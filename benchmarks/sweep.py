@@ -81,12 +81,12 @@ class Work:
             handle.remove()
         return kept
 
-    def plain_a(self, batched: bool, every: int) -> float:
-        """Patch by a hook per cell, last logits only; returns the factor that the timed part must be scaled by."""
+    def plain_a(self, batched: bool, every: int, keep: int = 1) -> float:
+        """Patch by a hook per cell; ``keep`` 0 computes all logits; returns the factor that the timed part must be scaled by."""
         self.use("sdpa")
         begun = time.process_time(), time.perf_counter()
         values = self.clean_blocks()
-        self.net_model(self.corrupted, use_cache=False, logits_to_keep=1)
+        self.net_model(self.corrupted, use_cache=False, logits_to_keep=keep)
         self.base = time.process_time() - begun[0], time.perf_counter() - begun[1]
         groups = [(layer, p, None) for layer in range(self.layers) for p in range(-POSITIONS, 0)] if batched else self.cells_a
         chosen = groups[::every]
@@ -99,15 +99,21 @@ class Work:
                 return out
 
             handle = self.net_model.transformer.h[layer].register_forward_hook(hook)
-            logits = self.net_model(self.corrupted[rows], use_cache=False, logits_to_keep=1).logits[:, -1]
+            logits = self.net_model(self.corrupted[rows], use_cache=False, logits_to_keep=keep).logits[:, -1]
             handle.remove()
             for n, row in enumerate(logits):
                 self.kept["A", layer, p, n if i is None else i] = row[:64].clone()
         return len(groups) / len(chosen)
 
-    def plain_b(self, batched: bool, every: int) -> float:
-        """Prefill, six latents with one swapped, twelve greedy tokens; batched over the problems, or one at a time."""
+    def plain_b(self, batched: bool, every: int, keep: int = 1) -> float:
+        """Prefill, six latents with one swapped, twelve greedy tokens; ``keep`` 0 also computes the logits nobody reads."""
         from transformers import DynamicCache
+
+        def state(**kwargs: Any) -> torch.Tensor:
+            out: torch.Tensor = self.net_model.transformer(past_key_values=cache, use_cache=True, **kwargs).last_hidden_state
+            if keep == 0:
+                self.net_model.lm_head(out)
+            return out[:, -1]
 
         self.use("sdpa")
         groups = [(k, d, None) for k in range(LATENTS) for d in range(DONORS)] if batched else self.cells_b
@@ -115,10 +121,10 @@ class Work:
         for k, d, i in chosen:
             rows = slice(None) if i is None else slice(i, i + 1)
             cache = DynamicCache(config=self.net_model.config)
-            c = self.net_model.transformer(self.clean[rows], past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+            c = state(input_ids=self.clean[rows])
             for step in range(LATENTS):
                 z = self.donors[rows, d, step] if step == k else self.projection(c)
-                c = self.net_model.transformer(inputs_embeds=z[:, None], past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+                c = state(inputs_embeds=z[:, None])
             token = torch.full((len(c), 1), 1)
             for number in range(NEW):
                 out = self.net_model.transformer(token, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
@@ -163,8 +169,8 @@ class Work:
         def apply(group: int, site: Site, place: int, cells: Any, old: torch.Tensor) -> torch.Tensor:
             return torch.stack([self.donors[chunk[c][2], chunk[c][1], place] for c in cells])
 
-        for start in range(0, len(self.cells_b), 2 * ROWS):
-            chunk = self.cells_b[start : start + 2 * ROWS]
+        for start in range(0, len(self.cells_b), 5 * ROWS):
+            chunk = self.cells_b[start : start + 5 * ROWS]
             tasks = [Task(i, {"latent": (Edit(Site("latent_in"), k, 0, d),)}) for k, d, i in chunk]
             want = Want(generate=True, read=False, max_new_tokens=NEW)
             for cell, row in zip(chunk, rollout.run(prompts, tasks, want, apply).first_logits, strict=True):
@@ -201,7 +207,8 @@ def contenders(work: Work, workload: str) -> dict[str, tuple[Callable[..., float
     """Return name → (function, run every n-th cell)."""
     plain, ours = (work.plain_a, work.ours_a) if workload == "A" else (work.plain_b, work.ours_b)
     return {
-        "one at a time, batch 1": (lambda e: plain(False, e), work.every * 8),
+        "one at a time, all logits (originals)": (lambda e: plain(False, e, 0), work.every * 8),
+        "one at a time, last logits": (lambda e: plain(False, e), work.every * 8),
         "plain batching over examples": (lambda e: plain(True, e), work.every),
         "codi-engine": (ours, 1),
     }
@@ -230,13 +237,13 @@ def compare(work: Work, workload: str, repeats: int) -> None:
             factor = function(every)
             cpu[name].append(work.base[0] + (time.process_time() - begun - work.base[0]) * factor)
             wall[name].append(work.base[1] + (time.perf_counter() - wall_begun - work.base[1]) * factor)
-    slow, plain = (statistics.median(cpu[n]) for n in list(table)[:2])
+    slow, plain = (statistics.median(cpu[n]) for n in (list(table)[0], list(table)[2]))
     share = work.floor(workload) / matrix_rate() / statistics.median(cpu["codi-engine"])
-    print(f"{'':32}{'CPU s':>9}{'wall s':>9}{'× one at a time':>18}{'× plain batching':>18}")
+    print(f"{'':38}{'CPU s':>9}{'wall s':>9}{'× one at a time':>18}{'× plain batching':>18}")
     for name, (_, every) in table.items():
         seconds = statistics.median(cpu[name])
         note = f"   (every {every}th cell, scaled)" if every > 1 else f"   {share:.0%} of the arithmetic floor"
-        print(f"{name:<32}{seconds:9.2f}{statistics.median(wall[name]):9.2f}{slow / seconds:18.1f}{plain / seconds:18.1f}{note}")
+        print(f"{name:<38}{seconds:9.2f}{statistics.median(wall[name]):9.2f}{slow / seconds:18.1f}{plain / seconds:18.1f}{note}")
 
 
 def memory_of(run: Callable[[], Any]) -> float:
@@ -275,7 +282,7 @@ def main() -> None:
         work = Work(args.size, args.every)
         function, every = contenders(work, args.only[0])[args.only[1]]
         with torch.inference_mode():
-            print(f"{args.only[1]:<32}{memory_of(lambda: function(every)):9.0f} MB", flush=True)
+            print(f"{args.only[1]:<38}{memory_of(lambda: function(every)):9.0f} MB", flush=True)
         return
     print(f"torch {torch.__version__}, {args.threads} thread(s), {args.size} size, medians of {args.repeats}; {matrix_rate() / 1e9:.0f} GFLOP/s in matrix products")
     work = Work(args.size, args.every)

@@ -86,6 +86,7 @@ class Network:
         self.device, self.dtype = parameter.device, parameter.dtype
         #: token counts are padded to a multiple of this, so that bits do not depend on them
         self.quantum = attention.BLOCK
+        _fuse_gelu(self.model)
         attention.register()
         self.model.set_attn_implementation(attention.NAME)
         self.missing: set[str] = set()
@@ -254,6 +255,14 @@ def _on_input(point: _Point, handler: Handler, tokens: int) -> Callable[..., Any
         return (changed, *args[1:])
 
     return hook
+
+
+def _fuse_gelu(model: nn.Module) -> None:
+    """Replace transformers' tanh-GELU, written as six passes over memory, by torch's one-pass kernel of the same formula."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if type(child).__name__ in ("NewGELUActivation", "FastGELUActivation", "GELUTanh"):
+                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 def select_tokens(kwargs: dict[str, Any], index: torch.Tensor, count: int) -> dict[str, Any]:
