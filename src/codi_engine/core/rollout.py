@@ -363,11 +363,10 @@ class _Batch:
     ) -> None:
         """Continue rows whose own tokens are the forced prefix; start the others again right after the latents."""
         prefix = list(self.want.prefix) if self.want.read else []
-        sampled = self.want.sampler is not None
-        chosen = [self._greedy(p).cpu().numpy() for p in predictions[:-1]] if prefix and not sampled else []
-        agrees = np.array([all(c[row] == t for c, t in zip(chosen, prefix, strict=True)) for row in range(state.rows)])
-        if prefix and (sampled or len(prefix) >= self.want.max_new_tokens):
-            agrees[:] = False
+        agrees = np.full(state.rows, not prefix)
+        if prefix and self.want.sampler is None and len(prefix) < self.want.max_new_tokens:
+            chosen = np.stack([self._greedy(p).cpu().numpy() for p in predictions[:-1]])
+            agrees = (chosen == np.array(prefix)[:, None]).all(0)
         live = np.flatnonzero(cell_row >= 0)
         going = np.full_like(cell_row, -1)
         going[live] = np.where(agrees[cell_row[live]], cell_row[live], -1)

@@ -1,0 +1,39 @@
+"""Shared fixtures: experiments on the packaged demo model and on tiny random ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from codi_engine import Experiment
+from tests.support import tiny
+
+torch.set_num_threads(min(torch.get_num_threads(), 2))
+
+
+@pytest.fixture
+def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Experiment]:
+    """Return a maker of experiments on the demo model; keys given replace the defaults."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(**keys: Any) -> Experiment:
+        value: dict[str, Any] = {
+            "name": "test",
+            "model": {"plugin": "codi", "checkpoint": "demo", "device": "cpu"},
+            "data": {"plugin": "demo-pairs", "limit": 3},
+            "metrics": ["kl", "flip"],
+            "generate": {"max_new_tokens": 8},
+        }
+        return Experiment.from_dict({k: v for k, v in {**value, **keys}.items() if v is not None})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a causal LM on disk."""
+    return tiny.write_causal_lm(tmp_path_factory.mktemp("gpt2"), "gpt2")
