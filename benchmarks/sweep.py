@@ -57,7 +57,9 @@ class Work:
         self.clean = torch.randint(0, self.vocabulary, (PAIRS, TOKENS), generator=generator)
         self.corrupted = self.clean.clone()
         self.corrupted[:, 20:24] = torch.randint(0, self.vocabulary, (PAIRS, 4), generator=generator)
-        self.projection = torch.nn.Sequential(torch.nn.Linear(self.width, self.width), torch.nn.GELU(), torch.nn.Linear(self.width, self.width), torch.nn.LayerNorm(self.width))
+        self.projection = torch.nn.Sequential(
+            torch.nn.Linear(self.width, self.width), torch.nn.GELU(), torch.nn.Linear(self.width, self.width), torch.nn.LayerNorm(self.width)
+        )
         self.projection.requires_grad_(False)
         self.donors = torch.randn(PAIRS, DONORS, LATENTS, self.width, generator=generator) * 0.1
         self.every = every
@@ -140,7 +142,9 @@ class Work:
     def rollout(self, latent: bool) -> Rollout:
         info = describe(self.net_model.config, LATENTS if latent else 0, "float32", "cpu")
         nothing: Any = None
-        adapter = ModelAdapter(info, self.net_model, nothing, nothing, nothing, projection=self.projection if latent else None, answer_start=(1,) if latent else ())
+        adapter = ModelAdapter(
+            info, self.net_model, nothing, nothing, nothing, projection=self.projection if latent else None, answer_start=(1,) if latent else ()
+        )
         return Rollout(Network(adapter))
 
     def ours_a(self, *_: Any) -> float:
@@ -227,7 +231,7 @@ def compare(work: Work, workload: str, repeats: int) -> None:
     worst = max(float((r[cell] - results[0][cell]).abs().max()) for r in results[1:] for cell in shared)
     assert shared, "no cell in common"
     assert worst < 1e-3, f"contenders disagree by {worst}"
-    print(f"\n{workload}: {len(work.cells_a if workload == 'A' else work.cells_b)} cells; largest difference of logits {worst:.1e} over {len(shared)} cells in common")
+    print(f"\n{workload}: {len(work.cells_a if workload == 'A' else work.cells_b)} cells; max |Δlogit| {worst:.1e} over {len(shared)} common cells")
     cpu: dict[str, list[float]] = {name: [] for name in table}
     wall: dict[str, list[float]] = {name: [] for name in table}
     for _ in range(repeats):
@@ -237,7 +241,7 @@ def compare(work: Work, workload: str, repeats: int) -> None:
             factor = function(every)
             cpu[name].append(work.base[0] + (time.process_time() - begun - work.base[0]) * factor)
             wall[name].append(work.base[1] + (time.perf_counter() - wall_begun - work.base[1]) * factor)
-    slow, plain = (statistics.median(cpu[n]) for n in (list(table)[0], list(table)[2]))
+    slow, plain = (statistics.median(cpu[n]) for n in (next(iter(table)), list(table)[2]))
     share = work.floor(workload) / matrix_rate() / statistics.median(cpu["codi-engine"])
     print(f"{'':38}{'CPU s':>9}{'wall s':>9}{'× one at a time':>18}{'× plain batching':>18}")
     for name, (_, every) in table.items():
@@ -284,7 +288,9 @@ def main() -> None:
         with torch.inference_mode():
             print(f"{args.only[1]:<38}{memory_of(lambda: function(every)):9.0f} MB", flush=True)
         return
-    print(f"torch {torch.__version__}, {args.threads} thread(s), {args.size} size, medians of {args.repeats}; {matrix_rate() / 1e9:.0f} GFLOP/s in matrix products")
+    print(
+        f"torch {torch.__version__}, {args.threads} thread(s), {args.size} size, medians of {args.repeats}; {matrix_rate() / 1e9:.0f} GFLOP/s in matrix products"
+    )
     work = Work(args.size, args.every)
     for workload in ("A", "B"):
         if args.memory:

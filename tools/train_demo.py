@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-
 from demo_training.check import MODES, ExportedDemo, accuracies, final_number, is_right
 from demo_training.export import (
     ALPHA,
@@ -158,9 +157,7 @@ def main() -> None:
     """Train, or go on training, and export."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    recipe = Recipe(
-        seed=arguments.seed, base_updates=arguments.base_updates, joint_updates=arguments.joint_updates
-    )
+    recipe = Recipe(seed=arguments.seed, base_updates=arguments.base_updates, joint_updates=arguments.joint_updates)
     held_out = HeldOut.draw(recipe.seed)
     arguments.work.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(recipe, ModelSize(len(vocabulary())), held_out.signatures(), arguments.work)

@@ -193,7 +193,11 @@ def test_sets_of_steps_and_heads(demo: Maker) -> None:
 
 
 def test_no_intervention_is_an_experiment(demo: Maker) -> None:
-    run = demo(capture=["latent_out", "resid_post.2@latent[3]", "logits@answer[0]"], metrics=["accuracy"], data={"plugin": "demo-problems", "limit": 4}).run().open()
+    run = (
+        demo(capture=["latent_out", "resid_post.2@latent[3]", "logits@answer[0]"], metrics=["accuracy"], data={"plugin": "demo-problems", "limit": 4})
+        .run()
+        .open()
+    )
     assert run.activations("latent_out").dims == ("example", "step", "width")
     assert run.activations("latent_out")["step"].values.tolist() == [-1, 0, 1, 2, 3, 4, 5]
     assert run.activations("resid_post.2@latent[3]").shape == (4, 1, 128)
@@ -205,12 +209,17 @@ def test_position_patching_on_a_causal_lm(demo: Maker, tiny_gpt2: Path, tmp_path
     from tests.support import tiny
 
     records = [
-        {"pair_id": i, "clean": {"question": f"there are {i} apples and {i + 3} pears", "answer": i}, "corrupted": {"question": f"there are {i} apples and {i + 4} pears", "answer": i + 1}}
+        {
+            "pair_id": i,
+            "clean": {"question": f"there are {i} apples and {i + 3} pears", "answer": i},
+            "corrupted": {"question": f"there are {i} apples and {i + 4} pears", "answer": i + 1},
+        }
         for i in range(4)
     ]
     path = tiny.write_lines(tmp_path / "pairs.jsonl", records)
     run = demo(
-        model={"plugin": "causal_lm", "path": str(tiny_gpt2)}, data={"plugin": "pairs", "path": str(path)}, intervention={**PATCH, "site": "blocks.0.hook_resid_post"},
+        model={"plugin": "causal_lm", "path": str(tiny_gpt2)}, data={"plugin": "pairs", "path": str(path)},
+        intervention={**PATCH, "site": "blocks.0.hook_resid_post"},
         sweep={"layer": "all", "position": [-1, -2, -3, 1]}, metrics=["kl", "logit_diff", "normalized_effect"],
     ).run().open()  # fmt: skip
     effect = run.patch_tensor("normalized_effect")
@@ -224,8 +233,10 @@ def test_sampled_trials_share_a_prompt(demo: Maker, tiny_gpt2: Path, tmp_path: P
 
     path = tiny.write_lines(tmp_path / "p.jsonl", [{"text": "there are 3 apples", "condition": "safe"}, {"text": "there are 9 pears", "condition": "risky"}])
     experiment = demo(
-        model={"plugin": "causal_lm", "path": str(tiny_gpt2)}, data={"plugin": "prompts", "path": str(path)}, metrics=["flip"], trials=30,
-        intervention={"plugin": "zero", "site": "mlp_out.1@prompt[-1]"}, generate={"max_new_tokens": 6, "do_sample": True, "top_p": 0.9}, common_random_numbers=True,
+        model={"plugin": "causal_lm", "path": str(tiny_gpt2)}, data={"plugin": "prompts", "path": str(path)},
+        metrics=["flip"], trials=30,
+        intervention={"plugin": "zero", "site": "mlp_out.1@prompt[-1]"}, generate={"max_new_tokens": 6, "do_sample": True, "top_p": 0.9},
+        common_random_numbers=True,
     )  # fmt: skip
     frame = experiment.run().open().cells
     assert len(frame) == 2 * 30 * 2

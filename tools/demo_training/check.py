@@ -42,12 +42,7 @@ class ExportedDemo:
         self.prj = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.prj.add_module("ln", nn.LayerNorm(width))
         names = {"prj.1.": "0.", "prj.3.": "2.", "prj.ln.": "ln."}
-        picked = {
-            new + name.removeprefix(old): value
-            for name, value in state.items()
-            for old, new in names.items()
-            if name.startswith(old)
-        }
+        picked = {new + name.removeprefix(old): value for name, value in state.items() for old, new in names.items() if name.startswith(old)}
         self.prj.load_state_dict(picked, strict=True)
 
     @torch.no_grad()
@@ -67,9 +62,7 @@ class ExportedDemo:
             _, state = self._forward(cache, latent=latent * 0 if mode == "zeroed" else latent)
         return self._decode(self._forward(cache, ids=[self.vocab + 2])[0], cache)
 
-    def _forward(
-        self, cache: DynamicCache, *, ids: list[int] | None = None, latent: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def _forward(self, cache: DynamicCache, *, ids: list[int] | None = None, latent: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Feed tokens or a latent; return logits and final hidden state at the last position."""
         if ids is not None:
             latent = self.model.transformer.wte(torch.tensor(ids))

@@ -137,10 +137,7 @@ def write_problems(path: Path, problems: list[Problem]) -> None:
     mixed = [problem for turn in zip(*groups, strict=True) for problem in turn]
     write_lines(
         path,
-        [
-            {"id": f"demo-{index:04d}", **problem_record(problem), "steps": problem.written_steps()}
-            for index, problem in enumerate(mixed, start=1)
-        ],
+        [{"id": f"demo-{index:04d}", **problem_record(problem), "steps": problem.written_steps()} for index, problem in enumerate(mixed, start=1)],
     )
 
 

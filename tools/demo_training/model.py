@@ -65,9 +65,7 @@ class Attention(nn.Module):
         self.c_attn = Conv1D(size.width, 3 * size.width, std)
         self.c_proj = Conv1D(size.width, size.width, std / math.sqrt(2 * size.layers))
 
-    def forward(
-        self, x: Tensor, past: tuple[Tensor, Tensor] | None, mask: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return the output and the keys and values, earlier ones included."""
         batch, length, width = x.shape
         qkv = self.c_attn(x).view(batch, length, 3, self.heads, width // self.heads)
@@ -110,9 +108,7 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(size.width)
         self.mlp = Mlp(size)
 
-    def forward(
-        self, x: Tensor, past: tuple[Tensor, Tensor] | None, mask: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return the output and the keys and values."""
         mixed, cache = self.attn(self.ln_1(x), past, mask)
         x = x + mixed

@@ -71,10 +71,7 @@ class Problem:
     def written_steps(self) -> str:
         """Return the solution as calculator annotations, such as ``<<3+4=7>> <<7*2=14>>``."""
         values = self.values()
-        return " ".join(
-            f"<<{before}{step.operator}{step.operand}={after}>>"
-            for before, step, after in zip(values, self.steps, values[1:], strict=False)
-        )
+        return " ".join(f"<<{before}{step.operator}{step.operand}={after}>>" for before, step, after in zip(values, self.steps, values[1:], strict=False))
 
     def signature(self) -> str:
         """Return what two problems must not share when one is held out.
@@ -337,9 +334,7 @@ def held_out_pairs(seed: int, per_steps: int) -> list[tuple[Problem, Problem, st
     return pairs
 
 
-def training_problems(
-    seed: int, count: int, weights: tuple[float, ...], excluded: frozenset[str]
-) -> Iterator[Problem]:
+def training_problems(seed: int, count: int, weights: tuple[float, ...], excluded: frozenset[str]) -> Iterator[Problem]:
     """Yield ``count`` problems, none with an excluded signature, steps drawn by ``weights``."""
     generator, rng = ProblemGenerator(seed, unknown_words=True), random.Random(seed + 1)
     for steps in rng.choices(range(1, MAX_STEPS + 1), weights=weights, k=count):

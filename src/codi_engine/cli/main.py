@@ -36,7 +36,9 @@ def cli() -> None:
 @click.option("--dry-run", is_flag=True, help="Show the plan: cells, units, forwards, disk, time. No weights are loaded.")
 @_QUIET
 @_DEBUG
-def run(file: str | None, overrides: tuple[str, ...], limit: int | None, output: str | None, device: str | None, dry_run: bool, quiet: bool, debug: bool) -> None:
+def run(
+    file: str | None, overrides: tuple[str, ...], limit: int | None, output: str | None, device: str | None, dry_run: bool, quiet: bool, debug: bool
+) -> None:
     """Run an experiment FILE, or go on with it; without FILE, the demo."""
     from codi_engine.cli import show
     from codi_engine.cli.files import read_experiment

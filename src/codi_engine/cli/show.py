@@ -51,7 +51,13 @@ class TerminalProgress(Progress):
         self._stage, self._unit, self._total, self._done = stage, unit, total, 0
         self._begun = self._said = time.monotonic()
         if total and errors.is_terminal:
-            columns = [TextColumn("{task.description:<9}"), BarColumn(bar_width=32), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()]
+            columns = [
+                TextColumn("{task.description:<9}"),
+                BarColumn(bar_width=32),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+            ]
             self._bars = Bars(*columns, console=errors, transient=True)
             self._task = self._bars.add_task(stage, total=total, rate="")
             self._bars.start()

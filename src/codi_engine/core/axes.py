@@ -95,7 +95,7 @@ def _slice(name: str, text: str, size: int | None, at: str) -> range:
             raise ValueError
         chosen = range(*parts)
     except ValueError:
-        raise UserError(f"{at}: '{text}' is no range; write \"0:6\" (6 is not included) or \"0:12:2\"") from None
+        raise UserError(f'{at}: \'{text}\' is no range; write "0:6" (6 is not included) or "0:12:2"') from None
     return _checked(name, chosen, size, at)
 
 

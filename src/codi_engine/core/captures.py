@@ -48,7 +48,8 @@ class Capture:
     def coords(self) -> dict[str, list[int]]:
         place = self.dims[-2]
         steps = [-1 if place == "step" and phase == "prompt" else p for phase, p in self.places]
-        return {**({"layer": list(self.layers)} if self.layered else {}), place: steps}  # type: ignore[dict-item]
+        layers = {"layer": [layer for layer in self.layers if layer is not None]} if self.layered else {}
+        return {**layers, place: steps}
 
 
 def parse_captures(texts: Sequence[str], info: ModelInfo, available: frozenset[str], longest: int, source: str) -> list[Capture]:
@@ -57,7 +58,7 @@ def parse_captures(texts: Sequence[str], info: ModelInfo, available: frozenset[s
     for number, text in enumerate(texts):
         where = f"{source}: capture[{number}]"
         site = parse_site(text, where, info.layers)
-        if site.component in LATENT_ONLY and not info.latents or site.phase == "latent" and not info.latents:
+        if (site.component in LATENT_ONLY and not info.latents) or (site.phase == "latent" and not info.latents):
             raise UserError(f"{where}: '{text}' needs a model with latent steps; this one has none")
         if site.component not in available:
             raise UserError(f"{where}: this model has no '{site.component}'; {nearest(site.component, available)}")
@@ -122,9 +123,7 @@ def block(produced: Produced, wanted: Wanted, component: str, layer: int | None,
     return np.stack([_value(produced, wanted, component, layer, phase, p, lengths) for p in places], 1)
 
 
-def _value(
-    produced: Produced, wanted: Wanted, component: str, layer: int | None, phase: Phase, place: int, lengths: np.ndarray
-) -> np.ndarray:
+def _value(produced: Produced, wanted: Wanted, component: str, layer: int | None, phase: Phase, place: int, lengths: np.ndarray) -> np.ndarray:
     values: torch.Tensor = produced.captures[component, layer, phase]
     out = values[:, wanted[component, phase][1].index(place)].float().cpu().numpy()
     if phase == "prompt":

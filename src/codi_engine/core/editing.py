@@ -185,8 +185,7 @@ class Editor:
             name = group.intervention.name if group.intervention else "own"
             raise GateError(f"intervention '{name}' returned {list(new.shape)} {new.dtype} for {list(old.shape)} {old.dtype} at {site}")
         if self.record:
-            name = placed[0].cell.condition
-            kind = self.conditions[name].name if number != OWN else "own"
+            kind = self.conditions[placed[0].cell.condition].name if number != OWN else "own"
             self.fired.setdefault((kind, str(site)), Fired()).add(place, old, new)
         if columns is None:
             return new
@@ -200,9 +199,7 @@ class Editor:
         size = self.net.info.head_dim
         return torch.tensor([h * size + i for h in group.heads for i in range(size)], device=self.net.device)
 
-    def _rows(
-        self, group: _Group, site: Site, place: int, placed: Sequence[Placed], old: torch.Tensor, columns: torch.Tensor | None
-    ) -> Rows:
+    def _rows(self, group: _Group, site: Site, place: int, placed: Sequence[Placed], old: torch.Tensor, columns: torch.Tensor | None) -> Rows:
         condition = self.conditions[placed[0].cell.condition]
         phase: Phase = condition.phase if group.intervention is not None or site.component == condition.site.component else "latent"
         labels = {
@@ -222,9 +219,7 @@ class Editor:
         self.sources.phase, self.sources.variant = phase, condition.variant
         return Rows(old, labels, site.component, site.layer, place, source, scale, lambda: self._draws(placed, site, place, old))
 
-    def _source(
-        self, group: _Group, condition: Condition, phase: Phase, site: Site, place: int, placed: Sequence[Placed]
-    ) -> torch.Tensor | None:
+    def _source(self, group: _Group, condition: Condition, phase: Phase, site: Site, place: int, placed: Sequence[Placed]) -> torch.Tensor | None:
         kind = "own" if group.intervention is None else group.intervention.source
         if kind is None:
             return None

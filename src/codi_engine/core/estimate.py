@@ -44,11 +44,11 @@ def _tokens_of(point: dict[str, object], phase: str, layers: int, latents: int, 
         assert isinstance(steps, tuple)
         depth = point.get("layer")
         first = min(depth) / layers if isinstance(depth, tuple) and depth else 0.0
-        return (1.0 - first) + (latents - 1 - min(steps)) + answer
+        return float((1.0 - first) + (latents - 1 - min(steps)) + answer)
     if phase == "prompt":
         places = point["position"]
         assert isinstance(places, tuple)
-        return max(-min(places), 1) + latents + answer
+        return float(max(-min(places), 1) + latents + answer)
     return float(answer)
 
 

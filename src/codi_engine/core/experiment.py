@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -196,9 +197,7 @@ class Experiment(Options):
         def spec(value: InterventionSpec | None) -> dict[str, Any] | None:
             return None if value is None else value.model_dump(mode="json", exclude=places, exclude_defaults=True)
 
-        conditions = {
-            name: {"intervention": spec(c.intervention), "prompt": c.prompt, "on": c.on} for name, c in self.conditions.items()
-        }
+        conditions = {name: {"intervention": spec(c.intervention), "prompt": c.prompt, "on": c.on} for name, c in self.conditions.items()}
         return {
             "model": model, "data": data, "intervention": spec(self.intervention), "conditions": conditions,
             "metrics": [m.model_dump(mode="json") for m in self.metrics], "capture": self.capture,
@@ -206,9 +205,7 @@ class Experiment(Options):
             "common_random_numbers": self.common_random_numbers,
         }  # fmt: skip
 
-    def run(
-        self, output: str | Path | None = None, *, limit: int | None = None, device: str | None = None, progress: Progress | None = None
-    ) -> Finished:
+    def run(self, output: str | Path | None = None, *, limit: int | None = None, device: str | None = None, progress: Progress | None = None) -> Finished:
         """Run the experiment, or go on with it; see :func:`codi_engine.core.run.run_experiment`."""
         from codi_engine.core.run import run_experiment
 
@@ -229,9 +226,9 @@ def _override(value: dict[str, Any], text: str) -> dict[str, Any]:
     parts: list[str | int] = [int(m[2]) if m[2] else m[1] for m in _PART.finditer(path.strip())]
     if parts[0] not in Experiment.model_fields:
         raise UserError(f"--set {path}: unknown key '{parts[0]}'; {nearest(str(parts[0]), Experiment.model_fields)}")
-    copy = _deep(value)
+    copy: dict[str, Any] = _deep(value)
     target: Any = copy
-    for here, following in zip(parts[:-1], parts[1:], strict=True):
+    for here, following in itertools.pairwise(parts):
         if isinstance(target, list):
             target = _entry(target, here, path)
         elif isinstance(target, dict):

@@ -107,7 +107,7 @@ def _own_values(job: Job, placed: Sequence[Placed]) -> Sources:
     from codi_engine.core.rollout import Task, Want
     from codi_engine.core.sources import array_name
 
-    probe = Editor(job.net, job.plan.conditions, lambda *_: None, Sources(_nowhere, _nothing), job.lengths, 0)  # type: ignore[arg-type, return-value]
+    probe = Editor(job.net, job.plan.conditions, lambda *_: None, Sources(_nowhere, _nothing), job.lengths, 0)  # type: ignore[arg-type]
     prompts = sorted({p.prompt for p in placed})
     local = {p: i for i, p in enumerate(prompts)}
     sites = {(e.site, phase, e.place) for t in probe.tasks(placed, local, own=True) for phase, edits in t.edits.items() for e in edits}
@@ -173,5 +173,3 @@ def _records(condition: str, editor: Editor, identity: str) -> list[dict[str, An
             }
         )
     return out
-
-

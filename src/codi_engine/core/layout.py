@@ -36,7 +36,7 @@ def _activations(job: Job) -> list[ArraySpec]:
     for capture in job.captures:
         coords = capture.coords()
         width = job.net.width_of(capture.site.component)
-        shape = tuple(len(v) for v in coords.values()) + (width,)
+        shape = (*tuple(len(v) for v in coords.values()), width)
         specs.append(_values(capture.array, capture.dims, shape, coords))
     return specs
 

@@ -229,9 +229,7 @@ class _Builder:
         if site.phase == "latent" and not self.info.latents:
             raise UserError(f"{self.source}: {at}.site: phase 'latent' needs a model with latent steps; this one has none")
         if self.available is not None and site.component not in self.available:
-            raise UserError(
-                f"{self.source}: {at}.site: this model has no '{site.component}'; {nearest(site.component, self.available)}"
-            )
+            raise UserError(f"{self.source}: {at}.site: this model has no '{site.component}'; {nearest(site.component, self.available)}")
 
     def _axes(self, plugin: type[Intervention[Any]], spec: Any, sweep: dict[str, Any], site: Site, where: str, at: str) -> tuple[Any, Any, Any]:
         """Split what the file says into swept axes, fixed places and the intervention's options."""

@@ -146,7 +146,7 @@ class Intervention(Plugin[OptionsT]):
     #: True when ``Rows.draws`` is used; cells then never share a row because of equal edits
     random: bool = False
 
-    def prepare(self, sources: Sources) -> None:  # noqa: B027 - most interventions have nothing to prepare
+    def prepare(self, sources: Sources) -> None:
         """Compute what is needed once (a steering direction, for instance) from the baseline's values."""
 
     @abstractmethod
@@ -250,8 +250,8 @@ class Analysis(Plugin[OptionsT]):
 class Tracker(Plugin[OptionsT]):
     """An observer of a run's life. Every method may be left out."""
 
-    def started(self, run: Path, experiment: Mapping[str, Any]) -> None: ...  # noqa: B027
+    def started(self, run: Path, experiment: Mapping[str, Any]) -> None: ...
 
-    def committed(self, unit: int, units: int, aggregates: Mapping[str, float]) -> None: ...  # noqa: B027
+    def committed(self, unit: int, units: int, aggregates: Mapping[str, float]) -> None: ...
 
-    def finished(self, run: Path, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Path]) -> None: ...  # noqa: B027
+    def finished(self, run: Path, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Path]) -> None: ...

@@ -146,7 +146,7 @@ class Run:
         if cells.duplicated(axes).any():
             raise UserError("two cells stand at the same point of the axes; name a condition")
         indexed = cells.set_index(axes)[[*self.metrics, "answer"]]
-        return indexed.to_xarray()  # type: ignore[no-any-return]
+        return indexed.to_xarray()
 
     def patch_tensor(self, metric: str, dims: Sequence[str] = ("layer", "position"), condition: str | None = None) -> np.ndarray:
         """Return a metric's mean as a plain array ``[layer, position]`` (or other dims), the other axes averaged."""

@@ -150,9 +150,7 @@ class Rollout:
             torch.stack([e[2] for e in entries]),
         )
 
-    def _prefill(
-        self, prompts: Sequence[tuple[int, ...]]
-    ) -> list[tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]]:
+    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> list[tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]]:
         result = self.prefill(prompts, frozenset())
         state, entries = result.state, []
         slots = state.used
@@ -358,9 +356,7 @@ class _Batch:
         following = self.want.generate and self.want.sampler is None
         return [i for i in range(first, forced) if following or i in (first, forced - 1)]
 
-    def _generate_from(
-        self, state: State, cell_row: np.ndarray, predictions: list[torch.Tensor], before: State, before_row: np.ndarray
-    ) -> None:
+    def _generate_from(self, state: State, cell_row: np.ndarray, predictions: list[torch.Tensor], before: State, before_row: np.ndarray) -> None:
         """Continue rows whose own tokens are the forced prefix; start the others again right after the latents."""
         prefix = list(self.want.prefix) if self.want.read else []
         agrees = np.full(state.rows, not prefix)

@@ -74,7 +74,12 @@ class PlanSummary:
             ("units", f"{self.units:,}"),
             ("forwards", f"about {self.forwards:,} token rows through the model"),
             ("disk", f"about {_bytes(self.bytes)}"),
-            ("time", f"about {_seconds(self.seconds)} on this machine's CPU" if plan.info.device == "cpu" else f"about {_seconds(self.seconds)} at CPU speed; {plan.info.device} is faster"),
+            (
+                "time",
+                f"about {_seconds(self.seconds)} on this machine's CPU"
+                if plan.info.device == "cpu"
+                else f"about {_seconds(self.seconds)} at CPU speed; {plan.info.device} is faster",
+            ),
             ("output", str(self.output)),
         ]
         return rows + [("note", n) for n in [*plan.data.report, *plan.notes]]
@@ -189,9 +194,7 @@ def _open_writer(prepared: Prepared, path: Path) -> RunWriter:
         ) from None
 
 
-def check_experiment(
-    experiment: Experiment, *, limit: int | None = None, device: str | None = None, progress: Progress | None = None
-) -> pd.DataFrame:
+def check_experiment(experiment: Experiment, *, limit: int | None = None, device: str | None = None, progress: Progress | None = None) -> pd.DataFrame:
     """Run the gate alone, in a temporary directory, and return one row per condition and site.
 
     Columns: condition, site, places, rows, changed, norm_before, norm_after, first_values, self_patch.
@@ -276,4 +279,3 @@ def write_result(folder: Path, result: AnalysisResult) -> None:
         (folder / "summary.txt").write_text(result.summary + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder}: the results cannot be written: {error.strerror or error}") from None
-

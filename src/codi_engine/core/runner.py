@@ -53,9 +53,7 @@ def prepare(experiment: Experiment, plugins: Plugins) -> Prepared:
     data = dataset.load()
     for number, metric in enumerate(metrics):
         if data.kind not in metric.applies_to:
-            raise UserError(
-                f"{source}: metrics[{number}]: '{metric.name}' does not apply to {data.kind}; it needs {' or '.join(sorted(metric.applies_to))}"
-            )
+            raise UserError(f"{source}: metrics[{number}]: '{metric.name}' does not apply to {data.kind}; it needs {' or '.join(sorted(metric.applies_to))}")
         if "captures" in metric.needs and not experiment.capture:
             raise UserError(f"{source}: metrics[{number}]: '{metric.name}' compares captures; add capture: [site]")
     prepared = Prepared(experiment, plugins, model, build_plan(experiment, plugins, data, info), metrics)

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from codi_engine.core.model import ModelAdapter
 
 
-
 @dataclass(frozen=True)
 class At:
     """One edit by hand.
@@ -122,7 +121,9 @@ class Session:
 
         def apply(group: int, site: Site, place: int, cells: Sequence[int], old: torch.Tensor) -> torch.Tensor:
             if group >= len(placed):
-                return values[group].to(old).expand_as(old)
+                frozen = values[group]
+                assert frozen is not None
+                return frozen.to(old).expand_as(old)
             return _new_value(placed[group][0], values[group], old, self.adapter.info.head_dim)
 
         for phase in tasks:

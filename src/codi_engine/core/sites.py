@@ -21,9 +21,7 @@ HEADED = ("attn_z", "q", "k", "v")
 #: components that exist only where the model thinks in latents
 LATENT_ONLY = ("latent_out", "latent_in")
 
-_ADDRESS = re.compile(
-    r"(?P<component>[a-z_]+)(?:\.(?P<layer>-?\d+))?(?:@(?P<phase>[a-z]+)(?:\[(?P<index>[^\]]*)\])?)?\Z"
-)
+_ADDRESS = re.compile(r"(?P<component>[a-z_]+)(?:\.(?P<layer>-?\d+))?(?:@(?P<phase>[a-z]+)(?:\[(?P<index>[^\]]*)\])?)?\Z")
 _TRANSFORMERLENS = {
     "hook_resid_pre": "resid_pre",
     "hook_resid_mid": "resid_mid",

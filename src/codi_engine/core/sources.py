@@ -75,9 +75,7 @@ class Sources:
         self._cache.move_to_end(key)
         return self._cache[key]
 
-    def values(
-        self, component: str, layer: int | None, phase: Phase, prompts: Sequence[int], places: Sequence[int]
-    ) -> np.ndarray:
+    def values(self, component: str, layer: int | None, phase: Phase, prompts: Sequence[int], places: Sequence[int]) -> np.ndarray:
         """Return rows × width: the baseline value of each prompt at its place (one place a row)."""
         out: np.ndarray | None = None
         wanted: dict[tuple[str, int], list[tuple[int, int, int]]] = {}
@@ -128,13 +126,8 @@ class Sources:
         """Return mean(positive) − mean(negative) over the pool (width), by ``correct``, ``clean`` or ``field=value``."""
         positive, negative = self._groups(rule)
         if not positive or not negative:
-            raise UserError(
-                f"steer: difference '{rule}' needs examples on both sides; got {len(positive)} and {len(negative)}"
-            )
-        first, second = (
-            self.values(component, layer, self.phase, group, [place] * len(group)).astype(np.float64).mean(0)
-            for group in (positive, negative)
-        )
+            raise UserError(f"steer: difference '{rule}' needs examples on both sides; got {len(positive)} and {len(negative)}")
+        first, second = (self.values(component, layer, self.phase, group, [place] * len(group)).astype(np.float64).mean(0) for group in (positive, negative))
         return (first - second).astype(np.float32)  # type: ignore[no-any-return]
 
     def _groups(self, rule: str) -> tuple[list[int], list[int]]:

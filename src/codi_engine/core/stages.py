@@ -76,9 +76,11 @@ class Job:
         sampler = None
         if self.generate.do_sample:
             sampler = Sampler(self.generate.temperature, self.generate.top_k, self.generate.top_p)
+        first = self.needs.first or any(c.site.component == "logits" for c in captures)
+        generate = self.generate
         return Want(
-            merge(captures, values), self.needs.generation, self.needs.number,
-            self.needs.first or any(c.site.component == "logits" for c in captures), self.generate.max_new_tokens, self.answers.prefix, sampler, self.generate.slice == "reference",
+            merge(captures, values), self.needs.generation, self.needs.number, first, generate.max_new_tokens,
+            self.answers.prefix, sampler, generate.slice == "reference",
         )  # fmt: skip
 
     def batch_rows(self, tokens: int) -> int:
@@ -284,13 +286,15 @@ class Bank:
         """Return the unedited outcomes of prompts (captures included where the experiment captures)."""
         picks = [self._row(key, trial) for key, trial in zip(keys, trials, strict=True)]
         units = sorted({u for u, _ in picks})
-        start, parts, total = {}, [], 0
+        start: dict[int, int] = {}
+        parts: list[tuple[Outcome, list[str], dict[str, np.ndarray]]] = []
+        total = 0
         for unit in units:
             part = self._unit(unit)
             start[unit] = total
             total += len(part.answer)
             parts.append((part, [], {}))
-        joined = _join(parts)[0]  # type: ignore[arg-type]
+        joined = _join(parts)[0]
         return take(joined, [start[u] + row for u, row in picks])
 
     def _row(self, key: str, trial: int) -> tuple[int, int]:
@@ -394,9 +398,7 @@ def run_sweep(job: Job, unit: Unit, bank: Bank, editor: Editor) -> tuple[dict[st
     return arrays, texts
 
 
-def edited_batch(
-    job: Job, placed: Sequence[Placed], want: Want, editor: Editor, own: bool = False
-) -> tuple[Outcome, list[str], dict[str, np.ndarray]]:
+def edited_batch(job: Job, placed: Sequence[Placed], want: Want, editor: Editor, own: bool = False) -> tuple[Outcome, list[str], dict[str, np.ndarray]]:
     """Run edited cells together and return their outcome, answer rules and captures."""
     used = sorted({p.prompt for p in placed})
     local = {prompt: i for i, prompt in enumerate(used)}
@@ -450,7 +452,7 @@ def _metrics(job: Job, placed: Sequence[Placed], bank: Bank, done: Outcome) -> d
 
 def _cell_axes(job: Job, placed: Sequence[Placed]) -> dict[str, np.ndarray]:
     conditions = [job.plan.conditions[p.cell.condition] for p in placed]
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "cells/status": np.ones(len(placed), np.uint8),
         "cells/example": np.array([job.code("example", p.cell.example) for p in placed], np.int32),
         "cells/condition": np.array([job.code("condition", c.name) for c in conditions], np.int32),
@@ -459,7 +461,5 @@ def _cell_axes(job: Job, placed: Sequence[Placed]) -> dict[str, np.ndarray]:
     if "trial" in job.codes:
         arrays["cells/trial"] = np.array([job.code("trial", p.cell.trial) for p in placed], np.int32)
     for axis in job.plan.axes:
-        arrays[f"cells/{axis}"] = np.array(
-            [job.code(axis, axis_label(axis, p.cell.values[axis])) if axis in p.cell.values else -1 for p in placed], np.int32
-        )
+        arrays[f"cells/{axis}"] = np.array([job.code(axis, axis_label(axis, p.cell.values[axis])) if axis in p.cell.values else -1 for p in placed], np.int32)
     return arrays

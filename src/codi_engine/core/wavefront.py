@@ -72,9 +72,7 @@ class State:
 
     def fork(self) -> State:
         """Return an independent copy."""
-        return State(
-            self.prompt.copy(), [k.clone() for k in self.keys], [v.clone() for v in self.values], self.start, self.used, self.last
-        )
+        return State(self.prompt.copy(), [k.clone() for k in self.keys], [v.clone() for v in self.values], self.start, self.used, self.last)
 
 
 @dataclass

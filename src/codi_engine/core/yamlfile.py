@@ -55,7 +55,7 @@ def parse_yaml(text: str, source: str) -> tuple[Any, Lines]:
 def _no_aliases(text: str, source: str) -> None:
     for number, event in enumerate(yaml.parse(text, Loader=_Loader)):
         if isinstance(event, yaml.AliasEvent):
-            raise UserError(f"{source}:{event.start_mark.line + 1}: aliases (*{event.anchor}) are not read; write the value out")
+            raise UserError(f"{source}:{event.start_mark.line + 1 if event.start_mark else '?'}: aliases (*{event.anchor}) are not read; write the value out")
         if number > 200_000:
             raise UserError(f"{source}: too many values")
 

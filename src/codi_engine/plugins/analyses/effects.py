@@ -112,7 +112,7 @@ def example_table(per: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
         known = group.dropna(subset=["effect"])
         if known.empty:
             continue
-        strongest = known.loc[known["effect"].abs().idxmax()]
+        strongest = known.iloc[int(known["effect"].abs().to_numpy().argmax())]
         rows.append(
             {
                 "condition": condition, "example": example, "mean_abs_effect": known["effect"].abs().mean(),

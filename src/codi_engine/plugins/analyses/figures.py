@@ -102,7 +102,9 @@ def _panel(figure: Figure, ax: Any, bar: Any, title: str, part: pd.DataFrame, do
         x = xs.index(row[across]) if across else 0
         values[y, x], dots[y, x] = row["mean"], not row["significant"]
     colours, norm = _scale(values, True)
-    image = ax.pcolormesh(np.arange(len(xs) + 1) - 0.5, np.arange(len(ys) + 1) - 0.5, np.ma.masked_invalid(values), cmap=colours, norm=norm, edgecolors=PAPER, linewidth=1.4)
+    image = ax.pcolormesh(
+        np.arange(len(xs) + 1) - 0.5, np.arange(len(ys) + 1) - 0.5, np.ma.masked_invalid(values), cmap=colours, norm=norm, edgecolors=PAPER, linewidth=1.4
+    )
     ax.set_xlim(-0.5, max(columns, len(xs)) - 0.5)
     _annotate(ax, values, dots, colours, norm)
     ax.set_title(title, loc="left", fontsize=10, color=INK, pad=5)
@@ -114,7 +116,7 @@ def _panel(figure: Figure, ax: Any, bar: Any, title: str, part: pd.DataFrame, do
     for side in ax.spines.values():
         side.set_visible(False)
     colourbar = figure.colorbar(image, cax=bar)
-    colourbar.outline.set_visible(False)  # type: ignore[operator]
+    colourbar.outline.set_visible(False)
     colourbar.ax.tick_params(length=0, labelsize=7.5, colors=QUIET)
     colourbar.locator = _few_ticks()
     colourbar.update_ticks()
@@ -187,6 +189,6 @@ def example_map(per: pd.DataFrame, axes: Sequence[str], metric: str) -> Figure |
     for side in ax.spines.values():
         side.set_visible(False)
     bar = figure.colorbar(image, ax=ax, fraction=0.05, pad=0.02)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, labelsize=7.5, colors=QUIET)
     return figure

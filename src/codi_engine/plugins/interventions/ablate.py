@@ -70,7 +70,8 @@ class Noise(Intervention[NoiseOptions]):
         assert rows.scale is not None
         if self.options.sigma == 0:
             return rows.values
-        return rows.values + self.options.sigma * rows.scale[:, None].to(rows.values.dtype) * rows.draws()
+        noise: torch.Tensor = self.options.sigma * rows.scale[:, None].to(rows.values.dtype) * rows.draws()
+        return rows.values + noise
 
     def identity(self) -> bool:
         return self.options.sigma == 0

@@ -108,10 +108,7 @@ class Steer(Intervention[SteerOptions]):
         if array.ndim == 2:
             array = array[rows.place]
         if array.shape != (width,):
-            raise UserError(
-                f"steer: vector has shape {list(self._array.shape)}; "
-                f"needed: [{width}], [layers, {width}] or [layers, steps, {width}]"
-            )
+            raise UserError(f"steer: vector has shape {list(self._array.shape)}; needed: [{width}], [layers, {width}] or [layers, steps, {width}]")
         return array
 
     def _difference(self, rows: Rows) -> np.ndarray:
@@ -125,11 +122,12 @@ class Steer(Intervention[SteerOptions]):
         h, alpha = rows.values, self.options.alpha
         if self.options.mode == "add":
             return h + alpha * v
-        norm = v.norm()
+        norm: torch.Tensor = v.norm()
         if norm == 0:
             raise UserError(f"steer: the direction at {rows.site} layer {rows.layer} is the zero vector")
         if self.options.mode == "norm_matched":
-            return h + alpha * h.norm(dim=-1, keepdim=True) / norm * v
+            lengths: torch.Tensor = h.norm(dim=-1, keepdim=True)
+            return h + alpha * lengths / norm * v
         unit = v / norm
         return h - alpha * (h @ unit)[:, None] * unit
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from codi_engine.core.plugin import Metric
 from codi_engine.plugins.metrics.answer import Accuracy, EqualsOther, Flip
-from codi_engine.plugins.metrics.captures import CleanSimilarity, Cosine, L2, Norm
+from codi_engine.plugins.metrics.captures import L2, CleanSimilarity, Cosine, Norm
 from codi_engine.plugins.metrics.logits import (
     KL,
     ArgmaxChanged,

@@ -149,7 +149,8 @@ class NormalizedEffect(Metric[ReduceOptions]):
 
     def _difference(self, outcome: Outcome, clean_is_gold: np.ndarray) -> np.ndarray:
         gold, other = reduced(outcome.gold_logit, self.options.reduce), reduced(outcome.other_logit, self.options.reduce)
-        return np.where(clean_is_gold, gold - other, other - gold)
+        difference: np.ndarray = np.where(clean_is_gold, gold - other, other - gold)
+        return difference
 
 
 class Probability(Metric[NoOptions]):

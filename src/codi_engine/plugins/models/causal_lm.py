@@ -74,7 +74,11 @@ class CausalLM(Model[CausalLMOptions]):
                 )  # fmt: skip
             except Exception as error:  # transformers raises many types for damaged or missing weights
                 raise UserError(f"model.path: '{options.path}' cannot be loaded: {str(error).strip().splitlines()[0][:160]}") from None
-        wrong = [f"{len(loaded[k])} {k.replace('_keys', '')} keys: {', '.join(map(str, list(loaded[k])[:8]))}" for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if loaded.get(k)]
+        wrong = [
+            f"{len(loaded[k])} {k.replace('_keys', '')} keys: {', '.join(map(str, list(loaded[k])[:8]))}"
+            for k in ("missing_keys", "unexpected_keys", "mismatched_keys")
+            if loaded.get(k)
+        ]
         if wrong:
             raise UserError(f"model.path: '{options.path}' does not fit its config.json.\n{'; '.join(wrong)}")
         network.requires_grad_(False)

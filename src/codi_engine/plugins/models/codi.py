@@ -123,7 +123,7 @@ class Codi(Model[CodiOptions]):
         report = _audit(weights, self._expected(network, config, norm), path)
         projection = Projection({k: v.to(DTYPES[options.dtype]) for k, v in weights.items() if k.startswith("prj.")}, norm)
         self._fill(network, weights)
-        network.to(device).eval()  # type: ignore[arg-type]
+        network.to(device).eval()
         network.requires_grad_(False)
         projection.to(device).eval()
         info = describe(config, options.latents, options.dtype, device)
@@ -142,7 +142,9 @@ class Codi(Model[CodiOptions]):
         tokenizer = read_tokenizer(self._base, "model.base")
         size = len(tokenizer)
         if size > vocabulary + 1 or max(tokenizer.get_vocab().values()) > vocabulary:
-            raise UserError(f"model.base: tokenizer mismatch: it has {size:,} tokens, the base model {vocabulary:,}; give the base the checkpoint was trained from")
+            raise UserError(
+                f"model.base: tokenizer mismatch: it has {size:,} tokens, the base model {vocabulary:,}; give the base the checkpoint was trained from"
+            )
         return tokenizer
 
     def _targets(self, config: Any) -> tuple[str, ...]:

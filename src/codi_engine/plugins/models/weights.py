@@ -61,7 +61,8 @@ def _read_safetensors(path: Path, where: str) -> dict[str, torch.Tensor]:
 
     check_header(path, where)
     try:
-        return load_file(path)
+        loaded: dict[str, torch.Tensor] = load_file(path)
+        return loaded
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{where}: '{path}' is truncated or damaged: {str(error)[:120]}") from None
 
