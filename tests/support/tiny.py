@@ -57,7 +57,7 @@ def write_causal_lm(folder: Path, family: str, seed: int = 0) -> Path:
     """Write a transformers causal LM with its tokenizer."""
     size = write_tokenizer(folder)
     with quiet():
-        network(family, size, seed).save_pretrained(folder)
+        network(family, size + 5, seed).save_pretrained(folder)  # real models pad their vocabulary too
     return folder
 
 

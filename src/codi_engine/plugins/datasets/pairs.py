@@ -66,7 +66,7 @@ def _pair(record: Record, sides: Record, place: str, number: int, findings: Find
     if prompts["clean"].answer == prompts["corrupted"].answer:
         findings.add("pairs with equal answers", place)
         return None
-    used = ("question", "answer", "full_answer", "variant")
+    used = ("question", "answer", "full_answer", "variant", "pair_id")
     fields = {**scalar_fields(sides["corrupted"], used), **scalar_fields(sides["clean"], used), **scalar_fields(record, ("pair_id", *SIDES, *used))}
     return Example(str(record.get("pair_id", number)), prompts, fields)
 
