@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -27,15 +28,14 @@ class Recipe:
 
     seed: int = 20250221
     base_updates: int = 750
-    joint_updates: int = 6500
+    joint_updates: int = 5250
     batch: int = 64
     micro_batches: int = 2
     muon_lr: float = 0.02
     adam_lr: float = 0.006
     weight_decay: float = 0.01
     warmup: int = 100
-    decay_updates: int = 6000
-    decay_from: float = 0.5
+    decay: tuple[tuple[float, float], ...] = ((500 / 5250, 0.5), (4000 / 5250, 5 / 24), (1.0, 0.0))
     rewarm: int = 100
     clip: float = 1.0
     teacher_weight: float = 1.0
@@ -53,13 +53,17 @@ class Recipe:
     def rate(self, update: int) -> float:
         """Return the factor of the learning rates.
 
-        Each stage warms up to a constant; the last ``decay_updates`` fall linearly to zero.
+        Each stage warms up to 1. From the first point of ``decay`` on, which are shares of the joint
+        stage and factors, the factor falls along the straight lines between the points.
         """
-        left = (self.total - update) / self.decay_updates
-        if left <= 1:
-            return self.decay_from * left
         since = update - self.base_updates
-        return min(1.0, (since + 1) / self.rewarm if since >= 0 else (update + 1) / self.warmup)
+        if since < 0:
+            return min(1.0, (update + 1) / self.warmup)
+        part = since / self.joint_updates
+        for (start, high), (end, low) in pairwise(self.decay):
+            if start <= part < end:
+                return high + (low - high) * (part - start) / (end - start)
+        return min(1.0, (since + 1) / self.rewarm)
 
     def mix(self, update: int) -> tuple[float, ...]:
         """Return the shares of problems of 1, 2, 3 and 4 steps."""

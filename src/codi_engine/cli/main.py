@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from codi_engine import __version__
+from codi_engine.cli.text import neutral
 
 F = TypeVar("F", bound=Callable[..., Any])
 _SET = click.option("-s", "--set", "overrides", multiple=True, metavar="A.B=C", help="Change a value of the file; the value is YAML.")
@@ -18,13 +19,16 @@ _DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
 _QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress, no notes.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(__version__, prog_name="codi-engine")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Causal analysis of language models that think in continuous vectors.
 
     Without a FILE, `codi-engine run` runs the demo: a small trained CODI model on its own data.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @cli.command()
@@ -37,7 +41,14 @@ def cli() -> None:
 @_QUIET
 @_DEBUG
 def run(
-    file: str | None, overrides: tuple[str, ...], limit: int | None, output: str | None, device: str | None, dry_run: bool, quiet: bool, debug: bool
+    file: str | None,
+    overrides: tuple[str, ...],
+    limit: int | None,
+    output: str | None,
+    device: str | None,
+    dry_run: bool,
+    quiet: bool,
+    debug: bool,
 ) -> None:
     """Run an experiment FILE, or go on with it; without FILE, the demo."""
     from codi_engine.cli import show
@@ -49,10 +60,11 @@ def run(
 
         show.table(plan_experiment(experiment, output, limit=limit, device=device).lines())
         return
+    from codi_engine.cli.progress import progress
     from codi_engine.core.run import run_experiment
 
-    with show.progress(quiet) as progress:
-        finished = run_experiment(experiment, output, limit=limit, device=device, progress=progress)
+    with progress(quiet) as shown:
+        finished = run_experiment(experiment, output, limit=limit, device=device, progress=shown)
     show.finished(experiment, finished)
 
 
@@ -67,10 +79,11 @@ def check(file: str | None, overrides: tuple[str, ...], limit: int | None, devic
     """Run the gate alone: where each edit fires, how many rows, norms before and after, first values."""
     from codi_engine.cli import show
     from codi_engine.cli.files import read_experiment
+    from codi_engine.cli.progress import progress
     from codi_engine.core.run import check_experiment
 
-    with show.progress(quiet) as progress:
-        frame = check_experiment(read_experiment(file, overrides), limit=limit, device=device, progress=progress)
+    with progress(quiet) as shown:
+        frame = check_experiment(read_experiment(file, overrides), limit=limit, device=device, progress=shown)
     show.checks(frame)
 
 
@@ -83,10 +96,11 @@ def check(file: str | None, overrides: tuple[str, ...], limit: int | None, devic
 def analyze(run: str, name: str | None, options: tuple[str, ...], quiet: bool, debug: bool) -> None:
     """Analyse a RUN with the analysis NAME (default: those of its experiment)."""
     from codi_engine.cli import show
+    from codi_engine.cli.progress import progress
     from codi_engine.core.run import analyze_run
 
-    with show.progress(quiet) as progress:
-        finished = analyze_run(run, name, options, progress)
+    with progress(quiet) as shown:
+        finished = analyze_run(run, name, options, shown)
     show.results(finished)
 
 
@@ -116,6 +130,13 @@ def _ours(error: BaseException) -> bool:
     return isinstance(error, (CodiEngineError, StoreError))
 
 
+def _usage(error: click.ClickException) -> str:
+    """Say what is wrong with the command line, and which --help tells more."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    message = neutral(error.format_message())
+    return message if context is None else f"{message}\n'{context.command_path} --help' lists what there is."
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 2 for the user's mistakes, 130 when interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
@@ -124,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
         result = cli.main(args=given, prog_name="codi-engine", standalone_mode=False)
         return int(result or 0)
     except click.ClickException as error:
-        error.show()
+        click.echo(f"error: {_usage(error)}", err=True)
         return 2
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped; what is committed stays, the same command goes on", err=True)
@@ -133,9 +154,9 @@ def main(arguments: list[str] | None = None) -> int:
         if debug:
             raise
         if _ours(error):
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {neutral(error)}", err=True)
             return 2
-        click.echo(f"error: {type(error).__name__}: {error}\nThis is a defect of codi-engine or of a plugin; --debug shows where.", err=True)
+        click.echo(f"error: {type(error).__name__}: {neutral(error)}\nThis is a defect of codi-engine or of a plugin; --debug shows where.", err=True)
         return 1
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import pluggy
@@ -23,8 +23,11 @@ KINDS: dict[str, type[Plugin[Any]]] = {
     "analysis": Analysis,
     "tracker": Tracker,
 }
-_HOOKS = {"analysis": "analyses"}
+#: kind → the hook that contributes it
+HOOKS = {kind: "analyses" if kind == "analysis" else f"{kind}s" for kind in KINDS}
 ENVIRONMENT = "CODI_ENGINE_PLUGINS"
+BUILTIN = "codi-engine"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -53,40 +56,51 @@ class Plugins:
 
     # ------------------------------------------------------------------------------------- registering
 
-    def register(self, module: ModuleType, package: str, version: str) -> None:
-        """Register a module's hooks and collect its classes; anything wrong with it is a problem, not a crash."""
+    def register(self, module: object, package: str, version: str, entry: str = "") -> None:
+        """Register a module's hooks and collect its classes; anything wrong with it is a problem, not a crash.
+
+        Parameters
+        ----------
+        module: the module (or object) whose functions are marked ``@hookimpl``
+        package: the distribution it came with; the first half of its plugins' full names
+        entry: name of the entry point, where a distribution has several
+        """
         stated = getattr(module, "codi_engine_spec", SPEC_VERSION)
         if stated != SPEC_VERSION:
-            self.problems.append(f"{package} {version}: written for hook specification {stated}; this is {SPEC_VERSION}")
+            self._problem(package, version, f"written for hook specification {stated}; this is {SPEC_VERSION}")
             return
+        name = f"{package}:{entry}" if entry else package
         try:
-            name = self.manager.register(module, name=package)
+            self.manager.register(module, name=name)
             self.manager.check_pending()
         except (pluggy.PluginValidationError, ValueError) as error:
-            self.problems.append(f"{package} {version}: {str(error).splitlines()[-1]}")
-            if self.manager.has_plugin(package):
-                self.manager.unregister(name=package)
+            self._problem(package, version, f"cannot be registered: {_last_line(error)}")
+            if isinstance(error, pluggy.PluginValidationError):  # pluggy leaves it half registered
+                self.manager.unregister(name=name)
             return
-        assert name is not None
         for kind in KINDS:
             self._collect(kind, module, package, version)
 
-    def _collect(self, kind: str, module: ModuleType, package: str, version: str) -> None:
-        function = getattr(module, _HOOKS.get(kind, f"{kind}s"), None)
+    def _problem(self, package: str, version: str, what: str) -> None:
+        self.problems.append(f"{package} {version}: {what}")
+
+    def _collect(self, kind: str, module: object, package: str, version: str) -> None:
+        hook = HOOKS[kind]
+        function = getattr(module, hook, None)
         if function is None or not hasattr(function, f"{hookspecs.PROJECT}_impl"):
             return
         try:
-            classes = function()
-        except Exception as error:  # a third party's code may raise anything; it must not take the engine down
-            self.problems.append(f"{package} {version}: {kind}s() failed: {type(error).__name__}: {error}")
+            classes = list(function())
+        except (Exception, SystemExit) as error:  # a third party's code may raise anything; it must not take the engine down
+            self._problem(package, version, f"{hook}() failed: {type(error).__name__}: {error}")
             return
         for cls in classes:
-            wrong = _wrong(cls, KINDS[kind])
             known = {r.name for r in self.registered if r.kind == kind and r.package == package}
-            if wrong or cls.name in known:
-                self.problems.append(f"{package} {version}: {kind} {getattr(cls, 'name', cls)!r} left out: {wrong or 'the name stands twice'}")
-                continue
-            self.registered.append(Registered(kind, cls.name, package, version, cls))
+            wrong = _wrong(cls, KINDS[kind]) or ("the name stands twice" if cls.name in known else "")
+            if wrong:
+                self._problem(package, version, f"{kind} '{_called(cls)}' left out: {wrong}")
+            else:
+                self.registered.append(Registered(kind, cls.name, package, version, cls))
 
     # --------------------------------------------------------------------------------------- answering
 
@@ -102,7 +116,7 @@ class Plugins:
         mine = [r for r in self.registered if r.kind == kind]
         exact = [r for r in mine if f"{r.package}/{r.name}" == name]
         short = [r for r in mine if r.name == name]
-        builtin = [r for r in short if r.package == "codi-engine"]
+        builtin = [r for r in short if r.package == BUILTIN]
         found = exact or (builtin if builtin else short)
         if len(found) > 1:
             raise UserError(f"{where}: '{name}' is in several packages; write one of {', '.join(f'{r.package}/{r.name}' for r in found)}")
@@ -126,51 +140,64 @@ class Plugins:
         return cls(plugin_options(cls, options, where, source))
 
 
+def _called(cls: Any) -> str:
+    return str(getattr(cls, "name", None) or getattr(cls, "__name__", None) or repr(cls))
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]
+
+
 def _wrong(cls: Any, base: type[Plugin[Any]]) -> str:
     """Say what keeps a contributed class from being a plugin; empty when nothing does."""
     if not (isinstance(cls, type) and issubclass(cls, base)):
         return f"not a subclass of {base.__name__}"
-    if not isinstance(getattr(cls, "name", None), str) or not cls.name:
-        return "has no name"
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        return "`name` must be letters, digits, dot, dash or underscore"
     if not (isinstance(getattr(cls, "Options", None), type) and issubclass(cls.Options, Options)):
-        return "its Options is not a subclass of codi_engine.core.plugin.Options"
+        return "`Options` is not a subclass of codi_engine.core.plugin.Options"
     if not (cls.__doc__ or "").strip():
         return "has no docstring, which is its help"
-    missing = getattr(cls, "__abstractmethods__", frozenset())
+    missing: frozenset[str] = getattr(cls, "__abstractmethods__", frozenset())
     return f"lacks {', '.join(sorted(missing))}" if missing else ""
 
 
 def plugin_manager(load: bool = True) -> Plugins:
     """Return a fresh manager with the built-ins, and with what is installed if ``load``.
 
-    ``CODI_ENGINE_PLUGINS`` (a comma-separated list of distributions; empty for none) restricts what is loaded.
+    The environment's ``CODI_ENGINE_PLUGINS`` (a comma-separated list of distributions; empty for none) restricts what
+    is loaded beside the built-ins.
     """
     from codi_engine import __version__
     from codi_engine.plugins import builtin
 
     plugins = Plugins()
-    plugins.register(builtin, "codi-engine", __version__)
+    plugins.register(builtin, BUILTIN, __version__)
     if load:
         _load_installed(plugins)
     return plugins
 
 
 def _load_installed(plugins: Plugins) -> None:
-    allowed = os.environ.get(ENVIRONMENT)
-    names = None if allowed is None else {n.strip() for n in allowed.split(",") if n.strip()}
-    seen: set[str] = set()
-    for distribution in importlib.metadata.distributions():
-        package = distribution.metadata["Name"]
-        if package is None or package in seen or (names is not None and package not in names):
+    """Load entry points one by one, in the order of their distributions' names."""
+    found = [(e.dist, e) for e in importlib.metadata.entry_points(group=hookspecs.PROJECT) if e.dist is not None]
+    names = os.environ.get(ENVIRONMENT)
+    if names is not None:
+        wanted = {_normal(n): n.strip() for n in names.split(",") if n.strip()}
+        found = [(d, e) for d, e in found if _normal(d.name) in wanted]
+        for name in wanted.keys() - {_normal(d.name) for d, _ in found}:
+            plugins.problems.append(f"{wanted[name]}: named in {ENVIRONMENT}, but no such package with codi-engine plugins is installed")
+    for distribution, entry in sorted(found, key=lambda f: (_normal(f[0].name), f[1].name)):
+        package, version = distribution.name, distribution.version
+        try:
+            module = entry.load()
+        except (Exception, SystemExit) as error:  # importing a third party's module may raise anything; name it and go on
+            plugins.problems.append(f"{package} {version}: cannot be imported: {type(error).__name__}: {error}")
             continue
-        entries = [e for e in distribution.entry_points if e.group == hookspecs.PROJECT]
-        if not entries:
-            continue
-        seen.add(package)
-        for entry in entries:
-            try:
-                module = entry.load()
-            except Exception as error:  # importing a third party's module may raise anything; name it and go on
-                plugins.problems.append(f"{package} {distribution.version}: cannot be imported: {type(error).__name__}: {error}")
-                continue
-            plugins.register(module, package, distribution.version)
+        plugins.register(module, package, version, entry.name)
+
+
+def _normal(name: str) -> str:
+    """Return a distribution's name as packaging compares it."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()

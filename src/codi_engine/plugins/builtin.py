@@ -45,4 +45,6 @@ def analyses() -> list[type[Analysis[Any]]]:
 
 @hookimpl
 def trackers() -> list[type[Tracker[Any]]]:
-    return []
+    from codi_engine.plugins.trackers import TRACKERS
+
+    return TRACKERS

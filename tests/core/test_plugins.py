@@ -1,0 +1,314 @@
+"""The plugin manager: built-ins, installed packages, and packages that misbehave."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codi_engine.core import hookspecs
+from codi_engine.core.errors import UserError
+from codi_engine.core.plugin import SPEC_VERSION
+from codi_engine.core.plugins import ENVIRONMENT, HOOKS, KINDS, Plugins, plugin_manager
+
+Install = Callable[..., str]
+
+SCALE = '''
+"""A third party's plugins."""
+from codi_engine import hookimpl
+from codi_engine.core.plugin import Intervention, Options
+
+
+class ScaleOptions(Options):
+    """``factor``: what values are multiplied by."""
+
+    factor: float = 2.0
+
+
+class Scale(Intervention[ScaleOptions]):
+    """Multiply the site's values."""
+
+    name = "{name}"
+    Options = ScaleOptions
+
+    def apply(self, rows):
+        return rows.values * self.options.factor
+
+
+@hookimpl
+def interventions():
+    return [{classes}]
+'''
+
+
+def scale(name: str = "scale", classes: str = "Scale") -> str:
+    return SCALE.replace("{name}", name).replace("{classes}", classes)
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Put a distribution with entry points on sys.path, as an installer leaves it; returns the module's name."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    tag = re.sub(r"\W", "_", tmp_path.name)
+
+    def make(package: str, *sources: str, version: str = "1.2") -> str:
+        modules = [f"{package.replace('-', '_')}_{tag}_{number}" for number in range(len(sources))]
+        for module, source in zip(modules, sources, strict=True):
+            (tmp_path / f"{module}.py").write_text(source, encoding="utf-8")
+        folder = tmp_path / f"{package.replace('-', '_')}-{version}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n", encoding="utf-8")
+        entries = "".join(f"part{number} = {module}\n" for number, module in enumerate(modules))
+        (folder / "entry_points.txt").write_text(f"[{hookspecs.PROJECT}]\n{entries}", encoding="utf-8")
+        return modules[0]
+
+    return make
+
+
+def only_problem(plugins: Plugins) -> str:
+    assert len(plugins.problems) == 1, plugins.problems
+    return plugins.problems[0]
+
+
+def full_names(plugins: Plugins) -> set[str]:
+    return {f"{r.kind}:{r.package}/{r.name}" for r in plugins.registered}
+
+
+BUILTIN = full_names(plugin_manager(load=False))
+
+
+# ------------------------------------------------------------------------------------------------ built-ins
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("model", {"codi", "causal_lm"}),
+        ("dataset", {"problems", "pairs", "prompts", "demo-pairs", "demo-problems"}),
+        ("intervention", {"zero", "mean", "resample", "patch", "noise", "steer"}),
+        ("metric", {"accuracy", "flip", "kl", "logit_diff", "normalized_effect", "prob", "rank", "cross_entropy"}),
+        ("analysis", {"importance"}),
+    ],
+)
+def test_builtins_are_registered_without_problems(kind: str, names: set[str]) -> None:
+    plugins = plugin_manager(load=False)
+    assert plugins.problems == []
+    assert names <= set(plugins.names(kind))
+    assert {f"codi-engine/{n}" for n in names} <= set(plugins.names(kind))
+
+
+def test_every_builtin_has_help_and_documented_options() -> None:
+    for item in plugin_manager(load=False).registered:
+        assert inspect.cleandoc(item.cls.__doc__ or "").splitlines()[0].strip(), item.name
+        assert item.cls.Options.model_config.get("extra") == "forbid", item.name
+        assert item.cls.Options.model_config.get("strict") is True, item.name
+
+
+def test_managers_share_nothing() -> None:
+    first, second = plugin_manager(load=False), plugin_manager(load=False)
+    first.register(types.ModuleType("empty"), "somebody", "1")
+    assert first.manager.has_plugin("somebody")
+    assert not second.manager.has_plugin("somebody")
+
+
+# --------------------------------------------------------------------------------------- asking and building
+
+
+def test_get_by_short_and_full_name() -> None:
+    plugins = plugin_manager(load=False)
+    assert plugins.get("intervention", "zero") is plugins.get("intervention", "codi-engine/zero")
+
+
+def test_unknown_name_offers_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"file\.yaml: intervention\.plugin: unknown intervention 'patsh'; did you mean 'patch'"):
+        plugin_manager(load=False).get("intervention", "patsh", "file.yaml: intervention.plugin")
+
+
+def test_kinds_do_not_mix() -> None:
+    with pytest.raises(UserError, match="unknown metric 'zero'"):
+        plugin_manager(load=False).get("metric", "zero")
+
+
+@pytest.mark.parametrize("mapping", ["noise", {"plugin": "noise"}, {"plugin": "codi-engine/noise", "sigma": 1.0}])
+def test_build_validates_options(mapping: Any) -> None:
+    built = plugin_manager(load=False).build("intervention", mapping, where="intervention", source="x.yaml")
+    assert built.name == "noise"
+    assert built.options.sigma == 1.0
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({"plugin": "noise", "sigm": 1.0}, "unknown key 'sigm'; did you mean 'sigma'"),
+        ({"plugin": "noise", "sigma": "1e-3"}, "YAML reads 1e-3 as text"),
+        ({"plugin": "noise", "sigma": -1.0}, "greater than or equal to 0"),
+        ({"sigma": 1.0}, "write {plugin: name"),
+        (3, "write {plugin: name"),
+    ],
+)
+def test_build_refuses_bad_options(mapping: Any, message: str) -> None:
+    with pytest.raises(UserError, match=r"x\.yaml: intervention") as caught:
+        plugin_manager(load=False).build("intervention", mapping, where="intervention", source="x.yaml")
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 2
+
+
+# ------------------------------------------------------------------------------------------ a third party's
+
+
+def test_an_installed_package_is_found(install: Install) -> None:
+    install("codi-scale", scale())
+    plugins = plugin_manager()
+    found = next(r for r in plugins.registered if r.package == "codi-scale")
+    assert (found.kind, found.name, found.version) == ("intervention", "scale", "1.2")
+    built = plugins.build("intervention", {"plugin": "scale", "factor": 3.0}, where="intervention", source="x.yaml")
+    assert built.options.factor == 3.0
+    assert plugins.get("intervention", "codi-scale/scale") is type(built)
+    assert plugins.problems == []
+
+
+def test_load_false_leaves_it_alone(install: Install) -> None:
+    install("codi-scale", scale())
+    assert full_names(plugin_manager(load=False)) == BUILTIN
+
+
+def test_two_entry_points_of_one_package_both_count(install: Install) -> None:
+    install("codi-scale", scale("first"), scale("second"))
+    plugins = plugin_manager()
+    assert plugins.problems == []
+    assert {"first", "second"} <= set(plugins.names("intervention"))
+
+
+def test_a_builtin_keeps_its_short_name(install: Install) -> None:
+    install("codi-scale", scale("zero"))
+    plugins = plugin_manager()
+    assert plugins.get("intervention", "zero").__module__ == "codi_engine.plugins.interventions.ablate"
+    assert plugins.get("intervention", "codi-scale/zero").__name__ == "Scale"
+
+
+def test_a_short_name_of_two_packages_is_ambiguous(install: Install) -> None:
+    install("codi-scale", scale())
+    install("codi-other", scale())
+    with pytest.raises(UserError, match="write one of codi-other/scale, codi-scale/scale"):
+        plugin_manager().get("intervention", "scale")
+
+
+@pytest.mark.parametrize(("allowed", "found"), [("codi-scale", True), ("Codi_Scale, other", True), ("", False), ("other", False)])
+def test_the_environment_restricts(install: Install, monkeypatch: pytest.MonkeyPatch, allowed: str, found: bool) -> None:
+    install("codi-scale", scale())
+    monkeypatch.setenv(ENVIRONMENT, allowed)
+    plugins = plugin_manager()
+    assert ("scale" in plugins.names("intervention")) is found
+    assert full_names(plugins) >= BUILTIN
+
+
+def test_a_package_named_but_not_installed_is_reported(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("codi-scale", scale())
+    monkeypatch.setenv(ENVIRONMENT, "codi-scael")
+    assert only_problem(plugin_manager()).startswith("codi-scael: named in CODI_ENGINE_PLUGINS, but")
+
+
+# ---------------------------------------------------------------------------------------- what is left out
+
+HOOK = "from codi_engine import hookimpl\n@hookimpl\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("raise RuntimeError('broken')", "cannot be imported: RuntimeError: broken"),
+        ("import no_such_module_at_all", "cannot be imported: ModuleNotFoundError"),
+        ("import sys\nsys.exit(3)", "cannot be imported: SystemExit"),
+        ("def (", "cannot be imported: SyntaxError"),
+        ("codi_engine_spec = 99\n" + scale(), f"written for hook specification 99; this is {SPEC_VERSION}"),
+        (HOOK + "def interventionz(): return []", "cannot be registered: "),
+        (HOOK + "def interventions(everything): return []", "cannot be registered: "),
+        (HOOK + "def analyses(): raise KeyError('k')", "analyses() failed: KeyError"),
+        (HOOK + "def metrics(): return None", "metrics() failed: TypeError"),
+        (HOOK + "def metrics(): return [int]", "metric 'int' left out: not a subclass of Metric"),
+        (HOOK + "def metrics(): return [3]", "metric '3' left out: not a subclass of Metric"),
+        (scale().replace("interventions()", "metrics()"), "metric 'scale' left out: not a subclass of Metric"),
+        (scale("a b"), "`name` must be letters"),
+        (scale().replace('name = "scale"', ""), "intervention 'Scale' left out: `name` must be letters"),
+        (scale().replace("    Options = ScaleOptions\n", "    Options = dict\n"), "`Options` is not a subclass"),
+        (scale().replace('"""Multiply the site\'s values."""', ""), "has no docstring"),
+        (scale().replace("def apply", "def applied"), "lacks apply"),
+    ],
+)
+def test_a_broken_package_is_named_and_left_out(install: Install, source: str, message: str) -> None:
+    install("codi-broken", source)
+    plugins = plugin_manager()
+    problem = only_problem(plugins)
+    assert problem.startswith("codi-broken 1.2: ")
+    assert message in problem
+    assert "\n" not in problem
+    assert full_names(plugins) == BUILTIN
+    if "cannot be registered" in message:
+        assert not plugins.manager.has_plugin("codi-broken:part0")
+
+
+def test_a_broken_package_does_not_take_others_along(install: Install) -> None:
+    install("codi-broken", "raise RuntimeError('broken')")
+    install("codi-scale", scale())
+    plugins = plugin_manager()
+    assert "scale" in plugins.names("intervention")
+    assert only_problem(plugins).startswith("codi-broken 1.2")
+
+
+def test_the_second_class_of_a_name_is_left_out(install: Install) -> None:
+    install("codi-scale", scale(classes="Scale, Scale"))
+    plugins = plugin_manager()
+    assert sum(r.name == "scale" for r in plugins.registered) == 1
+    assert only_problem(plugins) == "codi-scale 1.2: intervention 'scale' left out: the name stands twice"
+
+
+def test_a_package_registered_twice_keeps_its_first() -> None:
+    plugins = plugin_manager(load=False)
+    plugins.register(types.ModuleType("one"), "somebody", "1")
+    plugins.register(types.ModuleType("two"), "somebody", "1")
+    assert only_problem(plugins).startswith("somebody 1: cannot be registered")
+    assert plugins.manager.has_plugin("somebody")
+
+
+# --------------------------------------------------------------------------------------------- the hooks
+
+
+def test_lifecycle_hooks_reach_an_installed_package(install: Install) -> None:
+    install("codi-watch", HOOK + "def unit_committed(unit, cells):\n    return (unit, cells)\n")
+    plugins = plugin_manager()
+    assert plugins.problems == []
+    assert plugins.hook.unit_committed(path=Path("runs/x"), unit=2, units=5, cells=256) == [(2, 256)]
+
+
+def hooks() -> dict[str, list[str]]:
+    """Hook → its arguments, from the specification."""
+    found = {n: f for n, f in vars(hookspecs).items() if hasattr(f, f"{hookspecs.PROJECT}_spec")}
+    return {name: list(inspect.signature(function).parameters) for name, function in found.items()}
+
+
+def test_there_is_a_hook_for_every_kind() -> None:
+    assert set(HOOKS) == set(KINDS)
+    assert set(HOOKS.values()) <= set(hooks())
+
+
+def test_docs_head_every_hook_with_its_signature() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    headed = re.findall(r"^### (.+)$", text, re.MULTILINE)
+    assert headed == [f"{name}({', '.join(arguments)})" for name, arguments in hooks().items()]
+
+
+def test_the_whole_plugin_of_the_docs_works(install: Install) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    source = re.search(r"```python\n(.+?)```", text, re.DOTALL)
+    assert source is not None
+    install("codi-scale", source[1])
+    plugins = plugin_manager()
+    assert plugins.problems == []
+    built = plugins.build("intervention", {"plugin": "scale"}, where="intervention", source="x.yaml")
+    assert built.identity()
