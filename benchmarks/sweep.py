@@ -288,9 +288,7 @@ def main() -> None:
         with torch.inference_mode():
             print(f"{args.only[1]:<38}{memory_of(lambda: function(every)):9.0f} MB", flush=True)
         return
-    print(
-        f"torch {torch.__version__}, {args.threads} thread(s), {args.size} size, medians of {args.repeats}; {matrix_rate() / 1e9:.0f} GFLOP/s in matrix products"
-    )
+    print(f"torch {torch.__version__}, {args.threads} thread(s), {args.size} size, medians of {args.repeats}; {matrix_rate() / 1e9:.0f} GFLOP/s in GEMM")
     work = Work(args.size, args.every)
     for workload in ("A", "B"):
         if args.memory:

@@ -40,7 +40,7 @@ def test_first_last_and_marked_are_kept_apart() -> None:
     assert (found.first, found.marked, found.last, found.value) == (2.0, 5.0, 6.0, 5.0)
 
 
-@given(st.integers(-10**9, 10**9), st.sampled_from(["The answer is: {}", "#### {}", "so answer: {} !"]))
+@given(st.integers(-(10**9), 10**9), st.sampled_from(["The answer is: {}", "#### {}", "so answer: {} !"]))
 def test_any_integer_written_as_an_answer_is_found(number: int, form: str) -> None:
     assert extract(form.format(number)).value == number
     assert extract(form.format(f"{number:,}")).value == number

@@ -28,7 +28,7 @@ def test_bh_equals_its_naive_twin_and_scipy(p: np.ndarray) -> None:
 
 @given(FAMILIES)
 def test_corrections_are_ordered(p: np.ndarray) -> None:
-    bh, by, bonferroni = (adjust(p, m) for m in ("bh", "by", "bonferroni"))  # type: ignore[arg-type]
+    bh, by, bonferroni = (adjust(p, m) for m in ("bh", "by", "bonferroni"))
     assert (bh >= p - 1e-15).all()
     assert (by >= bh - 1e-15).all()
     assert (bonferroni >= bh - 1e-15).all()

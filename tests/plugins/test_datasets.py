@@ -24,7 +24,7 @@ def pair(i: int, clean: Any = 1, corrupted: Any = 2, **more: Any) -> dict[str, A
 
 
 def test_problems_understand_gsm8k_and_numbers(tmp_path: Path) -> None:
-    records = [
+    records: list[dict[str, Any]] = [
         {"question": "a?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4", "steps": 1},
         {"question": "b?", "answer": 2000.5},
         {"question": "c?", "answer": "2,000"},
@@ -47,7 +47,7 @@ def test_json_jsonl_and_parquet_are_the_same(tmp_path: Path) -> None:
 
 
 def test_invalid_records_are_listed_and_dropped_only_on_request(tmp_path: Path) -> None:
-    records = [{"question": "a", "answer": 1}, {"question": "b", "answer": "who knows"}, {"question": "a ", "answer": 1}]
+    records: list[dict[str, Any]] = [{"question": "a", "answer": 1}, {"question": "b", "answer": "who knows"}, {"question": "a ", "answer": 1}]
     path = str(write_lines(tmp_path / "p.jsonl", records))
     with pytest.raises(UserError, match=r"1 unparsable answers: p.jsonl:2; 1 duplicates: p.jsonl:3"):
         load("problems", path=path)

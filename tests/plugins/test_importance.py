@@ -70,7 +70,7 @@ def test_false_discoveries_with_correlated_trials_stay_at_the_stated_rate() -> N
         edited = frame[frame["condition"] == "patch"]
         p = edited.groupby(["layer", "step"])["kl"].apply(lambda v: stats.ttest_1samp(v, 0).pvalue)
         naive.append((stats.false_discovery_control(p) < 0.05).any())
-    assert np.mean(naive) > 3 * max(np.mean(wrong), 0.05)
+    assert float(np.mean(naive)) > 3 * max(float(np.mean(wrong)), 0.05)
 
 
 def test_constant_effects_have_a_stated_result() -> None:

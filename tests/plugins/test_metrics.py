@@ -29,8 +29,10 @@ def outcome(rows: int, seed: int, tokens: int = 2, vocabulary: int = 7) -> Outco
 
 def readings(rows: int = 5, **changes: Any) -> Readings:
     base: dict[str, Any] = {
-        "labels": {}, "gold": np.arange(rows) % 3.0, "other": (np.arange(rows) + 1) % 3.0, "gold_token": np.arange(rows) % 7, "other_token": (np.arange(rows) + 1) % 7,
-        "edited": outcome(rows, 1), "baseline": outcome(rows, 2), "clean": outcome(rows, 3), "corrupted": outcome(rows, 4), "clean_is_gold": np.arange(rows) % 2 == 0,
+        "labels": {}, "gold": np.arange(rows) % 3.0, "other": (np.arange(rows) + 1) % 3.0,
+        "gold_token": np.arange(rows) % 7, "other_token": (np.arange(rows) + 1) % 7,
+        "edited": outcome(rows, 1), "baseline": outcome(rows, 2), "clean": outcome(rows, 3), "corrupted": outcome(rows, 4),
+        "clean_is_gold": np.arange(rows) % 2 == 0,
     }  # fmt: skip
     return Readings(**{**base, **changes})
 
@@ -115,6 +117,7 @@ def test_scores_follow_the_side_not_the_prompt() -> None:
     read = readings()
     clean, corrupted = metric("clean_score").measure(read)["clean_score"], metric("corrupted_score").measure(read)["corrupted_score"]
     gold, other = read.edited.gold_logprob.sum(1), read.edited.other_logprob.sum(1)
+    assert read.clean_is_gold is not None
     np.testing.assert_allclose(clean, np.where(read.clean_is_gold, gold, other))
     np.testing.assert_allclose(corrupted, np.where(read.clean_is_gold, other, gold))
 

@@ -18,7 +18,7 @@ INK, QUIET, PAPER, GRID = "#1f2430", "#6b7280", "#ffffff", "#e5e7eb"
 SEQUENTIAL = LinearSegmentedColormap.from_list("sea", ["#f6f8fa", "#c5dceb", "#7fb2d5", "#3b7fb6", "#1d4f8c", "#112a54"])
 DIVERGING = LinearSegmentedColormap.from_list("balance", ["#8c2d19", "#d8795b", "#f3c9b6", "#f7f7f5", "#bcd7e8", "#5b9bc6", "#1d4f8c"])
 WORDS = {
-    "normalized_effect": "normalised effect  (0 = as corrupted, 1 = as clean)",
+    "normalized_effect": "normalised effect, change from unedited",
     "kl": "KL divergence from the unedited run (nats)",
     "logit_diff": "change of the logit difference",
     "flip": "share of answers that changed",
