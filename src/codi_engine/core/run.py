@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from codi_engine.core.experiment import Experiment
+    from codi_engine.core.lifecycle import Lifecycle
     from codi_engine.core.plugin import AnalysisResult
     from codi_engine.core.plugins import Plugins
     from codi_engine.core.results import Run
@@ -173,7 +174,8 @@ def run_experiment(
     count = len(plan.cells) + sum(not p.pool for p in plan.prompts) * plan.trials
     finished = Finished(path, count, runner.new_cells, 0.0, notes=[*plan.data.report, *plan.notes])
     for analysis in prepared.experiment.analyses:
-        _analyze(finished, plugins, analysis, progress)
+        _analyze(finished, plugins, analysis, progress, runner.life)
+    runner.life.finished(finished.tables, finished.figures)
     finished.seconds = time.perf_counter() - begun
     return finished
 
@@ -252,7 +254,7 @@ def _options(texts: Sequence[str]) -> dict[str, Any]:
     return out
 
 
-def _analyze(finished: Finished, plugins: Plugins, mapping: Any, progress: Progress) -> None:
+def _analyze(finished: Finished, plugins: Plugins, mapping: Any, progress: Progress, life: Lifecycle | None = None) -> None:
     """Run one analysis and write its tables and figures to ``results/<name>``."""
     from codi_engine.core.results import open_run
 
@@ -261,6 +263,8 @@ def _analyze(finished: Finished, plugins: Plugins, mapping: Any, progress: Progr
     result = analysis.analyze([open_run(finished.path)])
     folder = finished.path / "results" / analysis.name
     write_result(folder, result)
+    if life is not None:
+        life.analysed(analysis.name, result)
     finished.summaries[analysis.name] = result.summary
     finished.console += ("\n" if finished.console else "") + result.summary
     finished.figures.update({name: folder / f"{name}.png" for name in result.figures})

@@ -13,8 +13,9 @@ import numpy as np
 
 from codi_engine.core.errors import DifferentRun, UserError
 from codi_engine.core.generations import UNIT_CELLS, Unit, generation, units_of
+from codi_engine.core.lifecycle import Lifecycle
 from codi_engine.core.plan import BASELINE, Plan, PromptRef, build_plan
-from codi_engine.core.plugin import Metric, Model
+from codi_engine.core.plugin import Metric, Model, Tracker
 from codi_engine.core.progress import Progress
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Prepared:
     plan: Plan
     metrics: list[Metric[Any]]
     metric_names: dict[tuple[int, str], str] = field(default_factory=dict)
+    trackers: list[Tracker[Any]] = field(default_factory=list)
 
     def column(self, metric: Metric[Any], column: str) -> str:
         """Return the column's name: the metric's, made unique where one metric is used twice with other options."""
@@ -49,6 +51,9 @@ def prepare(experiment: Experiment, plugins: Plugins) -> Prepared:
     metrics = [plugins.build("metric", m, where=f"metrics[{i}]", source=source) for i, m in enumerate(experiment.metrics)]
     for number, analysis in enumerate(experiment.analyses):
         plugins.build("analysis", analysis, where=f"analyses[{number}]", source=source)
+    trackers = [plugins.build("tracker", t, where=f"trackers[{i}]", source=source) for i, t in enumerate(experiment.trackers)]
+    if experiment.checks:
+        raise UserError(f"{source}: checks: are not evaluated by this version; remove them, or read the run's tables")
     info = model.describe()
     data = dataset.load()
     for number, metric in enumerate(metrics):
@@ -58,6 +63,7 @@ def prepare(experiment: Experiment, plugins: Plugins) -> Prepared:
             raise UserError(f"{source}: metrics[{number}]: '{metric.name}' compares captures; add capture: [site]")
     prepared = Prepared(experiment, plugins, model, build_plan(experiment, plugins, data, info), metrics)
     prepared.metric_names = _metric_names(metrics)
+    prepared.trackers = trackers
     return prepared
 
 
@@ -86,7 +92,7 @@ class Runner:
         self.prepared, self.path, self.progress = prepared, path, progress
         self.experiment, self.plan = prepared.experiment, prepared.plan
         self.new_cells = 0
-        self.started = time.time()
+        self.life = Lifecycle(prepared.plugins, prepared.trackers, path, progress.note)
 
     # ------------------------------------------------------------------------------------------ preparing
 
@@ -120,6 +126,7 @@ class Runner:
         answers = Answers(adapter, experiment.generate.answer_prefix)
         needs = Needs.of(self.prepared.metrics, data.kind != "prompts")
         self._check_length(adapter, ids, prompts, len(answers.prefix))
+        self._check_positions(ids, prompts)
         lengths = [len(i) for i in ids.values()]
         captures = parse_captures(experiment.capture, adapter.info, net.components, max(lengths), experiment.source)
         arrays = source_arrays(self.plan, plugins, lengths, len(adapter.answer_start) + len(answers.prefix))
@@ -151,6 +158,21 @@ class Runner:
                     f"data: example {prompts[key].example}: prompt of {len(tokens)} tokens; the model's {most} positions leave {room} "
                     "beside latents and answer.\nShorten it, drop it, or lower generate.max_new_tokens."
                 )
+
+    def _check_positions(self, ids: Mapping[str, Sequence[int]], prompts: Mapping[str, PromptRef]) -> None:
+        """Every swept prompt position must lie inside every prompt that it is applied to."""
+        for condition in self.plan.conditions:
+            if condition.phase != "prompt":
+                continue
+            values = condition.axes.get("position") or (condition.fixed["position"],)
+            low, high = min(p for v in values for p in v), max(p for v in values for p in v)
+            for key, tokens in ids.items():
+                if prompts[key].variant in (condition.variant, condition.partner) and not -len(tokens) <= low <= high < len(tokens):
+                    bad = low if low < -len(tokens) else high
+                    raise UserError(
+                        f"{self.experiment.source}: {condition.name}: position {bad} lies outside the prompt of example {prompts[key].example} "
+                        f"({len(tokens)} tokens).\nPositions count from 0, or from the end: −1 is the last token."
+                    )
 
     # ------------------------------------------------------------------------------------------- planning
 
@@ -224,6 +246,8 @@ class Runner:
             todo = [u for u in units if u.number not in writer.committed and mine & set(u.keys)]
             self._complete(job, todo)
             writer.set_provenance(self._provenance(adapter, writer))
+            self.life.planned(self.experiment.to_dict(), len(self.plan.cells), len(units))
+            self.life.started()
             unedited = [u for u in todo if u.stage != "sweep"]
             self.progress.start("baseline", sum(len(u.keys) * u.trials for u in unedited), "prompts")
             for unit in unedited:
@@ -253,6 +277,8 @@ class Runner:
     def _commit(self, writer: RunWriter, unit: Unit, arrays: Mapping[str, np.ndarray], texts: Mapping[str, list[Any]]) -> None:
         writer.commit(unit.number, unit.stage, dict(arrays), dict(texts) if texts else None, None)
         self.progress.advance(len(unit.keys) * unit.trials)
+        metrics = {k.removeprefix("cells/metrics/"): v for k, v in arrays.items() if k.startswith("cells/metrics/")}
+        self.life.committed(unit.number, len(units_of(writer.plans)), len(unit.keys) * unit.trials, metrics)
 
     def _check_model(self, writer: RunWriter, adapter: ModelAdapter) -> None:
         old = writer.provenance.get("model_digest")

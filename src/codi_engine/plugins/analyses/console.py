@@ -18,7 +18,8 @@ def condition_grids(table: pd.DataFrame, axes: Sequence[str], metric: str) -> li
         used = [a for a in axes if part[a].notna().any() and part[a].nunique() > 1]
         if "by" in part and part["by"].nunique() > 1:
             used = ["by", *used]
-        lines += ["", f"{condition}: mean {metric}" + (f" by {' × '.join(used)}" if used else "")]
+        over = " × ".join(u if u != "by" else "stratum" for u in used)
+        lines += ["", f"{condition}: mean {metric}" + (f" by {over}" if used else "")]
         if not used:
             lines.append(f"  {_cell(part.iloc[0])}")
         elif len(used) == 1:
@@ -46,7 +47,7 @@ def _grid(part: pd.DataFrame, down: str, across: str) -> list[str]:
         some = columns[start : start + shown]
         lines.append(f"{across:>10} " + "".join(f"{c!s:>{width}}" for c in some))
         for r in rows:
-            head = f"{down} {r}" if down != "_row" else ""
+            head = "" if down == "_row" else str(r) if down == "by" else f"{down} {r}"
             lines.append(f"{head:>10} " + "".join(f"{cells.get((r, c), '·'):>{width}}" for c in some))
     return lines
 

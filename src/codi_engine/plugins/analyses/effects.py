@@ -43,7 +43,8 @@ def per_example(cells: pd.DataFrame, metric: str, axes: Sequence[str], by: str |
 def effect_table(per: pd.DataFrame, axes: Sequence[str], options: ImportanceOptions) -> pd.DataFrame:
     """Return one row per place: n, mean, interval, Hedges' g, t, p, q over the whole table.
 
-    A constant effect has no t-test: constant zero gives p = 1, any other constant gives no p and says so in ``note``.
+    A constant effect has no t-test: constant zero gives p = 1, any other constant the exact two-sided sign test,
+    p = 2^(1 − n), and ``note`` says so.
     """
     rows = []
     for key, group in per.groupby(["condition", "by", *axes], dropna=False, sort=False, observed=True):
@@ -74,7 +75,9 @@ def _statistics(values: np.ndarray, confidence: float) -> dict[str, Any]:
     out |= {"sd": sd, "se": se}
     binary = bool(np.isin(values, (0.0, 1.0)).all())
     if sd <= 1e-12 * max(abs(mean), 1.0):
-        p, note = (1.0, "constant: no effect in any example") if abs(mean) <= 1e-12 else (np.nan, "constant: the same effect in every example")
+        p, note = (
+            (1.0, "constant: no effect in any example") if abs(mean) <= 1e-12 else (2.0 ** (1 - n), "constant: the same effect in every example; sign test")
+        )
         out |= {"p": p, "note": note, "ci_low": mean, "ci_high": mean}
     else:
         half = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * se
@@ -141,7 +144,8 @@ def baseline_table(cells: pd.DataFrame, options: ImportanceOptions) -> pd.DataFr
 
 def baseline_line(table: pd.DataFrame) -> str:
     """Say the unedited accuracy in one line."""
-    parts = [f"{row['variant']} {row['accuracy']:.0%} (n = {row['n']})" for _, row in table.iterrows()]
+    keys = [k for k in table.columns if k not in ("n", "accuracy", "ci_low", "ci_high")]
+    parts = [f"{' '.join(str(row[k]) for k in keys)} {row['accuracy']:.0%} (n = {row['n']})" for _, row in table.iterrows()]
     return "unedited accuracy: " + ", ".join(parts) if parts else ""
 
 
