@@ -56,6 +56,7 @@ def table(rows: Sequence[tuple[str, str]]) -> None:
 
 def finished(experiment: Experiment, done: Finished) -> None:
     """Print what a run gave."""
+    experiment = done.experiment or experiment  # with --limit and --device applied
     new = "all new" if done.new_cells == done.cells else f"{done.new_cells:,} new" if done.new_cells else "none new: all were on disk"
     _console().print(plain(experiment.name, "bold"))
     rows = [("model", _reference(experiment.model)), ("data", _reference(experiment.data))]

@@ -38,6 +38,7 @@ class Finished:
     figures: dict[str, Path] = field(default_factory=dict)
     tables: dict[str, Path] = field(default_factory=dict)
     console: str = ""
+    experiment: Experiment | None = None
 
     def open(self) -> Run:
         """Open the run."""
@@ -172,7 +173,7 @@ def run_experiment(
     runner.run(lambda: _open_writer(prepared, path))
     plan = prepared.plan
     count = len(plan.cells) + sum(not p.pool for p in plan.prompts) * plan.trials
-    finished = Finished(path, count, runner.new_cells, 0.0, notes=[*plan.data.report, *plan.notes])
+    finished = Finished(path, count, runner.new_cells, 0.0, notes=[*plan.data.report, *plan.notes], experiment=prepared.experiment)
     for analysis in prepared.experiment.analyses:
         _analyze(finished, plugins, analysis, progress, runner.life)
     runner.life.finished(finished.tables, finished.figures)

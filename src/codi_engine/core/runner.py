@@ -91,7 +91,7 @@ class Runner:
     def __init__(self, prepared: Prepared, path: Path, progress: Progress) -> None:
         self.prepared, self.path, self.progress = prepared, path, progress
         self.experiment, self.plan = prepared.experiment, prepared.plan
-        self.new_cells = 0
+        self.new_cells = 0  # computed by this call
         self.life = Lifecycle(prepared.plugins, prepared.trackers, path, progress.note)
 
     # ------------------------------------------------------------------------------------------ preparing
@@ -192,7 +192,6 @@ class Runner:
 
             record = {"experiment": self.experiment.identity(), "units": records}
             writer.add_plan(record, len(records), array_specs(job), self._labels(job))
-        self.new_cells = len(cells) + sum(len(keys) * trials for keys, _, trials in baseline)
         job.codes = {name: {_hashable(v): i for i, v in enumerate(labels)} for name, labels in self._known_labels(job).items()}
         return units_of(writer.plans)
 
@@ -245,6 +244,7 @@ class Runner:
             mine = {c.key for c in self.plan.cells} | {p.key for p in self.plan.prompts}
             todo = [u for u in units if u.number not in writer.committed and mine & set(u.keys)]
             self._complete(job, todo)
+            self.new_cells = sum(len(u.keys) * u.trials for u in todo if u.stage != "sources")
             writer.set_provenance(self._provenance(adapter, writer))
             self.life.planned(self.experiment.to_dict(), len(self.plan.cells), len(units))
             self.life.started()
