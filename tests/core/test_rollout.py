@@ -338,3 +338,24 @@ def test_the_rollout_gives_what_the_reference_gives() -> None:
             assert torch.equal(out.first_logits[n], base.first_logits[2])
         after = arrays[f"c_{e['key']}"].reshape(7, -1)[e["step"] + 1 :]
         np.testing.assert_allclose(out.captures["latent_out", None, "latent"][n][e["step"] :], after, atol=2e-4, rtol=1e-3)
+
+
+def test_answers_of_several_tokens_are_teacher_forced(net: Network) -> None:
+    texts = prompts((9, 21))
+    gold, other, prefix = (5, 7, 9), (11, 3), (2, 4)
+    tasks = [Task(0, gold=gold, other=other), Task(1, gold=other, other=gold), Task(0)]
+    out = Rollout(net).run(texts, tasks, Want(prefix=prefix, max_new_tokens=4))
+    net.model.set_attn_implementation("eager")
+    for row, (prompt, ids) in enumerate([(0, gold), (1, other)]):
+        with torch.inference_mode():
+            logits = net.model(torch.tensor([[*texts[prompt], *prefix, *ids]])).logits[0].double()
+        start = len(texts[prompt]) + len(prefix) - 1
+        for i, token in enumerate(ids):
+            assert out.gold_logit[row, i] == pytest.approx(float(logits[start + i, token]), abs=1e-4)
+            assert out.gold_logprob[row, i] == pytest.approx(float(torch.log_softmax(logits[start + i], -1)[token]), abs=1e-4)
+        assert np.isnan(out.gold_logprob[row, len(ids) :]).all()
+        assert torch.allclose(out.number_logits[row].double(), logits[start], atol=1e-4)
+    net.model.set_attn_implementation("codi_engine_packed")
+    assert np.isnan(out.gold_logprob[2]).all()
+    plain = Rollout(net).run(texts, [Task(0), Task(1)], Want(read=False, max_new_tokens=4))
+    assert [out.tokens[0], out.tokens[1]] == plain.tokens

@@ -169,19 +169,40 @@ def test_mean_noise_and_steer_do_what_they_say(demo: Maker) -> None:
     assert abs(np.dot(by["away"][0, 2], direction / np.linalg.norm(direction))) < 1e-3
 
 
-def test_resample_takes_the_recorded_donor(demo: Maker) -> None:
+def test_resample_takes_the_recorded_donor_at_the_same_step(demo: Maker) -> None:
+    from codi_engine import load
+    from codi_engine.core.donors import donors_of
+    from codi_engine.core.plugins import plugin_manager
+    from codi_engine.core.runner import prepare
+
     data = {"plugin": "demo-problems", "limit": 2}
-    run = demo(intervention={"plugin": "resample", "site": "latent_in"}, sweep={"step": "all", "donor": 2}, data=data, capture=["latent_in"]).run().open()
-    own = run.activations("latent_in").values
-    values = run.activations("latent_in", edited=True)
+    experiment = demo(intervention={"plugin": "resample", "site": "latent_in"}, sweep={"step": "all", "donor": 2}, data=data, capture=["latent_in"])
+    run = experiment.run().open()
+    plan = prepare(experiment, plugin_manager(load=False)).plan
+    pool = {e.id: e.prompts["main"].text for e in plan.data.pool}
+    session = load("demo", device="cpu")
+    own, values = run.activations("latent_in"), run.activations("latent_in", edited=True)
+    assert values.sizes["cell"] == 2 * 6 * 2
+    seen: dict[tuple[str, int], str] = {}
     for i in range(values.sizes["cell"]):
         cell = values.isel(cell=i)
-        changed = cell.values[int(cell["step"].values.tolist()[0] if cell["step"].ndim else 0)]
-        assert changed.shape == (128,)
-    frame = edited(run.cells)
-    assert set(frame["donor"]) == {0, 1}
-    assert len(frame) == 2 * 6 * 2
-    assert len(own) == 2
+        example, step, number = str(cell["example"].item()), int(cell["edited_step"].item()), int(cell["donor"].item())
+        donor = donors_of(0, example, list(pool), plan.conditions[0], {"step": (step,), "donor": number})
+        assert donor != example
+        assert seen.setdefault((example, number), donor) == donor  # the same donor at every step
+        expected = session.capture(pool[donor], ["latent_in"])["latent_in"].sel(step=step)
+        assert np.array_equal(cell.sel(step=step), expected)
+        if step:
+            assert np.array_equal(cell.sel(step=step - 1), own.sel(example=example, step=step - 1))
+
+
+def test_parts_of_captures_can_be_asked_for(demo: Maker) -> None:
+    spec = {"plugin": "zero", "site": "resid_post", "on": "clean"}
+    run = demo(intervention=spec, sweep={"layer": [0, 1], "step": [5]}, capture=["resid_mid@latent[4,5]", "resid_post"]).run().open()
+    assert run.activations("resid_mid.2@latent[5]", edited=True).sizes == {"cell": 6, "step": 1, "width": 128}
+    zeroed = run.activations("resid_post.1@latent[5]", edited=True)
+    assert (zeroed.values[zeroed["edited_layer"].values == 1] == 0).all()
+    assert (zeroed.values[zeroed["edited_layer"].values == 0] != 0).any()
 
 
 def test_sets_of_steps_and_heads(demo: Maker) -> None:

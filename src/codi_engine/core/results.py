@@ -166,6 +166,7 @@ class Run:
         """Return captured values of the unedited cells (or of the edited ones): dims cell/example … step, width.
 
         ``site`` is what the experiment captured, or a part of it: ``resid_post.8@latent[3]`` out of ``resid_post@latent``.
+        With ``edited`` the cells' axes are coordinates; those that the capture itself has are called ``edited_layer`` etc.
 
         Raises
         ------
@@ -184,7 +185,8 @@ class Run:
         spec = self.store.spec(array)
         frame = self.cells.set_index(coded.index).loc[[s for s in keep if s in where]]
         data = xr.DataArray(values[rows], dims=spec.dims, coords=dict(spec.attrs.get("coords", {})), name=name)
-        axes = {a: ("cell", frame[a].to_numpy()) for a in self.axes if a in frame and frame[a].notna().any()}
+        named = {a: f"edited_{a}" if a in data.dims else a for a in self.axes}  # where a cell was edited, not what was captured
+        axes = {named[a]: ("cell", frame[a].to_numpy()) for a in self.axes if a in frame and frame[a].notna().any()}
         data = data.assign_coords(axes)
         if not edited and frame["example"].is_unique:
             data = data.swap_dims(cell="example")
@@ -197,7 +199,8 @@ class Run:
         for name in known:
             have = parse_site(name)
             same_phase = wanted.phase is None or have.phase in (None, wanted.phase)
-            if have.component == wanted.component and have.layer in (None, wanted.layer) and have.index is None and same_phase:
+            same_places = have.index is None or set(wanted.index or have.index) <= set(have.index)
+            if have.component == wanted.component and have.layer in (None, wanted.layer) and same_places and same_phase:
                 return name
         raise UserError(f"activations of '{site}' were not captured; {nearest(site, known)}")
 
@@ -205,7 +208,7 @@ class Run:
         wanted, have = parse_site(site), parse_site(name)
         if wanted.layer is not None and have.layer is None and "layer" in data.dims:
             data = data.sel(layer=wanted.layer)
-        if wanted.index is not None and have.index is None:
+        if wanted.index is not None and have.index != wanted.index:
             place = "step" if "step" in data.dims else "position"
             try:
                 data = data.sel({place: list(wanted.index)})

@@ -53,7 +53,15 @@ def effect_table(per: pd.DataFrame, axes: Sequence[str], options: ImportanceOpti
     table = pd.DataFrame(rows)
     table["q"] = adjust(table["p"].to_numpy(), options.correction)
     table["significant"] = (table["q"] < options.q) & (table["mean"].abs() >= options.min_effect)
-    return table if options.by is not None else table.drop(columns="by")
+    if options.by is None:
+        return table.drop(columns="by")
+    return table.sort_values("by", kind="stable", key=_natural).reset_index(drop=True)
+
+
+def _natural(values: pd.Series) -> pd.Series:
+    """Sort strata by number where all of them are numbers."""
+    numbers = pd.to_numeric(values, errors="coerce")
+    return values if numbers.isna().any() else numbers
 
 
 def _statistics(values: np.ndarray, confidence: float) -> dict[str, Any]:
@@ -154,3 +162,8 @@ def place_name(row: pd.Series, axes: Sequence[str]) -> str:
     parts = [str(row["condition"])] if "condition" in row else []
     parts += [f"{a} {row[a]}" for a in axes if not pd.isna(row[a])]
     return " ".join(parts)
+
+
+def interval_text(row: pd.Series) -> str:
+    """Return `` [low, high]``, or nothing where there is no interval."""
+    return "" if np.isnan(row["ci_low"]) else f" [{row['ci_low']:+.2g}, {row['ci_high']:+.2g}]"

@@ -99,7 +99,7 @@ def _summary(tables: dict[str, Any], axes: Sequence[str], metric: str, cells: pd
     table = tables["effects"]
     lines = [*condition_grids(table, axes, metric), ""]
     best = tables["top"].iloc[:3]
-    names = [f"{effects.place_name(row, axes)} {row['mean']:+.3g} [{row['ci_low']:+.2g}, {row['ci_high']:+.2g}]" for _, row in best.iterrows()]
+    names = [f"{effects.place_name(row, axes)} {row['mean']:+.3g}{effects.interval_text(row)}" for _, row in best.iterrows()]
     lines.append("strongest: " + ";  ".join(names))
     tested = int(table["p"].notna().sum())
     low, high = int(table["n"].min()), int(table["n"].max())

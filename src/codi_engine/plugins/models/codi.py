@@ -275,7 +275,8 @@ def _download(repository: str, name: str) -> str | None:
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return str(hf_hub_download(repository, name))
+        with quiet():
+            return str(hf_hub_download(repository, name))
     except LocalEntryNotFoundError as error:
         raise UserError(f"model.checkpoint: '{repository}' is neither a directory here nor reachable on the Hub") from error
     except EntryNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging as python_logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,12 +41,16 @@ def quiet() -> Iterator[None]:
 
     before = logging.get_verbosity()
     logging.set_verbosity_error()
+    hub = python_logging.getLogger("huggingface_hub")
+    hub_before = hub.level
+    hub.setLevel(python_logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.set_verbosity(before)
+        hub.setLevel(hub_before)
 
 
 def _short(error: Exception) -> str:
