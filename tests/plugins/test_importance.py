@@ -9,7 +9,7 @@ from scipy import stats
 
 from codi_engine.plugins.analyses import effects, figures
 from codi_engine.plugins.analyses.console import condition_grids
-from codi_engine.plugins.analyses.importance import ImportanceOptions
+from codi_engine.plugins.analyses.options import ImportanceOptions
 
 
 def cells(effect: np.ndarray, metric: str = "kl", trials: int = 1, noise: float = 1.0, cluster: float = 0.0, seed: int = 0, n: int = 20) -> pd.DataFrame:

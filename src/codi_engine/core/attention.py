@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from codi_engine.core.errors import UserError
+
 #: slots per summation block; prompts are padded to a multiple of it on the left
 BLOCK = 16
 #: fewest rows in a matrix product; below, BLAS takes other kernels with other rounding
@@ -115,8 +117,7 @@ def packed_attention(
     context = _context
     if context is None:
         raise RuntimeError("packed attention was called outside the rollout")
-    if any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "sliding_window")):
-        raise NotImplementedError("soft-capped, sink or sliding-window attention")
+    _refuse_unknown(context, kwargs)
     context.calls += 1
     rows, tokens, count = context.rows, context.tokens, context.rows * context.tokens
     heads, width = query.shape[1], query.shape[3]
@@ -130,6 +131,17 @@ def packed_attention(
     out = query.new_zeros(1, query.shape[2], heads, value.shape[3])
     out[0, :count] = mixed.reshape(count, heads, value.shape[3])
     return out, None
+
+
+def _refuse_unknown(context: Context, kwargs: dict[str, Any]) -> None:
+    """Refuse attention that is not plain and causal over the whole context."""
+    window = kwargs.get("sliding_window")
+    slots = context.own_keys.shape[2] + (context.prompt_keys.shape[2] if context.prompt_keys is not None else 0)
+    if window is not None and slots > window:
+        raise UserError(f"model: its attention window of {window} tokens is shorter than the {slots} of prompt and answer; this is not supported yet")
+    for name in ("softcap", "s_aux"):
+        if kwargs.get(name) is not None:
+            raise UserError(f"model: its attention uses '{name}', which is not supported yet")
 
 
 def attend(q: torch.Tensor, context: Context) -> torch.Tensor:

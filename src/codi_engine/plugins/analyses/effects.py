@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from codi_engine.kernels.multiple import adjust
-
-if TYPE_CHECKING:
-    from codi_engine.plugins.analyses.importance import ImportanceOptions
+from codi_engine.plugins.analyses.options import CONTRASTS, ImportanceOptions
 
 _WHOLE = "all"
 
@@ -25,8 +23,6 @@ def per_example(cells: pd.DataFrame, metric: str, axes: Sequence[str], by: str |
 
     Contrasts are taken as they are; other metrics as edited minus the same prompt (and trial) unedited.
     """
-    from codi_engine.plugins.analyses.importance import CONTRASTS
-
     edited = cells[cells["condition"] != "baseline"].copy()
     if any(metric == c or metric.startswith(f"{c}_") for c in CONTRASTS):
         edited["effect"] = edited[metric].astype(float)

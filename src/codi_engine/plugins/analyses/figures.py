@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     from codi_engine.core.results import Run
-    from codi_engine.plugins.analyses.importance import ImportanceOptions
+    from codi_engine.plugins.analyses.options import ImportanceOptions
 
 INK, QUIET, PAPER, GRID = "#1f2430", "#6b7280", "#ffffff", "#e5e7eb"
 SEQUENTIAL = LinearSegmentedColormap.from_list("sea", ["#f6f8fa", "#c5dceb", "#7fb2d5", "#3b7fb6", "#1d4f8c", "#112a54"])

@@ -1,0 +1,29 @@
+"""Options of ``importance``, and what it knows of metrics."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from codi_engine.core.plugin import Options
+
+#: metrics that compare with the unedited run already; others are taken as edited minus unedited
+CONTRASTS = ("kl", "flip", "rms_logit_diff", "argmax_changed", "equals_other", "l2", "clean_l2")
+PREFERRED = ("normalized_effect", "kl", "logit_diff", "cross_entropy", "flip", "accuracy")
+
+
+class ImportanceOptions(Options):
+    """``metric``: which one to rank by (default: the first there is of normalized_effect, kl, logit_diff …).
+
+    ``by``: a field of the data to split by. ``correction`` runs over the whole table; ``min_effect`` is a further
+    threshold on |mean|. ``top``: rows of the ranking.
+    """
+
+    metric: str | None = None
+    by: str | None = None
+    q: float = Field(default=0.05, gt=0.0, lt=1.0)
+    confidence: float = Field(default=0.95, gt=0.0, lt=1.0)
+    correction: Literal["bh", "by", "bonferroni"] = "bh"
+    min_effect: float = Field(default=0.0, ge=0.0)
+    top: int = Field(default=10, ge=1)
