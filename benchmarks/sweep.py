@@ -34,7 +34,7 @@ from codi_engine.core.wavefront import Edit
 from codi_engine.plugins.models.hf import describe, quiet
 
 SIZES = {"small": (6, 256, 8, 2000), "gpt2": (12, 768, 12, 50257)}
-POSITIONS, TOKENS, PAIRS, LATENTS, DONORS, NEW, ROWS = 5, 60, 8, 6, 10, 12, 96
+POSITIONS, TOKENS, PAIRS, LATENTS, DONORS, NEW, ROWS = 5, 60, 8, 6, 10, 12, 48
 
 
 def model(size: str) -> Any:

@@ -255,7 +255,7 @@ class _Batch:
             state, cell_row = self._prompt(slot, used, cell_row)
         for step in range(self.net.info.latents):
             inputs = self.net.project(state.last)[:, None]
-            state, cell_row, _ = self._stage(state, cell_row, inputs, "latent", step, last="latent_out")
+            state, cell_row, _ = self._stage(state, cell_row, inputs, "latent", step, last="latent_out", consume=True)
         if self.want.read or self.want.generate or self.want.first:
             self._answer(state, cell_row)
 
@@ -276,12 +276,19 @@ class _Batch:
             ids[row, slots - slot - len(tail) :] = torch.tensor(tail)
         inputs = self.net.embed(ids.to(self.net.device))
         last = "latent_out" if self.net.info.latents else None
-        state, cell_row, _ = self._stage(state, cell_row, inputs, "prompt", slot - slots, last=last)
+        state, cell_row, _ = self._stage(state, cell_row, inputs, "prompt", slot - slots, last=last, keep=self._goes_on())
         return state, cell_row
+
+    def _goes_on(self) -> bool:
+        """True when stages follow the prompt: latents, a forced prefix, or generated tokens."""
+        want = self.want
+        longer = want.read and any(len(t.gold) > 1 or len(t.other) > 1 for t in self.tasks)
+        forced = bool(self.net.adapter.answer_start) and (want.first or want.read)
+        return bool(self.net.info.latents or want.generate or longer or forced or (want.read and want.prefix))
 
     def _stage(
         self, state: State, cell_row: np.ndarray, inputs: torch.Tensor, phase: Phase, place: int, last: str | None = None,
-        edited: bool = True, captured: bool = True,
+        edited: bool = True, captured: bool = True, keep: bool = True, consume: bool = False,
     ) -> tuple[State, np.ndarray, StageResult]:  # fmt: skip
         """Run one stage whose first token stands at ``place``; edits and captures of these places apply."""
         tokens = inputs.shape[1]
@@ -293,7 +300,7 @@ class _Batch:
                 self.reached.update((cell, phase, e.place) for _, e in due)
         wanted = self._wanted(phase, place, tokens) if captured else {}
         result = run_stage(
-            self.net, self.batch, state, inputs, cell_row, self.apply, edits, frozenset(wanted), last
+            self.net, self.batch, state, inputs, cell_row, self.apply, edits, frozenset(wanted), last, keep, consume
         )  # fmt: skip
         self.rows = max(self.rows, result.state.rows)
         self.forwarded += result.state.rows * tokens
@@ -405,7 +412,7 @@ class _Batch:
             cell_row[cells[going]] = inverse
             state = state.select(unique // (net_vocabulary(self.net) + 1))
             inputs = self._embedded([[int(t)] for t in unique % (net_vocabulary(self.net) + 1)])
-            state, cell_row, result = self._stage(state, cell_row, inputs, "answer", place, captured=False)
+            state, cell_row, result = self._stage(state, cell_row, inputs, "answer", place, captured=False, consume=True)
             logits = self.net.logits(result.normed[:, -1])
             place += 1
 

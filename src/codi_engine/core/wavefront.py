@@ -111,6 +111,8 @@ class Stage:
         capture: frozenset[tuple[str, int | None]],
         apply: Apply,
         last_component: str | None,
+        keep: bool = True,
+        consume: bool = False,
     ) -> None:
         self.net, self.batch, self.parent = net, batch, state
         self.tokens = inputs.shape[1]
@@ -118,6 +120,7 @@ class Stage:
         self.cell_row = cell_row.copy()
         self.origin = np.arange(state.rows)  # row → parent row
         self.capture, self.apply, self.last_component = capture, apply, last_component
+        self.keep, self.consume = keep, consume
         self.captured: dict[tuple[str, int | None], tuple[torch.Tensor, int]] = {}
         self.splits: list[np.ndarray] = []  # per split, new row → old row
         self.layers = len(net.blocks)
@@ -157,7 +160,8 @@ class Stage:
             with using(context):
                 out = net.block(layer, self._pack(self.hidden), layer_kwargs, self._handlers(layer), self.hidden.shape[0] * self.tokens)
             self.hidden = out[0, : len(self.origin) * self.tokens].view(len(self.origin), self.tokens, -1)
-            new_kv.append((context.own_keys, context.own_values, len(self.splits)))
+            if self.keep:
+                new_kv.append((context.own_keys, context.own_values, len(self.splits)))
         self._split(self.layers)
         self.hidden = self._touch("resid_post", self.layers - 1, self.hidden)
         normed = net.normalise(self._pack(self.hidden))[0, : len(self.origin) * self.tokens].view(self.hidden.shape)
@@ -230,6 +234,8 @@ class Stage:
         if own_k.shape[2] < room:
             grow = (0, 0, 0, room - own_k.shape[2])
             own_k, own_v = torch.nn.functional.pad(own_k, grow), torch.nn.functional.pad(own_v, grow)
+        if self.consume:
+            state.keys[layer] = state.values[layer] = own_k.new_empty(0)
         kv = self.batch.kv if rectangle is not None else None
         return Context(
             rows, self.tokens, own_k[:, :, :room], own_v[:, :, :room], state.used, self._own_mask(room),
@@ -336,6 +342,8 @@ def run_stage(
     edits: Mapping[int, Sequence[tuple[int, Edit]]] | None = None,
     capture: frozenset[tuple[str, int | None]] = frozenset(),
     last_component: str | None = None,
+    keep: bool = True,
+    consume: bool = False,
 ) -> StageResult:
     """Feed S tokens to every row.
 
@@ -346,10 +354,12 @@ def run_stage(
     edits: cell → (token offset, edit) of this stage
     capture: (component, layer) to keep
     last_component: ``latent_out`` where the last token's final state is one
+    keep: False where no stage follows: the rows' keys and values are dropped layer by layer
+    consume: True where the state is not used again: its keys and values are freed layer by layer
 
     The state is consumed: its keys and values may be written in place.
     """
-    stage = Stage(net, batch, state, inputs, cell_row, edits or {}, capture, apply, last_component)
+    stage = Stage(net, batch, state, inputs, cell_row, edits or {}, capture, apply, last_component, keep, consume)
     result = stage.run()
     if stage.pending:
         raise RuntimeError(f"edits did not fire: {sorted(stage.pending)}")
