@@ -167,7 +167,7 @@ class Outcome:
 
     Attributes
     ----------
-    text: generated answer text
+    text: generated answer text of the rows being measured; empty for stored unedited outcomes (their ``answer`` is there)
     answer: the number that the one extractor found, NaN when none
     number_logits: rows × vocabulary, fp32, where the answer's number is predicted (after the forced answer prefix)
     first_logits: rows × vocabulary, fp32, at the first answer token (eot for CODI)
