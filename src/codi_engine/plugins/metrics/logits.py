@@ -193,29 +193,29 @@ class CrossEntropy(Metric[ReduceOptions]):
         return {"cross_entropy": -reduced(read.edited.gold_logprob, self.options.reduce)}
 
 
-class CleanScore(Metric[ReduceOptions]):
+class _SideScore(Metric[ReduceOptions]):
+    """Log-probability of one side's answer, whichever prompt was run."""
+
+    Options = ReduceOptions
+    needs = frozenset({"number_logits", "gold", "other"})
+    applies_to = _PAIRS
+    clean: bool
+
+    def measure(self, read: Readings) -> Mapping[str, np.ndarray]:
+        assert read.clean_is_gold is not None
+        gold, other = (reduced(v, self.options.reduce) for v in (read.edited.gold_logprob, read.edited.other_logprob))
+        return {self.name: np.where(read.clean_is_gold == self.clean, gold, other)}
+
+
+class CleanScore(_SideScore):
     """Log-probability of the clean answer, whichever prompt was run."""
 
     name = "clean_score"
-    Options = ReduceOptions
-    needs = frozenset({"number_logits", "gold", "other"})
-    applies_to = _PAIRS
-
-    def measure(self, read: Readings) -> Mapping[str, np.ndarray]:
-        assert read.clean_is_gold is not None
-        gold, other = (reduced(v, self.options.reduce) for v in (read.edited.gold_logprob, read.edited.other_logprob))
-        return {"clean_score": np.where(read.clean_is_gold, gold, other)}
+    clean = True
 
 
-class CorruptedScore(Metric[ReduceOptions]):
+class CorruptedScore(_SideScore):
     """Log-probability of the corrupted answer, whichever prompt was run."""
 
     name = "corrupted_score"
-    Options = ReduceOptions
-    needs = frozenset({"number_logits", "gold", "other"})
-    applies_to = _PAIRS
-
-    def measure(self, read: Readings) -> Mapping[str, np.ndarray]:
-        assert read.clean_is_gold is not None
-        gold, other = (reduced(v, self.options.reduce) for v in (read.edited.gold_logprob, read.edited.other_logprob))
-        return {"corrupted_score": np.where(read.clean_is_gold, other, gold)}
+    clean = False
