@@ -1,0 +1,40 @@
+"""How kernels are compiled: the one place that knows numba's options.
+
+Kernels release the GIL and are serial; threads run beside each other over blocks. Division by zero gives infinity or NaN as
+in numpy, contractions are allowed, reassociation is not: a kernel's bits do not depend on the machine's vector width.
+``CODI_ENGINE_JIT=0`` runs them as plain Python, slowly, for debugging and coverage.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+ENABLED = os.environ.get("CODI_ENGINE_JIT", "1") != "0"
+
+
+def jit(function: F) -> F:
+    """Compile a kernel. A cached kernel must not call a jitted function of another file: numba would not notice its changes."""
+    return _compile(function, {})
+
+
+def inline(function: F) -> F:
+    """Compile a helper into the kernels of its own file."""
+    return _compile(function, {"inline": "always"})
+
+
+def _compile(function: F, options: dict[str, Any]) -> F:
+    if not ENABLED:
+        return function
+    import numba  # type: ignore[import-untyped]
+
+    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}, **options}
+    try:
+        compiled: F = numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # no directory that can be written: compile afresh in every process
+        compiled = numba.njit(**options)(function)
+    return compiled
+
