@@ -25,16 +25,14 @@ _S, _N = 26, 11
 _LOW, _HIGH = 4.0, 12.0
 #: half octaves of ν from 4 to 512, then one piece to infinity
 _FIRST, _PIECES = 4, 15
-_OUTSIDE = 2 * _PIECES
-_BLOCK = 256
 
 
 @cache
-def _table() -> np.ndarray:
+def table() -> np.ndarray:
     """Return the polynomial coefficients, piece × power of u × power of v (both run over [−1, 1])."""
     from scipy import special
 
-    table = np.empty((2 * _PIECES, _S, _N))
+    out = np.empty((2 * _PIECES, _S, _N))
     k, j = np.arange(_S), np.arange(_N)
     u, v = np.cos(np.pi * (k + 0.5) / _S), np.cos(np.pi * (j + 0.5) / _N)
     for piece in range(2 * _PIECES):
@@ -46,8 +44,9 @@ def _table() -> np.ndarray:
         values = np.where(x < 0.5, special.betainc(a, 0.5, x), special.betaincc(0.5, a, y)) * np.exp(s * s / 2)
         in_s = np.linalg.solve(np.polynomial.chebyshev.chebvander(u, _S - 1), values)
         coefficients = np.linalg.solve(np.polynomial.chebyshev.chebvander(v, _N - 1), in_s.T).T
-        table[piece] = _powers(_S) @ coefficients @ _powers(_N).T
-    return table
+        coefficients[np.abs(coefficients) < 5e-15 * values.min()] = 0.0
+        out[piece] = _powers(_S) @ coefficients @ _powers(_N).T
+    return out
 
 
 def _inverse_bounds(piece: int) -> tuple[float, float]:
@@ -74,7 +73,7 @@ def p_values(t: np.ndarray, df: np.ndarray | float) -> np.ndarray:
     flat = np.ascontiguousarray(t).ravel()
     degrees = np.ascontiguousarray(np.broadcast_to(np.asarray(df, np.float64), t.shape)).ravel()
     out = np.empty_like(flat)
-    fill_p(flat, degrees, _table(), out)
+    fill_p(flat, degrees, table(), out)
     return out.reshape(t.shape)
 
 
@@ -191,39 +190,38 @@ def exact_p(t, df):  # type: ignore[no-untyped-def]
 @jit
 def fill_p(t, df, table, out):  # type: ignore[no-untyped-def]
     """Write two-sided p-values of ``t`` and ``df`` (one dimension, alike) to ``out``."""
-    s = np.empty(256)
-    inverse = np.empty(256)
-    bucket = np.empty(256, np.int64)
+    s = np.empty(512)
+    inverse = np.empty(512)
+    bucket = np.empty(512, np.int64)
     count = np.empty(32, np.int64)
-    order = np.empty(256, np.int64)
-    u = np.empty(256)
-    v = np.empty(256)
-    f = np.empty(256)
-    for start in range(0, t.size, 256):
-        w = min(256, t.size - start)
+    order = np.empty(512, np.int64)
+    u = np.empty(512)
+    v = np.empty(512)
+    f = np.empty(512)
+    for start in range(0, t.size, 512):
+        w = min(512, t.size - start)
         for i in range(w):
             square = t[start + i] * t[start + i]
             inverse[i] = 1.0 / df[start + i]
             s[i] = math.sqrt(df[start + i] * _log1p(square * inverse[i]))
+        for i in range(w):
+            bits = np.float64(df[start + i]).view(np.int64)
+            # twice the octave, plus one in its upper half
+            half = 2 * (bits >> np.int64(52)) - np.int64(2050)
+            half += np.int64((bits & np.int64(0xFFFFFFFFFFFFF)) >= np.int64(0x6A09E667F3BCD))
+            piece = min(half, np.int64(14)) + np.int64(15) * np.int64(s[i] >= 4.0)
+            # NaN, infinity and what lies outside the grid fail the comparisons
+            inside = (s[i] < 12.0) & (df[start + i] >= 4.0) & (df[start + i] < 1e12)
+            bucket[i] = piece if inside else np.int64(30)
         for k in range(32):
             count[k] = 0
         for i in range(w):
-            # NaN, infinity and what lies outside the grid fail the comparison
-            if s[i] < 12.0 and df[start + i] >= 4.0 and df[start + i] < 1e12:
-                bits = np.float64(df[start + i]).view(np.int64)
-                octave = (bits >> np.int64(52)) - np.int64(1023)
-                upper = (bits & np.int64(0xFFFFFFFFFFFFF)) >= np.int64(0x6A09E667F3BCD)
-                piece = min(2 * octave + (1 if upper else 0) - 4, 14)
-                bucket[i] = piece if s[i] < 4.0 else piece + 15
-            else:
-                bucket[i] = 30
             count[bucket[i]] += 1
         n = 0
         for k in range(31):
             size = count[k]
             count[k] = n
             n += size
-        count[31] = n
         for i in range(w):
             order[count[bucket[i]]] = i
             count[bucket[i]] += 1
@@ -234,38 +232,42 @@ def fill_p(t, df, table, out):  # type: ignore[no-untyped-def]
                 continue
             m = last - first
             low = 0.0 if k < 15 else 4.0
-            high = 4.0 if k < 15 else 12.0
+            wide = 0.5 if k < 15 else 0.25
             piece = k % 15
             near = 2.0 ** (-(piece + 4) / 2)
             far = 0.0 if piece == 14 else near / math.sqrt(2.0)
+            narrow = 2.0 / (near - far)
             for i in range(m):
                 j = order[first + i]
-                u[i] = (s[j] - low) * (2.0 / (high - low)) - 1.0
-                v[i] = (inverse[j] - far) * (2.0 / (near - far)) - 1.0
+                u[i] = (s[j] - low) * wide - 1.0
+                v[i] = (inverse[j] - far) * narrow - 1.0
                 f[i] = 0.0
-            for power in range(25, -1, -1):
+            top = 25
+            while table[k, top, 0] == 0.0:
+                top -= 1
+            for power in range(top, -1, -1):
                 c = table[k, power]
                 c0, c1, c2, c3, c4, c5 = c[0], c[1], c[2], c[3], c[4], c[5]
                 c6, c7, c8, c9, c10 = c[6], c[7], c[8], c[9], c[10]
-                for i in range(m):
-                    b = c10
-                    b = b * v[i] + c9
-                    b = b * v[i] + c8
-                    b = b * v[i] + c7
-                    b = b * v[i] + c6
-                    b = b * v[i] + c5
-                    b = b * v[i] + c4
-                    b = b * v[i] + c3
-                    b = b * v[i] + c2
-                    b = b * v[i] + c1
-                    b = b * v[i] + c0
-                    f[i] = f[i] * u[i] + b
+                # high powers of u need few powers of v: the rest is exactly zero in the table
+                if c3 == 0.0 and c4 == 0.0 and c5 == 0.0 and c6 == 0.0:
+                    for i in range(m):
+                        f[i] = f[i] * u[i] + ((c2 * v[i] + c1) * v[i] + c0)
+                elif c6 == 0.0 and c7 == 0.0 and c8 == 0.0:
+                    for i in range(m):
+                        b = ((c5 * v[i] + c4) * v[i] + c3) * v[i] + c2
+                        f[i] = f[i] * u[i] + ((b * v[i] + c1) * v[i] + c0)
+                else:
+                    for i in range(m):
+                        b = ((c10 * v[i] + c9) * v[i] + c8) * v[i] + c7
+                        b = ((b * v[i] + c6) * v[i] + c5) * v[i] + c4
+                        b = ((b * v[i] + c3) * v[i] + c2) * v[i] + c1
+                        f[i] = f[i] * u[i] + (b * v[i] + c0)
             for i in range(m):
-                u[i] = s[order[first + i]]
+                value = (u[i] + 1.0) / wide + low
+                f[i] = min(f[i] * _exp(-0.5 * value * value), 1.0)
             for i in range(m):
-                f[i] *= _exp(-0.5 * u[i] * u[i])
-            for i in range(m):
-                out[start + order[first + i]] = min(f[i], 1.0)
+                out[start + order[first + i]] = f[i]
             first = last
         for i in range(first, w):
             j = order[i]

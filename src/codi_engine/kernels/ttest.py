@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from codi_engine.kernels.accelerate import jit
-from codi_engine.kernels.student import p_values
+from codi_engine.kernels.student import fill_p, p_values, table
 
 Test = Literal["welch", "pooled", "paired"]
 
@@ -94,13 +94,13 @@ def merge(a: Moments, b: Moments) -> Moments:
 def _with_zeros(some: Moments, rows: np.ndarray) -> Moments:
     """Add implicit zeros to moments of non-zero values: sums of positive terms only, about the overall mean."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        zeros = rows - some.n
+        zeros = np.broadcast_to(rows, some.n.shape) - some.n
         mean = np.where(some.n > 0, some.shift + some.s / some.n, 0.0)
         spread = np.where(some.n > 0, np.maximum(some.q - some.s * some.s / some.n, 0.0), 0.0)
-        spread = np.where(zeros > 0, spread + mean * mean * some.n * zeros / rows, spread)
-        centre = np.where(zeros > 0, mean * some.n / rows, mean)
-    centre = np.where(rows > 0, centre, 0.0)
-    return Moments(np.broadcast_to(rows, some.n.shape).astype(np.float64), centre, np.zeros_like(centre), np.where(rows > 0, spread, 0.0))
+        total = some.n + zeros
+        mixed = Moments(total, mean * some.n / total, np.zeros_like(mean), spread + mean * mean * some.n * zeros / total)
+    alone = zeros == 0
+    return Moments(total, *(np.where(alone, getattr(some, k), getattr(mixed, k)) for k in ("shift", "s", "q")))
 
 
 @dataclass
@@ -114,8 +114,6 @@ class Tested:
     t, df, p: statistic, degrees of freedom, two-sided p
     status: TESTED, MISSING (NaN everywhere), TINY (effect only), CONSTANT (t = 0, p = 1), SEPARATED (t infinite, p of the
         permutation or sign test)
-    n_a, n_b: values in each group (equal in paired tests)
-    sd: what ``hedges_g`` divides by: the pooled standard deviation, or that of the differences
     """
 
     effect: np.ndarray
@@ -124,12 +122,17 @@ class Tested:
     df: np.ndarray
     p: np.ndarray
     status: np.ndarray
-    n_a: np.ndarray
-    n_b: np.ndarray
-    sd: np.ndarray
+
+    @classmethod
+    def empty(cls, pairs: int, features: int) -> Tested:
+        """Return room for results, to be used again and again."""
+        values = (np.empty((pairs, features)) for _ in range(5))
+        return cls(*values, np.empty((pairs, features), np.uint8))
 
 
-def two_sample(moments: Moments, pairs: np.ndarray, test: Literal["welch", "pooled"] = "welch", beyond: float = 0.0) -> Tested:
+def two_sample(
+    moments: Moments, pairs: np.ndarray, test: Literal["welch", "pooled"] = "welch", beyond: float = 0.0, out: Tested | None = None
+) -> Tested:  # fmt: skip
     """Test pairs of groups.
 
     Parameters
@@ -137,33 +140,39 @@ def two_sample(moments: Moments, pairs: np.ndarray, test: Literal["welch", "pool
     moments: groups × features
     pairs: pairs × 2, groups whose means are compared (first − second)
     beyond: p is computed only where |t| reaches this (elsewhere 1); 0 computes every one
+    out: where results are written
     """
     pairs = np.ascontiguousarray(pairs, np.int64).reshape(-1, 2)
-    shape = (len(pairs), moments.n.shape[1])
-    out = _blank(shape)
-    compare(moments.n, moments.shift, moments.s, moments.q, pairs, test == "welch", out.effect, out.se, out.t, out.df, out.sd, out.status)
-    out.n_a, out.n_b = moments.n[pairs[:, 0]], moments.n[pairs[:, 1]]
+    out = out or Tested.empty(len(pairs), moments.n.shape[1])
+    compare(moments.n, moments.shift, moments.s, moments.q, pairs, test == "welch", out.effect, out.se, out.t, out.df, out.status)
     _fill(out, beyond)
-    apart = out.status == SEPARATED
-    if apart.any():
-        out.p[apart] = _rarest(out.n_a[apart], out.n_b[apart])
+    pair, feature = np.nonzero(out.status == SEPARATED)
+    if len(pair):
+        out.p[pair, feature] = _rarest(moments.n[pairs[pair, 0], feature], moments.n[pairs[pair, 1], feature])
     return out
 
 
-def paired(differences: Moments, beyond: float = 0.0) -> Tested:
+def paired(differences: Moments, beyond: float = 0.0, out: Tested | None = None) -> Tested:
     """Test paired differences (moments of first − second, pairs × features) against no effect."""
-    out = _blank(differences.n.shape)
-    one_sample(differences.n, differences.shift, differences.s, differences.q, out.effect, out.se, out.t, out.df, out.sd, out.status)
-    out.n_a = out.n_b = differences.n
+    out = out or Tested.empty(*differences.n.shape)
+    one_sample(differences.n, differences.shift, differences.s, differences.q, out.effect, out.se, out.t, out.df, out.status)
     _fill(out, beyond)
     apart = out.status == SEPARATED
-    out.p[apart] = 2.0 ** (1.0 - out.n_a[apart])
+    out.p[apart] = 2.0 ** (1.0 - differences.n[apart])
     return out
 
 
 def add_differences(x: np.ndarray, pairs: np.ndarray, moments: Moments) -> None:
     """Add to pairs × features moments the differences between conditions of the same row (x: conditions × rows × features)."""
     add_pairs(x, np.ascontiguousarray(pairs, np.int64).reshape(-1, 2), moments.n, moments.shift, moments.s, moments.q)
+
+
+def pooled_sd(moments: Moments, a: np.ndarray, b: np.ndarray, feature: np.ndarray) -> np.ndarray:
+    """Return the pooled standard deviation of groups ``a`` and ``b`` for chosen features (one dimension, alike)."""
+    n_a, n_b = moments.n[a, feature], moments.n[b, feature]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        sd: np.ndarray = np.sqrt((moments.spread[a, feature] + moments.spread[b, feature]) / (n_a + n_b - 2.0))
+    return sd
 
 
 def hedges_g(effect: np.ndarray, sd: np.ndarray, n_a: np.ndarray, n_b: np.ndarray, test: Test, confidence: float = 0.95) -> tuple[np.ndarray, ...]:
@@ -183,22 +192,17 @@ def hedges_g(effect: np.ndarray, sd: np.ndarray, n_a: np.ndarray, n_b: np.ndarra
     return g, g - half, g + half
 
 
-def _blank(shape: tuple[int, ...]) -> Tested:
-    values = (np.empty(shape) for _ in range(5))
-    effect, se, t, df, sd = values
-    none = np.empty(0)
-    return Tested(effect, se, t, df, none, np.empty(shape, np.uint8), none, none, sd)
-
-
 def _fill(out: Tested, beyond: float) -> None:
     """Fill in p-values: of all, or of those whose statistic can matter."""
     if beyond <= 0.0:
-        out.p = p_values(out.t, out.df)
+        fill_p(out.t.reshape(-1), out.df.reshape(-1), table(), out.p.reshape(-1))
     else:
-        out.p = np.where(np.isnan(out.t), np.nan, 1.0)
+        np.copyto(out.p, 1.0)
+        out.p[np.isnan(out.t)] = np.nan
         matter = np.abs(out.t) >= beyond
         out.p[matter] = p_values(out.t[matter], out.df[matter])
-    out.p[out.status == CONSTANT] = 1.0
+    if out.status.any():
+        out.p[out.status == CONSTANT] = 1.0
 
 
 def _rarest(n_a: np.ndarray, n_b: np.ndarray) -> np.ndarray:
@@ -287,81 +291,98 @@ def add_entries(ptr, index, value, n, shift, s, q, missing):  # type: ignore[no-
 
 
 @jit
-def compare(n, shift, s, q, pairs, welch, effect, se, t, df, sd, status):  # type: ignore[no-untyped-def]
+def compare(n, shift, s, q, pairs, welch, effect, se, t, df, status):  # type: ignore[no-untyped-def]
     """Write effect, standard error, t, degrees of freedom and status of pairs × features."""
     groups, features = n.shape
     spread = np.empty((groups, features))
     offset = np.empty((groups, features))
+    # per group: variance of the mean, and its square over its own degrees of freedom (pooled: spread and n − 1)
+    var = np.empty((groups, features))
+    var2 = np.empty((groups, features))
+    plain = np.empty(groups, np.bool_)
     for g in range(groups):
+        odd = 0
         for f in range(features):
-            m = s[g, f] / n[g, f] if n[g, f] > 0.0 else 0.0
+            count = n[g, f]
+            m = s[g, f] / max(count, 1.0)
             offset[g, f] = m
             spread[g, f] = max(q[g, f] - s[g, f] * m, 0.0)
+            v = spread[g, f] / ((count - 1.0) * count)
+            var[g, f] = v
+            var2[g, f] = v * v / (count - 1.0)
+            odd += (count < 2.0) | (spread[g, f] == 0.0)
+        plain[g] = odd == 0
     for k in range(pairs.shape[0]):
         a, b = pairs[k, 0], pairs[k, 1]
-        na, nb, ca, cb = n[a], n[b], shift[a], shift[b]
-        oa, ob, qa, qb = offset[a], offset[b], spread[a], spread[b]
+        na, nb, ca, cb, oa, ob, qa, qb = n[a], n[b], shift[a], shift[b], offset[a], offset[b], spread[a], spread[b]
+        va, vb, wa, wb = var[a], var[b], var2[a], var2[b]
+        ek, sk, tk, dk, ck = effect[k], se[k], t[k], df[k], status[k]
+        if welch:
+            for f in range(features):
+                v = va[f] + vb[f]
+                d = (ca[f] - cb[f]) + (oa[f] - ob[f])
+                error = np.sqrt(v)
+                ek[f] = d
+                sk[f] = error
+                tk[f] = d / error
+                dk[f] = v * v / (wa[f] + wb[f])
+        else:
+            for f in range(features):
+                free = na[f] + nb[f] - 2.0
+                d = (ca[f] - cb[f]) + (oa[f] - ob[f])
+                error = np.sqrt((qa[f] + qb[f]) / free * (1.0 / na[f] + 1.0 / nb[f]))
+                ek[f] = d
+                sk[f] = error
+                tk[f] = d / error
+                dk[f] = free
         for f in range(features):
-            d = (ca[f] - cb[f]) + (oa[f] - ob[f])
-            pooled = (qa[f] + qb[f]) / (na[f] + nb[f] - 2.0)
-            va = qa[f] / ((na[f] - 1.0) * na[f])
-            vb = qb[f] / ((nb[f] - 1.0) * nb[f])
-            v = va + vb if welch else pooled * (1.0 / na[f] + 1.0 / nb[f])
-            free = v * v / (va * va / (na[f] - 1.0) + vb * vb / (nb[f] - 1.0)) if welch else na[f] + nb[f] - 2.0
-            error = np.sqrt(v)
-            effect[k, f] = d
-            se[k, f] = error
-            t[k, f] = d / error
-            df[k, f] = free
-            sd[k, f] = np.sqrt(pooled)
+            ck[f] = 0
+        if plain[a] and plain[b]:
+            continue
         for f in range(features):
-            code = 0
+            few = (na[f] < 2.0 or nb[f] < 2.0) if welch else na[f] + nb[f] < 3.0
             if na[f] < 1.0 or nb[f] < 1.0:
-                code = 1
-                effect[k, f] = np.nan
-            elif (na[f] < 2.0 or nb[f] < 2.0) if welch else na[f] + nb[f] < 3.0:
-                code = 2
+                ck[f] = 1
+                ek[f] = np.nan
+            elif few:
+                ck[f] = 2
             elif qa[f] == 0.0 and qb[f] == 0.0:
-                code = 3 if effect[k, f] == 0.0 else 4
-                df[k, f] = na[f] + nb[f] - 2.0
-                t[k, f] = 0.0 if code == 3 else np.copysign(np.inf, effect[k, f])
-            if code == 1 or code == 2:
-                se[k, f] = np.nan
-                t[k, f] = np.nan
-                df[k, f] = np.nan
-                sd[k, f] = np.nan
-            status[k, f] = code
+                ck[f] = 3 if ek[f] == 0.0 else 4
+                sk[f] = 0.0
+                dk[f] = na[f] + nb[f] - 2.0
+                tk[f] = 0.0 if ek[f] == 0.0 else np.copysign(np.inf, ek[f])
+            elif welch and qa[f] == 0.0:
+                dk[f] = nb[f] - 1.0
+            elif welch and qb[f] == 0.0:
+                dk[f] = na[f] - 1.0
+            if ck[f] == 1 or ck[f] == 2:
+                sk[f] = np.nan
+                tk[f] = np.nan
+                dk[f] = np.nan
 
 
 @jit
-def one_sample(n, shift, s, q, effect, se, t, df, sd, status):  # type: ignore[no-untyped-def]
+def one_sample(n, shift, s, q, effect, se, t, df, status):  # type: ignore[no-untyped-def]
     """Write the one-sample test of every mean against 0."""
     groups, features = n.shape
     for g in range(groups):
         for f in range(features):
             count = n[g, f]
-            mean = s[g, f] / count if count > 0.0 else 0.0
+            mean = s[g, f] / max(count, 1.0)
             spread = max(q[g, f] - s[g, f] * mean, 0.0)
             value = shift[g, f] + mean
-            deviation = np.sqrt(spread / (count - 1.0))
-            error = deviation / np.sqrt(count)
-            code = 0
-            if count < 1.0:
-                code = 1
-                value = np.nan
-            elif count < 2.0:
-                code = 2
-            elif spread == 0.0:
-                code = 3 if value == 0.0 else 4
+            error = np.sqrt(spread / ((count - 1.0) * count))
             effect[g, f] = value
-            se[g, f] = np.nan if code == 1 or code == 2 else error
-            df[g, f] = np.nan if code == 1 or code == 2 else count - 1.0
-            sd[g, f] = np.nan if code == 1 or code == 2 else deviation
+            se[g, f] = error
             t[g, f] = value / error
-            if code == 1 or code == 2:
+            df[g, f] = count - 1.0
+            status[g, f] = 0
+            if count < 2.0:
+                status[g, f] = 1 if count < 1.0 else 2
+                effect[g, f] = np.nan if count < 1.0 else value
+                se[g, f] = np.nan
                 t[g, f] = np.nan
-            elif code == 3:
-                t[g, f] = 0.0
-            elif code == 4:
-                t[g, f] = np.copysign(np.inf, value)
-            status[g, f] = code
+                df[g, f] = np.nan
+            elif spread == 0.0:
+                status[g, f] = 3 if value == 0.0 else 4
+                t[g, f] = 0.0 if value == 0.0 else np.copysign(np.inf, value)
