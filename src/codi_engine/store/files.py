@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from codi_engine.store.errors import StoreError
 from codi_engine.store.layout import DATA, PARTIAL, TEXTS
 from codi_engine.store.ledger import sync_directory
@@ -124,6 +126,32 @@ class CheckedFiles:
         if problem:
             raise StoreError(f"{self.root / name}: {problem}")
         self._seen.add(name)
+        return data
+
+
+    def read_array(self, name: str, stated: Mapping[str, Any]) -> np.ndarray:
+        """Return a file's bytes as an array of uint8, without a hash: for shards, whose codecs have checksums of their own.
+
+        Raises
+        ------
+        StoreError: the file is missing or has another size
+        """
+        path = self.root / name
+        try:
+            with path.open("rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size != stated["size"]:
+                    raise StoreError(f"{path}: has {size:,} bytes where {stated['size']:,} were written")
+                data = np.empty(size, np.uint8)
+                view, at = memoryview(data), 0
+                while at < size and (count := file.readinto(view[at:])):
+                    at += count
+        except FileNotFoundError:
+            raise StoreError(f"{path}: is missing, although the ledger says that it was written") from None
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
+        if at < size:
+            raise StoreError(f"{path}: ended after {at:,} of {size:,} bytes")
         return data
 
 

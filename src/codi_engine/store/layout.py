@@ -23,6 +23,8 @@ PARTIAL = ".partial"
 STATUS = "cells/status"
 #: bytes of an inner chunk: what a reader must decode to see one row
 CHUNK_BYTES = 4 << 20
+#: entries of an inner chunk of sparse codes
+CHUNK_ENTRIES = 1 << 16
 
 _PART = re.compile(r"[A-Za-z0-9_@\[\]:,+=-][A-Za-z0-9_.@\[\]:,+=-]{0,199}\Z")
 _SHARD = re.compile(r"data\.zarr/(?P<name>.+)/c\.(?P<unit>\d+)(?:\.0)*\Z")
@@ -41,6 +43,8 @@ class ArraySpec:
     dtype: a numpy boolean, integer or float type
     fill: the value of rows that no unit wrote (NaN, 0 for status, −1 for codes)
     sparse: True compresses (zstd level 1 with its checksum), False only checksums (crc32c)
+    entries: 0 for an array over cells; otherwise the array lists entries of sparse codes, at most so many per cell, its
+        dimension is ``entry``, and chunks that a unit does not need are absent
     attrs: JSON attributes; ``labels`` (what codes mean) may be appended to later, nothing else may change
     """
 
@@ -51,13 +55,15 @@ class ArraySpec:
     fill: float
     sparse: bool = False
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    entries: int = 0
 
     def __post_init__(self) -> None:
         parts = self.name.split("/")
         if not all(_PART.match(part) and part != METADATA and not part.endswith(PARTIAL) for part in parts):
             raise StoreError(f"'{self.name}' cannot be the name of an array: use letters, digits and _ . @ [ ] : , + = -")
-        if len(self.dims) != 1 + len(self.shape) or self.dims[0] != "cell" or len(set(self.dims)) != len(self.dims):
-            raise StoreError(f"{self.name}: dimensions {self.dims} do not fit rows of shape {self.shape}; the first is 'cell'")
+        first = "entry" if self.entries else "cell"
+        if len(self.dims) != 1 + len(self.shape) or self.dims[0] != first or len(set(self.dims)) != len(self.dims):
+            raise StoreError(f"{self.name}: dimensions {self.dims} do not fit rows of shape {self.shape}; the first is '{first}'")
         if any(size < 1 for size in self.shape):
             raise StoreError(f"{self.name}: rows of shape {self.shape} are empty")
         if self.numpy.kind not in "biuf" or self.numpy.itemsize > 8:
@@ -68,8 +74,17 @@ class ArraySpec:
         """Return the little-endian numpy type."""
         return np.dtype(self.dtype).newbyteorder("<")
 
+    def rows(self, unit_cells: int) -> int:
+        """Return how many rows of the array a unit owns: its cells, or room for its entries in whole chunks."""
+        if not self.entries:
+            return unit_cells
+        room = unit_cells * self.entries
+        return room if room <= CHUNK_ENTRIES else -(-room // CHUNK_ENTRIES) * CHUNK_ENTRIES
+
     def inner_rows(self, unit_cells: int) -> int:
         """Return rows per inner chunk: at most about 4 MB, and a divisor of the rows of a unit."""
+        if self.entries:
+            return min(CHUNK_ENTRIES, self.rows(unit_cells))
         row = int(np.prod(self.shape, dtype=np.int64)) * self.numpy.itemsize
         inner = max(min(CHUNK_BYTES // row, unit_cells), 1)
         while unit_cells % inner:

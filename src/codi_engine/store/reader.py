@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from codi_engine.store.codec import decode
+from codi_engine.store.codec import blocks, decode
 from codi_engine.store.errors import StoreError
 from codi_engine.store.files import CheckedFiles, difference, read_file
 from codi_engine.store.layout import DATA, LEDGER, PARTIAL, PROVENANCE, STATUS, TEXTS, ArraySpec, text_file, unit_of
@@ -131,6 +131,58 @@ class RunReader:
         """Return all ``unit_cells`` rows that a committed unit wrote of an array."""
         return read_rows(self.state, self.files, name, unit)
 
+    def read_into(self, name: str, unit: int, rows: np.ndarray, out: np.ndarray, into: np.ndarray) -> int:
+        """Copy chosen rows of a unit's dense array into ``out`` (leading dimension flat), chunk by chunk.
+
+        Parameters
+        ----------
+        rows: rows of the unit, ascending
+        out: anything × row shape
+        into: for each of ``rows`` its place in ``out``
+
+        Returns
+        -------
+        bytes read
+        """
+        spec = self.spec(name)
+        data = self._shard(name, unit)
+        at, taken = 0, 0
+        try:
+            for block in blocks(spec, self.unit_cells, data):
+                stop = int(np.searchsorted(rows, at + len(block)))
+                if stop > taken:
+                    here, there = rows[taken:stop] - at, into[taken:stop]
+                    if there[-1] - there[0] == stop - 1 - taken == here[-1] - here[0] and (np.diff(there) == 1).all():
+                        out[there[0] : there[-1] + 1] = block[here[0] : here[-1] + 1]
+                    else:
+                        out[there] = block[here]
+                taken, at = stop, at + len(block)
+        except StoreError as error:
+            raise StoreError(f"{self.path / spec.shard(unit)}: is damaged ({error})") from None
+        return len(data)
+
+    def codes_of(self, name: str, unit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the sparse codes that a unit wrote of ``name``: (ptr, index, value).
+
+        ``ptr`` (unit_cells × 2) says where each cell's entries begin and end in ``index`` and ``value``.
+        """
+        ptr = self.read_unit(f"{name}/ptr", unit)
+        first = unit * self.spec(f"{name}/index").rows(self.unit_cells)
+        count = int(ptr.max(initial=first)) - first
+        ptr = np.where(ptr > 0, ptr - first, 0)
+        index, value = (self.read_unit(f"{name}/{part}", unit) for part in ("index", "value"))
+        if min(len(index), len(value)) < count or (np.diff(ptr, axis=1) < 0).any() or (ptr < 0).any():
+            raise StoreError(f"{self.path}: unit {unit}: {name}/ptr does not fit its entries")
+        return ptr, index[:count], value[:count]
+
+    def _shard(self, name: str, unit: int) -> np.ndarray:
+        """Return a committed shard's bytes after comparing its size (its checksums are compared when it is decoded)."""
+        spec = self.spec(name)
+        stated = self.committed[unit]["files"].get(spec.shard(unit)) if unit in self.committed else None
+        if stated is None:
+            raise StoreError(f"{self.path}: unit {unit} wrote no '{name}'")
+        return self.files.read_array(spec.shard(unit), stated)
+
     @cached_property
     def _done(self) -> dict[int, np.ndarray]:
         """Unit → its filled rows, ascending, for units that have cells."""
@@ -161,6 +213,8 @@ class RunReader:
         stages: only units of these stages
         """
         spec = self.spec(name)
+        if spec.entries:
+            raise StoreError(f"{name}: lists entries of sparse codes; read it with codes_of")
         slots, values = [np.zeros(0, np.int64)], [np.zeros((0, *spec.shape), np.dtype(spec.dtype))]
         for unit, rows in self._done.items():
             record = self.committed[unit]

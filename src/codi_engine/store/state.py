@@ -117,7 +117,7 @@ class State:
         old = self.specs.get(spec.name)
         if old is None:
             return False
-        for what in ("dims", "shape", "numpy", "sparse"):
+        for what in ("dims", "shape", "numpy", "sparse", "entries"):
             if getattr(old, what) != getattr(spec, what):
                 raise StoreError(f"{spec.name}: has {what} {getattr(old, what)}; the larger plan needs {getattr(spec, what)}")
         if canonical(_plain_attrs(old)) != canonical(_plain_attrs(spec)):
@@ -150,9 +150,9 @@ class State:
 
     def _array(self, spec: ArraySpec) -> dict[str, Any]:
         return {
-            "zarr_format": 3, "node_type": "array", "shape": [self.units * self.unit_cells, *spec.shape],
+            "zarr_format": 3, "node_type": "array", "shape": [self.units * spec.rows(self.unit_cells), *spec.shape],
             "data_type": np.dtype(spec.dtype).name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [self.unit_cells, *spec.shape]}},
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [spec.rows(self.unit_cells), *spec.shape]}},
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
             "fill_value": _fill(spec), "codecs": codecs(spec, self.unit_cells), "attributes": dict(spec.attrs),
             "dimension_names": list(spec.dims), "storage_transformers": [],
@@ -175,16 +175,17 @@ def _described(spec: ArraySpec) -> dict[str, Any]:
     first = list(spec.attrs.get("labels", []))
     if first:
         raise StoreError(f"{spec.name}: give labels to add_plan, not as attributes")
-    return {
+    described = {
         "dims": list(spec.dims), "shape": list(spec.shape), "dtype": dtype, "fill": _fill(spec), "sparse": spec.sparse, "attrs": attrs,
     }  # fmt: skip
+    return {**described, "entries": spec.entries} if spec.entries else described
 
 
 def _read_spec(name: str, described: Mapping[str, Any]) -> ArraySpec:
     fill = described["fill"]
     number = float(fill) if isinstance(fill, str) else fill
     dims, shape = tuple(described["dims"]), tuple(described["shape"])
-    return ArraySpec(name, dims, shape, described["dtype"], number, described["sparse"], described["attrs"])
+    return ArraySpec(name, dims, shape, described["dtype"], number, described["sparse"], described["attrs"], described.get("entries", 0))
 
 
 def _plain_attrs(spec: ArraySpec) -> dict[str, Any]:

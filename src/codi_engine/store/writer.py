@@ -254,11 +254,12 @@ class RunWriter:
             spec = self.specs.get(name)
             if spec is None:
                 raise StoreError(f"{name}: was not declared by a plan")
-            if values.shape[1:] != spec.shape or values.ndim == 0 or len(values) > self.unit_cells:
-                raise StoreError(f"{name}: an array of shape {values.shape} does not fit {self.unit_cells} rows of shape {spec.shape}")
+            room = spec.rows(self.unit_cells)
+            if values.shape[1:] != spec.shape or values.ndim == 0 or len(values) > room:
+                raise StoreError(f"{name}: an array of shape {values.shape} does not fit {room} rows of shape {spec.shape}")
             if not np.can_cast(values.dtype, spec.numpy, "safe"):
                 raise StoreError(f"{name}: {values.dtype} cannot be stored as {spec.dtype} without loss")
-        lengths = {len(v) for v in arrays.values()} | {len(v) for v in (texts or {}).values()}
+        lengths = {len(v) for name, v in arrays.items() if not self.specs[name].entries} | {len(v) for v in (texts or {}).values()}
         if len(lengths - {self.unit_cells}) > 1:
             raise StoreError(f"{self.path}: the arrays and texts of unit {unit} have different rows: {sorted(lengths)}")
         if (texts and len({len(v) for v in texts.values()}) > 1) or max(lengths, default=0) > self.unit_cells:

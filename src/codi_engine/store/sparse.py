@@ -1,0 +1,42 @@
+"""Sparse codes: for each cell the features that are not zero, stored as ``ptr``, ``index`` and ``value``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from codi_engine.store.layout import ArraySpec
+
+
+def sparse_specs(name: str, width: int, attrs: Mapping[str, Any] | None = None, dtype: str = "float32") -> list[ArraySpec]:
+    """Return the three arrays that hold ``width`` features a cell.
+
+    ``ptr`` (cell × 2) says where a cell's entries begin and end in ``index`` and ``value``; a unit's entries lie in its own
+    stretch of them, cell after cell, features ascending.
+    """
+    kind = "uint16" if width <= 1 << 16 else "uint32"
+    facts = {**(attrs or {}), "width": width}
+    return [
+        ArraySpec(f"{name}/ptr", ("cell", "bound"), (2,), "int64", 0, True, facts),
+        ArraySpec(f"{name}/index", ("entry",), (), kind, 0, True, {}, width),
+        ArraySpec(f"{name}/value", ("entry",), (), dtype, 0, True, {}, width),
+    ]
+
+
+def to_codes(name: str, rows: np.ndarray, unit: int, unit_cells: int) -> dict[str, np.ndarray]:
+    """Return the three arrays of a unit's rows (cells × width); NaN are kept, zeros left out."""
+    spec = sparse_specs(name, rows.shape[1])[1]
+    cell, index = np.nonzero(rows)
+    bounds = np.searchsorted(cell, np.arange(len(rows) + 1)) + unit * spec.rows(unit_cells)
+    ptr = np.stack([bounds[:-1], bounds[1:]], 1).astype(np.int64)
+    return {f"{name}/ptr": ptr, f"{name}/index": index.astype(spec.dtype), f"{name}/value": rows[cell, index]}
+
+
+def to_dense(ptr: np.ndarray, index: np.ndarray, value: np.ndarray, width: int) -> np.ndarray:
+    """Return cells × width of codes."""
+    out = np.zeros((len(ptr), width), value.dtype)
+    cell = np.repeat(np.arange(len(ptr)), ptr[:, 1] - ptr[:, 0])
+    out[cell, index] = value
+    return out
