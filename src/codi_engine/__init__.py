@@ -6,15 +6,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from codi_engine.core.analyzing import analyze
     from codi_engine.core.experiment import Experiment
     from codi_engine.core.hookspecs import hookimpl
     from codi_engine.core.results import Run, open_run
     from codi_engine.core.session import At, load
 
 __version__ = "0.1.0"
-__all__ = ["At", "Experiment", "Run", "__version__", "hookimpl", "load", "open_run"]
+__all__ = ["At", "Experiment", "Run", "__version__", "analyze", "hookimpl", "load", "open_run"]
 
 _HOMES = {
+    "analyze": "codi_engine.core.analyzing",
     "Experiment": "codi_engine.core.experiment",
     "hookimpl": "codi_engine.core.hookspecs",
     "Run": "codi_engine.core.results",

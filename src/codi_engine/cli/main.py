@@ -88,20 +88,23 @@ def check(file: str | None, overrides: tuple[str, ...], limit: int | None, devic
 
 
 @cli.command()
-@click.argument("run")
-@click.argument("name", required=False)
-@click.option("-s", "--set", "options", multiple=True, metavar="OPTION=VALUE", help="An option of the analysis.")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN... [NAME...]")
+@click.option("-s", "--set", "options", multiple=True, metavar="[NAME.]OPTION=VALUE", help="An option of the analysis; the value is YAML.")
 @_QUIET
 @_DEBUG
-def analyze(run: str, name: str | None, options: tuple[str, ...], quiet: bool, debug: bool) -> None:
-    """Analyse a RUN with the analysis NAME (default: those of its experiment)."""
+def analyze(runs: tuple[str, ...], options: tuple[str, ...], quiet: bool, debug: bool) -> None:
+    """Analyse RUNs (patterns too) with the analyses NAME (default: those of their experiments).
+
+    What is interrupted goes on with the same command. `codi-engine plugins show NAME` lists an analysis' options.
+    """
     from codi_engine.cli import show
     from codi_engine.cli.progress import progress
-    from codi_engine.core.run import analyze_run
+    from codi_engine.core.analyzing import analyze_runs, expand, split
 
+    patterns, names = split(runs)
     with progress(quiet) as shown:
-        finished = analyze_run(run, name, options, shown)
-    show.results(finished)
+        done = analyze_runs(expand(patterns), names, options, shown)
+    show.analysed(done)
 
 
 @cli.command()

@@ -41,9 +41,10 @@ class TerminalProgress(Progress):
         self._begun = self._said = time.monotonic()
         if total and self._console.is_terminal:
             rate = TextColumn("{task.fields[rate]}", markup=False)
-            columns = [TextColumn("{task.description:<9}", markup=False), BarColumn(32), MofNCompleteColumn(), rate, TimeRemainingColumn()]
+            counted = TextColumn("{task.fields[counted]}", markup=False) if unit == "B" else MofNCompleteColumn()
+            columns = [TextColumn("{task.description:<9}", markup=False), BarColumn(32), counted, rate, TimeRemainingColumn()]
             self._bars = Bars(*columns, console=self._console, transient=True)
-            self._task = self._bars.add_task(neutral(stage), total=total, rate="")
+            self._task = self._bars.add_task(neutral(stage), total=total, rate="", counted=self._counted())
             self._bars.start()
 
     def advance(self, count: int) -> None:
@@ -51,11 +52,20 @@ class TerminalProgress(Progress):
         now = time.monotonic()
         rate = self._done / max(now - self._begun, 1e-9)
         if self._bars is not None:
-            self._bars.update(self._task, advance=count, rate=f"{rate:,.0f} {self._unit}/s")
+            self._bars.update(self._task, advance=count, rate=self._rate(rate), counted=self._counted())
         elif now - self._said >= self._every:
             self._said = now
             left = (self._total - self._done) / max(rate, 1e-9)
-            self._say(f"{self._stage}: {self._done:,} of {self._total:,} {self._unit}, {rate:,.1f}/s, {left:,.0f} s left")
+            self._say(f"{self._stage}: {self._counted()}, {self._rate(rate)}, {left:,.0f} s left")
+
+    def _counted(self) -> str:
+        """Say how much is done: ``12 of 40 cells``, or ``1.2 of 30.0 GB``."""
+        if self._unit == "B":
+            return f"{self._done / 1e9:.2f} of {self._total / 1e9:.2f} GB"
+        return f"{self._done:,} of {self._total:,} {self._unit}"
+
+    def _rate(self, rate: float) -> str:
+        return f"{rate / 1e9:.2f} GB/s" if self._unit == "B" else f"{rate:,.1f} {self._unit}/s"
 
     def note(self, text: str) -> None:
         self._say(text, style="dim")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from pydantic.fields import FieldInfo
 
+    from codi_engine.core.analyzing import Analysed
     from codi_engine.core.experiment import Experiment, PluginRef
     from codi_engine.core.plugins import Plugins, Registered
     from codi_engine.core.run import Finished
@@ -82,6 +83,19 @@ def results(done: Finished) -> None:
     if done.figures:
         console.print()
         table([(name, str(path)) for name, path in done.figures.items() if Path(path).exists()])
+
+
+def analysed(done: Sequence[Analysed]) -> None:
+    """Print what analyses say, and where their results are."""
+    console = _console()
+    for number, one in enumerate(done):
+        if number:
+            console.print()
+        if len(done) > 1:
+            console.print(plain(f"{one.name} of {', '.join(map(str, one.runs))}", "bold"))
+        console.print(plain(one.summary))
+        console.print()
+        table([(name, str(path)) for name, path in {**one.figures, **one.tables, **one.files}.items()])
 
 
 # ----------------------------------------------------------------------------------------------------- gate

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from codi_engine.core.model import ModelAdapter, ModelInfo
     from codi_engine.core.results import Run
     from codi_engine.core.sources import Sources
+    from codi_engine.core.work import Work
 
 #: Version of the hook specification and of the classes below; a plugin may state the one it was written for.
 SPEC_VERSION = 1
@@ -232,19 +233,26 @@ class Metric(Plugin[OptionsT]):
 
 @dataclass(frozen=True)
 class AnalysisResult:
-    """Tables and figures of one analysis, and one short text for the console."""
+    """Tables and figures of one analysis, one short text for the console, and further files (name → text)."""
 
     tables: Mapping[str, pd.DataFrame]
     figures: Mapping[str, Figure]
     summary: str
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 class Analysis(Plugin[OptionsT]):
     """A function of one or more runs that returns labelled tables and figures."""
 
+    #: ``many``: all runs of a command at once; ``one``: each of them by itself
+    takes: ClassVar[Literal["one", "many"]] = "one"
+
     @abstractmethod
-    def analyze(self, runs: Sequence[Run]) -> AnalysisResult:
-        """Read the runs and return the result; raise UserError when a needed column, array or text is missing."""
+    def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
+        """Read the runs and return the result; raise UserError when a needed column, array or text is missing.
+
+        ``work`` offers bounded memory, threads, progress and durable partial results to analyses of large runs.
+        """
 
 
 class Tracker(Plugin[OptionsT]):

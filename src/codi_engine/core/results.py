@@ -59,6 +59,11 @@ class Run:
         return dict(json.loads((self.path / PROVENANCE).read_text(encoding="utf-8")))
 
     @property
+    def digest(self) -> str:
+        """Identifies what is committed: the hash at the end of the ledger."""
+        return self.store.digest
+
+    @property
     def results(self) -> dict[str, list[Path]]:
         """Analysis → its files."""
         folder = self.path / RESULTS

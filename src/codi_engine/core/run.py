@@ -1,14 +1,13 @@
-"""What the command line and Python call: plan, check, run, analyze."""
+"""What the command line and Python call: plan, check, run."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from codi_engine.core.errors import DifferentRun, UserError
 from codi_engine.core.progress import Progress
@@ -16,9 +15,9 @@ from codi_engine.core.progress import Progress
 if TYPE_CHECKING:
     import pandas as pd
 
+    from codi_engine.core.analyzing import Analysed
     from codi_engine.core.experiment import Experiment
     from codi_engine.core.lifecycle import Lifecycle
-    from codi_engine.core.plugin import AnalysisResult
     from codi_engine.core.plugins import Plugins
     from codi_engine.core.results import Run
     from codi_engine.core.runner import Prepared
@@ -39,6 +38,15 @@ class Finished:
     tables: dict[str, Path] = field(default_factory=dict)
     console: str = ""
     experiment: Experiment | None = None
+
+    def take(self, analysed: Analysed, life: Lifecycle) -> None:
+        """Add what an analysis gave, and tell observers."""
+        assert analysed.result is not None
+        life.analysed(analysed.name, analysed.result)
+        self.summaries[analysed.name] = analysed.summary
+        self.console += ("\n" if self.console else "") + analysed.summary
+        self.figures.update(analysed.figures)
+        self.tables.update(analysed.tables)
 
     def open(self) -> Run:
         """Open the run."""
@@ -163,6 +171,8 @@ def run_experiment(
     UserError: bad input, and DifferentRun when the directory holds another experiment
     GateError: an edit does not do what the plan says
     """
+    from codi_engine.core.analyzing import analyze_one
+    from codi_engine.core.results import open_run
     from codi_engine.core.runner import Runner
 
     begun = time.perf_counter()
@@ -174,8 +184,10 @@ def run_experiment(
     plan = prepared.plan
     count = len(plan.cells) + sum(not p.pool for p in plan.prompts) * plan.trials
     finished = Finished(path, count, runner.new_cells, 0.0, notes=[*plan.data.report, *plan.notes], experiment=prepared.experiment)
-    for analysis in prepared.experiment.analyses:
-        _analyze(finished, plugins, analysis, progress, runner.life)
+    for mapping in prepared.experiment.analyses:
+        analysis = plugins.build("analysis", mapping, where="analyses", source=str(path))
+        progress.note(f"analysis {analysis.name}")
+        finished.take(analyze_one([open_run(path)], analysis, progress), runner.life)
     runner.life.finished(finished.tables, finished.figures)
     finished.seconds = time.perf_counter() - begun
     return finished
@@ -222,65 +234,3 @@ def check_experiment(experiment: Experiment, *, limit: int | None = None, device
                     arrays, texts = run_unedited(job, unit)
                     writer.commit(unit.number, unit.stage, arrays, texts or None, None)
             return pd.DataFrame(run_gate(job, Bank(job, units), runner.reproducible))
-
-
-def analyze_run(path: str | Path, name: str | None = None, options: Sequence[str] = (), progress: Progress | None = None) -> Finished:
-    """Run one analysis on a run (all of its experiment's when no name is given).
-
-    ``options`` are ``option=value`` texts, the value read as YAML.
-    """
-    from codi_engine.core.plugins import plugin_manager
-    from codi_engine.core.results import open_run
-
-    run = open_run(path)
-    plugins = plugin_manager()
-    finished = Finished(Path(path), len(run.cells), 0, 0.0)
-    wanted: list[Any] = [name] if name else list(run.experiment.get("analyses") or ["importance"])
-    for analysis in wanted:
-        mapping = {"plugin": analysis} if isinstance(analysis, str) else dict(analysis)
-        mapping.update(_options(options))
-        _analyze(finished, plugins, mapping, progress or Progress())
-    return finished
-
-
-def _options(texts: Sequence[str]) -> dict[str, Any]:
-    from codi_engine.core.yamlfile import parse_yaml
-
-    out = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise UserError(f"-s {text}: write option=value")
-        out[name] = parse_yaml(value, f"-s {name}")[0]
-    return out
-
-
-def _analyze(finished: Finished, plugins: Plugins, mapping: Any, progress: Progress, life: Lifecycle | None = None) -> None:
-    """Run one analysis and write its tables and figures to ``results/<name>``."""
-    from codi_engine.core.results import open_run
-
-    analysis = plugins.build("analysis", mapping, where="analyses", source=str(finished.path))
-    progress.note(f"analysis {analysis.name}")
-    result = analysis.analyze([open_run(finished.path)])
-    folder = finished.path / "results" / analysis.name
-    write_result(folder, result)
-    if life is not None:
-        life.analysed(analysis.name, result)
-    finished.summaries[analysis.name] = result.summary
-    finished.console += ("\n" if finished.console else "") + result.summary
-    finished.figures.update({name: folder / f"{name}.png" for name in result.figures})
-    finished.tables.update({name: folder / f"{name}.parquet" for name in result.tables})
-
-
-def write_result(folder: Path, result: AnalysisResult) -> None:
-    """Write tables as Parquet, figures as PNG and SVG, and the summary as text."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, table in result.tables.items():
-            table.to_parquet(folder / f"{name}.parquet")
-        for name, figure in result.figures.items():
-            figure.savefig(folder / f"{name}.png", dpi=200)
-            figure.savefig(folder / f"{name}.svg")
-        (folder / "summary.txt").write_text(result.summary + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{folder}: the results cannot be written: {error.strerror or error}") from None

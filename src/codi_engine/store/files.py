@@ -129,8 +129,8 @@ class CheckedFiles:
         return data
 
 
-    def read_array(self, name: str, stated: Mapping[str, Any]) -> np.ndarray:
-        """Return a file's bytes as an array of uint8, without a hash: for shards, whose codecs have checksums of their own.
+    def read_array(self, name: str, stated: Mapping[str, Any], buffer: np.ndarray) -> np.ndarray:
+        """Read a file into ``buffer`` (uint8) and return the part it fills; no hash: shards' codecs have checksums of their own.
 
         Raises
         ------
@@ -142,7 +142,7 @@ class CheckedFiles:
                 size = os.fstat(file.fileno()).st_size
                 if size != stated["size"]:
                     raise StoreError(f"{path}: has {size:,} bytes where {stated['size']:,} were written")
-                data = np.empty(size, np.uint8)
+                data = buffer[:size]
                 view, at = memoryview(data), 0
                 while at < size and (count := file.readinto(view[at:])):
                     at += count

@@ -67,10 +67,13 @@ class RunReader:
         self.torn = content.torn
         self.state = State.of(content.records, str(self.path))
         self.files = CheckedFiles(self.path, verify == "full")
+        self._recent: dict[str, tuple[int, np.ndarray, np.ndarray]] = {}
         for name in self.state.documents:
             problem = self._document_problem(name)
             if problem:
                 raise StoreError(f"{self.path / name}: {problem}; repeating the run's command mends it")
+
+        self.digest = content.chain
 
     # ---------------------------------------------------------------------------------------- what there is
 
@@ -176,12 +179,23 @@ class RunReader:
         return ptr, index[:count], value[:count]
 
     def _shard(self, name: str, unit: int) -> np.ndarray:
-        """Return a committed shard's bytes after comparing its size (its checksums are compared when it is decoded)."""
+        """Return a committed shard's bytes after comparing its size (its checksums are compared when it is decoded).
+
+        The last shard of each array is kept, and its memory used again for the next one.
+        """
+        number, data, buffer = self._recent.get(name, (-1, np.empty(0, np.uint8), np.empty(0, np.uint8)))
+        if number == unit:
+            return data
         spec = self.spec(name)
         stated = self.committed[unit]["files"].get(spec.shard(unit)) if unit in self.committed else None
         if stated is None:
             raise StoreError(f"{self.path}: unit {unit} wrote no '{name}'")
-        return self.files.read_array(spec.shard(unit), stated)
+        self._recent.pop(name, None)
+        if len(buffer) < stated["size"]:
+            buffer = np.empty(stated["size"], np.uint8)
+        data = self.files.read_array(spec.shard(unit), stated, buffer)
+        self._recent[name] = (unit, data, buffer)
+        return data
 
     @cached_property
     def _done(self) -> dict[int, np.ndarray]:
@@ -222,6 +236,12 @@ class RunReader:
                 slots.append((unit * self.unit_cells + rows).astype(np.int64))
                 values.append(self.read_unit(name, unit)[rows])
         return np.concatenate(slots), np.concatenate(values)
+
+    def read_slots(self, name: str) -> np.ndarray:
+        """Return the slots of the finished cells whose unit wrote this array, int64, ascending; nothing of it is read."""
+        spec = self.spec(name)
+        parts = [u * self.unit_cells + rows for u, rows in self._done.items() if spec.shard(u) in self.committed[u]["files"]]
+        return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
 
     def column(self, name: str) -> np.ndarray:
         """Return an array's value of each cell of ``slots``; the fill value where its unit did not write it."""

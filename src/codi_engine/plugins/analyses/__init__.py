@@ -6,5 +6,6 @@ from typing import Any
 
 from codi_engine.core.plugin import Analysis
 from codi_engine.plugins.analyses.importance import Importance
+from codi_engine.plugins.analyses.pathways import Pathways
 
-ANALYSES: list[type[Analysis[Any]]] = [Importance]
+ANALYSES: list[type[Analysis[Any]]] = [Importance, Pathways]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from codi_engine.core.results import Run
+    from codi_engine.core.work import Work
 
 
 class Importance(Analysis[ImportanceOptions]):
@@ -25,7 +26,7 @@ class Importance(Analysis[ImportanceOptions]):
     name = "importance"
     Options = ImportanceOptions
 
-    def analyze(self, runs: Sequence[Run]) -> AnalysisResult:
+    def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
         from codi_engine.plugins.analyses import effects, figures
 
         run = runs[0]

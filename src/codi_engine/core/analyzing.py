@@ -1,0 +1,210 @@
+"""Running analyses on finished runs: what they are given, where their results go, and how an interrupted one goes on."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codi_engine.core.errors import UserError, nearest
+from codi_engine.core.progress import Progress
+from codi_engine.core.work import Work
+from codi_engine.store.layout import LEDGER, RESULTS
+
+if TYPE_CHECKING:
+    from codi_engine.core.plugin import Analysis, AnalysisResult
+    from codi_engine.core.plugins import Plugins
+    from codi_engine.core.results import Run
+
+#: partial results of an unfinished analysis, beside its results
+_PARTIAL = ".partial"
+
+
+@dataclass
+class Analysed:
+    """Where the results of one analysis are, and what it says."""
+
+    name: str
+    runs: list[Path]
+    folder: Path
+    summary: str
+    tables: dict[str, Path] = field(default_factory=dict)
+    figures: dict[str, Path] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+    result: AnalysisResult | None = field(default=None, repr=False)
+
+
+def analyze(
+    runs: str | Path | Run | Sequence[str | Path | Run], analysis: str | None = None, *, progress: Progress | None = None, **options: Any
+) -> list[Analysed]:  # fmt: skip
+    """Analyse runs; results are written to ``results/<analysis>`` of each run (of the first, where one takes several).
+
+    Parameters
+    ----------
+    runs: run directories (patterns such as ``runs/*`` too) or opened runs
+    analysis: its name; default: those of each run's experiment
+    options: of the analysis
+
+    Raises
+    ------
+    UserError: no such run or analysis, bad options, or what the analysis lacks
+    """
+    given = [runs] if isinstance(runs, (str, Path)) or not isinstance(runs, Sequence) else list(runs)
+    paths = [Path(r) if isinstance(r, (str, Path)) else r.path for r in given]
+    texts = [f"{k}={_as_yaml(v)}" for k, v in options.items()]
+    return analyze_runs(expand([str(p) for p in paths]), [analysis] if analysis else [], texts, progress)
+
+
+def _as_yaml(value: Any) -> str:
+    import json
+
+    return json.dumps(value)
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide a command's arguments into runs (directories, patterns) and names of analyses.
+
+    Raises
+    ------
+    UserError: an argument that is neither
+    """
+    from codi_engine.core.plugins import plugin_manager
+
+    known = plugin_manager().names("analysis")
+    runs: list[str] = []
+    names: list[str] = []
+    for text in arguments:
+        if (Path(text) / LEDGER).exists() or (text not in known and glob.has_magic(text)):
+            runs.append(text)
+        elif text in known:
+            names.append(text)
+        elif Path(text).exists() or any(c in text for c in "/\\."):
+            runs.append(text)  # opening it says what is wrong with it
+        elif not runs:
+            raise UserError(f"'{text}' is no run directory; runs lie in runs/<name>")
+        else:
+            raise UserError(f"'{text}' is neither a run directory nor an analysis; {nearest(text, known)}")
+    if not runs:
+        raise UserError(f"say which run to analyse: codi-engine analyze runs/NAME {' '.join(names)}")
+    return runs, names
+
+
+def expand(patterns: Sequence[str]) -> list[Path]:
+    """Return the run directories that patterns name, each once, in order.
+
+    Raises
+    ------
+    UserError: a pattern without any run
+    """
+    found: list[Path] = []
+    for pattern in patterns:
+        paths = [Path(pattern)] if not glob.has_magic(pattern) or Path(pattern).exists() else [Path(p) for p in sorted(glob.glob(pattern))]
+        runs = [p for p in paths if (p / LEDGER).exists()] if glob.has_magic(pattern) and len(paths) != 1 else paths
+        if not runs:
+            raise UserError(f"'{pattern}' matches no run")
+        found += [p for p in runs if p not in found]
+    return found
+
+
+def analyze_runs(paths: Sequence[Path], names: Sequence[str] = (), options: Sequence[str] = (), progress: Progress | None = None) -> list[Analysed]:
+    """Run analyses on runs; what is interrupted goes on with the same command.
+
+    Parameters
+    ----------
+    paths: run directories
+    names: analyses; default: those of each run's experiment, else ``importance``
+    options: ``option=value`` for all analyses that have it, or ``analysis.option=value``; the value is YAML
+    """
+    from codi_engine.core.plugins import plugin_manager
+    from codi_engine.core.results import open_run
+
+    plugins = plugin_manager()
+    progress = progress or Progress()
+    opened = [open_run(path) for path in paths]
+    jobs: list[tuple[list[Run], Analysis[Any]]] = []
+    if names:
+        built = _with_options(plugins, [{"plugin": n} for n in names], options, str(paths[0]))
+        for analysis in built:
+            jobs += [(opened, analysis)] if analysis.takes == "many" else [([run], analysis) for run in opened]
+    else:
+        for run in opened:
+            wanted = [{"plugin": w} if isinstance(w, str) else dict(w) for w in run.experiment.get("analyses") or [_default(run)]]
+            jobs += [([run], analysis) for analysis in _with_options(plugins, wanted, options, str(run.path))]
+    done = []
+    for number, (runs, analysis) in enumerate(jobs):
+        label = f"{analysis.name} of {', '.join(str(r.path) for r in runs)}"
+        progress.note(label if len(jobs) == 1 else f"{number + 1} of {len(jobs)}: {label}")
+        done.append(analyze_one(runs, analysis, progress))
+    return done
+
+
+def _default(run: Run) -> str:
+    return "importance" if run.metrics else "words"
+
+
+def _with_options(plugins: Plugins, wanted: Sequence[dict[str, Any]], texts: Sequence[str], source: str) -> list[Analysis[Any]]:
+    """Build analyses, giving each of them the options that are meant for it."""
+    given = [_option(text) for text in texts]
+    meant = []
+    for mapping in wanted:
+        fields = plugins.get("analysis", mapping["plugin"], "analyses").Options.model_fields
+        mine = {}
+        for scope, name, value in given:
+            if scope == mapping["plugin"] or (scope is None and (name in fields or len(wanted) == 1)):
+                mine[name] = value
+        meant.append({**mapping, **mine})
+    for scope, name, _ in given:
+        names = [m["plugin"] for m in wanted]
+        if scope is not None and scope not in names:
+            raise UserError(f"-s {scope}.{name}: {nearest(scope, names)}")
+        if scope is None and len(wanted) > 1 and not any(name in m for m in meant):
+            raise UserError(f"-s {name}: none of {', '.join(names)} has this option")
+    return [plugins.build("analysis", mapping, where="analyses", source=source) for mapping in meant]
+
+
+def _option(text: str) -> tuple[str | None, str, Any]:
+    """Return (analysis or None, option, value) of ``[analysis.]option=value``."""
+    from codi_engine.core.yamlfile import parse_yaml
+
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UserError(f"-s {text}: write option=value")
+    scope, dot, option = name.rpartition(".")
+    return (scope if dot else None), option, parse_yaml(value, f"-s {name}")[0]
+
+
+def analyze_one(runs: Sequence[Run], analysis: Analysis[Any], progress: Progress) -> Analysed:
+    """Run one analysis and write what it returns."""
+    folder = runs[0].path / RESULTS / analysis.name
+    work = Work(folder=folder / _PARTIAL, progress=progress)
+    options = analysis.options
+    work.memory = int(getattr(options, "memory", 0) * 1e9) or work.memory
+    work.threads = getattr(options, "threads", None) or work.threads
+    result = analysis.analyze(runs, work)
+    written = write_result(folder, result)
+    work.clear()
+    written.name, written.runs = analysis.name, [r.path for r in runs]
+    return written
+
+
+def write_result(folder: Path, result: AnalysisResult) -> Analysed:
+    """Write tables as Parquet, figures as PNG and SVG, further files and the summary as text."""
+    done = Analysed("", [], folder, result.summary, result=result)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in result.tables.items():
+            done.tables[name] = folder / f"{name}.parquet"
+            table.to_parquet(done.tables[name])
+        for name, figure in result.figures.items():
+            done.figures[name] = folder / f"{name}.png"
+            figure.savefig(done.figures[name], dpi=200)
+            figure.savefig(folder / f"{name}.svg")
+        for name, text in result.files.items():
+            done.files[name] = folder / name
+            done.files[name].write_text(text, encoding="utf-8")
+        (folder / "summary.txt").write_text(result.summary + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{folder}: the results cannot be written: {error.strerror or error}") from None
+    return done

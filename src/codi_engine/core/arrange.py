@@ -1,0 +1,168 @@
+"""How the cells of a run are arranged for comparisons: target × condition × example × trial."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from codi_engine.core.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from codi_engine.core.results import Run
+
+_REPLICATES = ("trial", "donor", "variant")
+_LAYER = re.compile(r"\bL(\d+)\b|\blayer[ =]?(\d+)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """Where each comparable cell lies.
+
+    A **target** is one point of the swept axes (the patched feature, a layer and step …); conditions are compared within it.
+    Trials, donors and variants of an example are its replicates.
+
+    Attributes
+    ----------
+    axes: names of the axes that make a target
+    targets: per target its labels on them
+    conditions, examples: labels
+    replicates: most cells that one example has in one condition
+    slots: targets × own conditions × examples × replicates, −1 where there is no cell
+    common: shared conditions × examples × replicates, for conditions that have no target of their own (a baseline)
+    own, shared: indices into ``conditions``
+    """
+
+    axes: tuple[str, ...]
+    targets: list[tuple[Any, ...]]
+    conditions: list[str]
+    examples: list[Any]
+    replicates: int
+    slots: np.ndarray
+    common: np.ndarray
+    own: list[int]
+    shared: list[int]
+
+    def name(self, target: int) -> str:
+        """Return a target in words: its label, or ``layer 3 step 2``."""
+        labels = self.targets[target]
+        if len(labels) == 1 and isinstance(labels[0], str):
+            return labels[0]
+        return " ".join(f"{a} {v}" for a, v in zip(self.axes, labels, strict=True) if v is not None) or "all"
+
+    def layer(self, target: int) -> int | None:
+        """Return the layer of a target: its ``layer`` axis, or the ``L9`` in its label."""
+        labels = dict(zip(self.axes, self.targets[target], strict=True))
+        if isinstance(labels.get("layer"), int):
+            return int(labels["layer"])
+        return layer_of(self.name(target))
+
+    def pairs(self, wanted: Sequence[Sequence[str]] | None, where: str) -> list[tuple[int, int]]:
+        """Return the pairs of conditions to compare: those wanted; else every one against ``baseline``; else all pairs.
+
+        Raises
+        ------
+        UserError: an unknown condition, or fewer than two
+        """
+        known = self.conditions
+        if wanted is not None:
+            for pair in wanted:
+                for name in pair:
+                    if name not in known:
+                        raise UserError(f"{where}: pairs: condition '{name}': {nearest(name, known)}")
+            return [(known.index(a), known.index(b)) for a, b in wanted]
+        if len(known) < 2:
+            raise UserError(f"{where}: needs two conditions to compare; the run has {_listed(known)}")
+        if "baseline" in known:
+            base = known.index("baseline")
+            return [(i, base) for i in range(len(known)) if i != base]
+        return [(i, j) for i in range(len(known)) for j in range(i)]
+
+
+def layer_of(label: str) -> int | None:
+    """Return the layer that a label such as ``L26-1069`` names."""
+    found = _LAYER.search(label)
+    return int(found[1] or found[2]) if found else None
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"'{n}'" for n in names) or "none"
+
+
+def arrange(run: Run, where: str, array: str | None = None) -> Arrangement:
+    """Arrange a run's finished cells.
+
+    Parameters
+    ----------
+    where: name of the analysis, for errors
+    array: only cells whose unit wrote it
+
+    Raises
+    ------
+    UserError: no cells, or two cells in one place
+    """
+    codes = {axis: run.store.codes(axis) for axis in run.axes}
+    slots = run.store.slots
+    if array is not None:
+        kept = np.isin(slots, run.store.read_slots(array), assume_unique=True)
+        codes, slots = {a: c[kept] for a, c in codes.items()}, slots[kept]
+    if len(slots) == 0:
+        raise UserError(f"{where}: {run.path} has no finished cells" + (f" with '{array}'" if array else ""))
+    labels = {axis: run.store.labels(axis) for axis in codes}
+    axes = tuple(a for a in run.axes if a not in ("example", "condition", *_REPLICATES) and (codes[a] >= 0).any())
+    target, targets = _points([codes[a] for a in axes], [labels[a] for a in axes], len(slots))
+    condition, conditions = _points([codes["condition"]], [labels["condition"]], len(slots))
+    example, examples = _points([codes["example"]], [labels["example"]], len(slots)) if "example" in codes else (np.zeros(len(slots), int), [("all",)])
+    repeat, repeats = _points([codes[a] for a in _REPLICATES if a in codes], [labels[a] for a in _REPLICATES if a in codes], len(slots))
+    nowhere = next((i for i, t in enumerate(targets) if axes and all(v is None for v in t)), None)
+    names = [str(c[0]) for c in conditions]
+    shared = [i for i in range(len(names)) if nowhere is not None and (target[condition == i] == nowhere).all()] if len(targets) > 1 else []
+    own = [i for i in range(len(names)) if i not in shared]
+    if nowhere is not None and shared:
+        targets = [t for i, t in enumerate(targets) if i != nowhere]
+        target = target - (target > nowhere)
+    shape = (len(examples), len(repeats))
+    place = np.full(len(names), -1)
+    place[own] = np.arange(len(own))
+    in_common = np.isin(condition, shared)
+    grid = _grid((len(targets), len(own), *shape), (target, place[condition], example, repeat), slots, ~in_common, where)
+    place[shared] = np.arange(len(shared))
+    common = _grid((len(shared), *shape), (place[condition], example, repeat), slots, in_common, where)
+    return Arrangement(axes, targets, names, [e[0] for e in examples], len(repeats), grid, common, own, shared)
+
+
+def _points(codes: list[np.ndarray], labels: list[list[Any]], count: int) -> tuple[np.ndarray, list[tuple[Any, ...]]]:
+    """Return per cell the number of its point, and the points' labels, sorted by label rank."""
+    if not codes:
+        return np.zeros(count, np.int64), [()]
+    ranked = np.stack([_rank(names)[code] for code, names in zip(codes, labels, strict=True)], 1)
+    unique, number = np.unique(ranked, axis=0, return_inverse=True)
+    order = [_by_rank(names) for names in labels]
+    return number.reshape(-1), [tuple(None if r == 0 else names[r - 1] for r, names in zip(row, order, strict=True)) for row in unique.tolist()]
+
+
+def _by_rank(labels: list[Any]) -> list[Any]:
+    return sorted(labels) if all(isinstance(v, (int, float)) for v in labels) else labels
+
+
+def _rank(labels: list[Any]) -> np.ndarray:
+    """Return rank + 1 by code; the last entry, reached by code −1, is 0."""
+    order = sorted(range(len(labels)), key=lambda i: labels[i]) if all(isinstance(v, (int, float)) for v in labels) else list(range(len(labels)))
+    out = np.zeros(len(labels) + 1, np.int64)
+    out[order] = np.arange(1, len(labels) + 1)
+    return out
+
+
+def _grid(shape: tuple[int, ...], places: tuple[np.ndarray, ...], slots: np.ndarray, chosen: np.ndarray, where: str) -> np.ndarray:
+    """Put the slots of chosen cells into a grid."""
+    if np.prod(shape, dtype=np.float64) > 2e9:
+        raise UserError(f"{where}: the cells do not form a grid: {shape} places for {len(slots):,} cells")
+    grid = np.full(shape, -1, np.int64)
+    index = tuple(p[chosen] for p in places)
+    grid[index] = slots[chosen]
+    if (grid >= 0).sum() != chosen.sum():
+        raise UserError(f"{where}: several cells have the same target, condition, example and trial")
+    return grid
