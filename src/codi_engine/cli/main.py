@@ -108,6 +108,34 @@ def analyze(runs: tuple[str, ...], options: tuple[str, ...], quiet: bool, debug:
 
 
 @cli.command()
+@click.argument("directory")
+@click.option("--targets", default=40, show_default=True, help="Patched features.")
+@click.option("--conditions", default=3, show_default=True, help="Conditions, one of them `baseline`.")
+@click.option("--examples", default=1, show_default=True, help="Prompts per condition.")
+@click.option("--trials", default=30, show_default=True, help="Sampled trials per example.")
+@click.option("--features", default=400, show_default=True, help="Captured features.")
+@click.option("--dense", is_flag=True, help="Store every value, not only those that are not zero.")
+@click.option("--gaussian", is_flag=True, help="Residual-stream-like values instead of SAE-like codes (dense).")
+@click.option("--density", default=0.02, show_default=True, help="Mean share of features that fire.")
+@click.option("--icc", default=0.0, show_default=True, help="Intra-class correlation of an example's trials.")
+@click.option("--effect", default=2.0, show_default=True, help="Planted effects, in standard deviations; 0 plants none.")
+@click.option("--words", default=60, show_default=True, help="Words per text; 0 for no texts.")
+@click.option("--seed", default=0, show_default=True)
+@_QUIET
+@_DEBUG
+def synth(directory: str, dense: bool, gaussian: bool, quiet: bool, debug: bool, **sizes: Any) -> None:
+    """Write a synthetic run to DIRECTORY, with planted pathways, words and correlations (the truth in results/synth)."""
+    from codi_engine.cli import show
+    from codi_engine.cli.progress import progress
+    from codi_engine.core.synthetic import Synthetic, write_synthetic
+
+    what = Synthetic(sparse=not (dense or gaussian), gaussian=gaussian, **sizes)
+    with progress(quiet) as shown:
+        path = write_synthetic(what, directory, shown)
+    show.table([("run", str(path)), ("cells", f"{what.cells:,}"), ("truth", str(path / "results" / "synth")), ("next", f"codi-engine analyze {path} pathways")])
+
+
+@cli.command()
 @click.argument("action", required=False, type=click.Choice(["list", "show"]), default="list")
 @click.argument("name", required=False)
 @_DEBUG

@@ -127,7 +127,7 @@ class Work:
         if self.folder is None:
             return None
         try:
-            with np.load(self.folder / f"{stage}-{part.key}.npz", allow_pickle=False) as file:
+            with (self.folder / f"{stage}-{part.key}.npz").open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
         except (OSError, ValueError, EOFError):
             return None
