@@ -138,10 +138,23 @@ def _points(codes: list[np.ndarray], labels: list[list[Any]], count: int) -> tup
     """Return per cell the number of its point, and the points' labels, sorted by label rank."""
     if not codes:
         return np.zeros(count, np.int64), [()]
-    ranked = np.stack([_rank(names)[code] for code, names in zip(codes, labels, strict=True)], 1)
-    unique, number = np.unique(ranked, axis=0, return_inverse=True)
+    key, sizes = np.zeros(count, np.int64), [len(names) + 1 for names in labels]
+    for code, names, size in zip(codes, labels, sizes, strict=True):
+        key = key * size + _rank(names)[code]
+    number, keys = _numbered(key, int(np.prod(sizes)))
     order = [_by_rank(names) for names in labels]
-    return number.reshape(-1), [tuple(None if r == 0 else names[r - 1] for r, names in zip(row, order, strict=True)) for row in unique.tolist()]
+    points = np.stack(np.unravel_index(keys, sizes), 1).tolist()
+    return number, [tuple(None if r == 0 else names[r - 1] for r, names in zip(row, order, strict=True)) for row in points]
+
+
+def _numbered(key: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return each key's number among the keys there are, and those keys, ascending."""
+    if most > 50_000_000:
+        keys, number = np.unique(key, return_inverse=True)
+        return number, keys
+    there = np.zeros(most, bool)
+    there[key] = True
+    return (np.cumsum(there) - 1)[key], np.flatnonzero(there)
 
 
 def _by_rank(labels: list[Any]) -> list[Any]:

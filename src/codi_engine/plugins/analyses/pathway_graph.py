@@ -11,25 +11,28 @@ if TYPE_CHECKING:
     import networkx as nx
 
 
+#: edges that a graph file holds; weaker pathways are in the table
+MOST = 50_000
+
+
 def graph(table: pd.DataFrame, direction: str = "downstream") -> nx.DiGraph:
-    """Return features as nodes (``layer``) and pathways as edges: the strongest of each pair of features by |g|.
+    """Return features as nodes (``layer``) and the strongest pathways as edges, one for each pair of features.
 
     Edges point from what was changed to what changed; upstream ones are turned round, so that they point with the layers.
     """
     import networkx as nx
 
     out = nx.DiGraph()
-    turned = direction == "upstream"
-    strength = table["hedges_g"].abs().fillna(0.0)
-    for i in strength.sort_values(ascending=False, kind="stable").index:
-        row = table.loc[i]
-        ends = [(str(row["target"]), row["target_layer"]), (str(row["feature"]), row["feature_layer"])]
-        (a, layer_a), (b, layer_b) = reversed(ends) if turned else ends
+    order = table["hedges_g"].abs().fillna(0.0).sort_values(ascending=False, kind="stable").index[:MOST]
+    columns = ["target", "target_layer", "feature", "feature_layer", "effect", "hedges_g", "q", "condition"]
+    for a, layer_a, b, layer_b, effect, g, q, condition in table.loc[order, columns].itertuples(index=False):
+        if direction == "upstream":
+            a, layer_a, b, layer_b = b, layer_b, a, layer_a
         if a == b or out.has_edge(a, b):
             continue
         for name, layer in ((a, layer_a), (b, layer_b)):
             out.add_node(name, **({} if pd.isna(layer) else {"layer": int(layer)}))
-        facts = {"effect": float(row["effect"]), "hedges_g": float(row["hedges_g"]), "q": float(row["q"]), "condition": str(row["condition"])}
+        facts = {"effect": float(effect), "hedges_g": float(g), "q": float(q), "condition": str(condition)}
         out.add_edge(a, b, **{k: v for k, v in facts.items() if v == v})
     return out
 
@@ -54,11 +57,17 @@ def chains(graph: nx.DiGraph, count: int) -> pd.DataFrame:
                     best[node][length + 1] = found
     ranked = sorted(((length, w, path) for n in order for length, (w, path) in best[n].items() if length >= 2), key=lambda c: (-c[0], -c[1], c[2]))
     kept: list[tuple[int, float, tuple[str, ...]]] = []
-    for length, weakest, path in ranked:
-        text = "\0".join(path)
-        if len(kept) < count and not any(text in "\0".join(k[2]) for k in kept):
-            kept.append((length, weakest, path))
+    for found_chain in ranked:
+        if len(kept) == count:
+            break
+        if not any(_within(found_chain[2], k[2]) for k in kept):
+            kept.append(found_chain)
     return pd.DataFrame([(" → ".join(p), length, w) for length, w, p in kept], columns=columns)
+
+
+def _within(part: tuple[str, ...], whole: tuple[str, ...]) -> bool:
+    """True when one path is a stretch of the other."""
+    return any(whole[i : i + len(part)] == part for i in range(len(whole) - len(part) + 1))
 
 
 def files(graph: nx.DiGraph) -> dict[str, str]:
