@@ -125,7 +125,7 @@ class Vocabulary:
 
     def reserve(self, tokens: int, size: int) -> None:
         """Make room for so many more tokens and bytes."""
-        need = self.size + tokens + 1
+        need = self.size + tokens + 2
         if need > len(self.ends):
             self.ends = np.concatenate([self.ends, np.zeros(max(need, 2 * len(self.ends)) - len(self.ends), np.int64)])
         used = int(self.ends[self.size])
