@@ -56,7 +56,7 @@ class Work:
 
     Attributes
     ----------
-    folder: where partial results are kept until the analysis has finished
+    folder: where partial results are kept until the analysis has finished; None keeps them in memory
     memory: bytes that may be held at a time
     threads: computing threads
     progress: told of bytes read
@@ -66,6 +66,7 @@ class Work:
     memory: int = 2_000_000_000
     threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     progress: Progress = field(default_factory=Progress)
+    _kept: dict[tuple[str, str], Partial] = field(default_factory=dict)
 
     @property
     def piece(self) -> int:
@@ -89,6 +90,7 @@ class Work:
 
     def clear(self) -> None:
         """Remove partial results: the analysis has finished."""
+        self._kept.clear()
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -122,10 +124,17 @@ class Work:
 
     # ------------------------------------------------------------------------------------------ partials
 
+    def partial(self, stage: str, part: Part) -> Partial:
+        """Return a partial result that :meth:`stream` has yielded before."""
+        stored = self._stored(stage, part)
+        if stored is None:
+            raise UserError(f"{self.folder}: the partial result {stage}-{part.key} is gone; repeat the command")
+        return stored
+
     def _stored(self, stage: str, part: Part) -> Partial | None:
         """Return a durable partial result; None when there is none, or a torn one."""
         if self.folder is None:
-            return None
+            return self._kept.get((stage, part.key))
         try:
             with (self.folder / f"{stage}-{part.key}.npz").open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
@@ -139,6 +148,7 @@ class Work:
     def store(self, stage: str, part: Part, partial: Partial) -> None:
         """Make a partial result durable."""
         if self.folder is None:
+            self._kept[stage, part.key] = partial
             return
         buffer = io.BytesIO()
         np.savez(buffer, **partial)  # type: ignore[arg-type]

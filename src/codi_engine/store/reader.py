@@ -268,6 +268,29 @@ class RunReader:
                 tables.append(decode_texts(self.files.read(file, record["files"][file]), str(self.path / file)))
         return join_texts(tables)
 
+    def text_units(self) -> dict[int, int]:
+        """Return unit → bytes of its texts, for units that have any."""
+        found = {unit: record["files"].get(text_file(unit)) for unit, record in sorted(self.committed.items())}
+        return {unit: stated["size"] for unit, stated in found.items() if stated is not None}
+
+    def text_bytes(self, unit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return a unit's texts as (slots, UTF-8 bytes, offsets); rows whose text is null are left out."""
+        file = text_file(unit)
+        table = decode_texts(self.files.read(file, self.committed[unit]["files"][file]), str(self.path / file))
+        if "text" not in table.column_names:
+            return np.zeros(0, np.int64), np.zeros(0, np.uint8), np.zeros(1, np.int64)
+        column = table["text"]
+        if column.null_count:
+            table = table.filter(column.is_valid())
+        whole = table.combine_chunks()
+        slots = whole["slot"].to_numpy().astype(np.int64)
+        if not len(slots):
+            return slots, np.zeros(0, np.uint8), np.zeros(1, np.int64)
+        text = whole["text"].chunk(0)
+        _, offsets, data = text.buffers()
+        bounds = np.frombuffer(offsets, np.int32)[text.offset : text.offset + len(text) + 1].astype(np.int64)
+        return slots, np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8), bounds
+
     # --------------------------------------------------------------------------------------------- verify
 
     def verify(self) -> list[str]:

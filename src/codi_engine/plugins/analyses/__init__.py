@@ -7,5 +7,6 @@ from typing import Any
 from codi_engine.core.plugin import Analysis
 from codi_engine.plugins.analyses.importance import Importance
 from codi_engine.plugins.analyses.pathways import Pathways
+from codi_engine.plugins.analyses.words import Words
 
-ANALYSES: list[type[Analysis[Any]]] = [Importance, Pathways]
+ANALYSES: list[type[Analysis[Any]]] = [Importance, Pathways, Words]

@@ -131,17 +131,14 @@ class Pathways(Analysis[PathwaysOptions]):
 
         family = Family(self.options.q, self.options.correction)
         comparison = Comparison(vectors, design, work)
-        held: list[Partial] = []
         counts, nan = np.zeros((len(design.pairs), 3), np.int64), 0.0
         for partial in comparison.results():
             tested = int(partial["counts"][:, :, 0].sum())
             family.add(partial["p"], more=tested - len(partial["p"]))
             counts += partial["counts"].sum(0)
             nan += float(partial["nan"][0])
-            if work.folder is None:  # there is no disk to read them from again
-                held.append(partial)
         cutoff = family.cutoff()
-        kept = [_below(partial, cutoff) for partial in (held if work.folder is None else comparison.results())]
+        kept = [_below(partial, cutoff) for partial in comparison.results()]
         columns = {name: np.concatenate([k[name] for k in kept]) for name in kept[0]}
         return Found(self._table(columns, family, vectors, design), counts, nan, family)
 
