@@ -50,6 +50,14 @@ class Part(Protocol):
 P = TypeVar("P", bound=Part)
 
 
+@dataclass(frozen=True)
+class _Named:
+    """A partial result that belongs to no part."""
+
+    key: str
+    bytes: int = 0
+
+
 @dataclass
 class Work:
     """Given to :meth:`Analysis.analyze`.
@@ -121,6 +129,38 @@ class Work:
         finally:
             pipeline.close()
             self.progress.finish()
+
+    def read_ahead(self, stage: str, parts: Sequence[P], read: Callable[[P, Any], T], skip: int = 0) -> Iterator[tuple[int, P, T]]:
+        """Yield (number, part, data) in order, the next part being read meanwhile; nothing is kept.
+
+        For sums that must be formed in order. An earlier part's data may be overwritten once the next one has been asked for.
+
+        Parameters
+        ----------
+        skip: parts at the beginning that are not needed any more
+        """
+        self.progress.start(stage, sum(p.bytes for p in parts), "B")
+        self.progress.advance(sum(p.bytes for p in parts[:skip]))
+        spare: list[T] = []
+        with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
+            coming = pool.submit(read, parts[skip], None) if skip < len(parts) else None
+            for number in range(skip, len(parts)):
+                assert coming is not None
+                data = coming.result()
+                if number + 1 < len(parts):
+                    coming = pool.submit(read, parts[number + 1], spare.pop() if spare else None)
+                yield number, parts[number], data
+                self.progress.advance(parts[number].bytes)
+                spare.append(data)
+        self.progress.finish()
+
+    def keep(self, name: str, state: Partial) -> None:
+        """Make an intermediate state durable."""
+        self.store(name, _Named("state"), state)
+
+    def kept(self, name: str) -> Partial | None:
+        """Return the last state of that name."""
+        return self._stored(name, _Named("state"))
 
     # ------------------------------------------------------------------------------------------ partials
 

@@ -265,7 +265,7 @@ def fill_p(t, df, table, out):  # type: ignore[no-untyped-def]
                         f[i] = f[i] * u[i] + (b * v[i] + c0)
             for i in range(m):
                 value = (u[i] + 1.0) / wide + low
-                f[i] = min(f[i] * _exp(-0.5 * value * value), 1.0)
+                f[i] = 1.0 if value == 0.0 else min(f[i] * _exp(-0.5 * value * value), 1.0)
             for i in range(m):
                 out[start + order[first + i]] = f[i]
             first = last

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from codi_engine.core.plugin import Analysis
+from codi_engine.plugins.analyses.correlation import Correlation
 from codi_engine.plugins.analyses.importance import Importance
 from codi_engine.plugins.analyses.pathways import Pathways
 from codi_engine.plugins.analyses.words import Words
 
-ANALYSES: list[type[Analysis[Any]]] = [Importance, Pathways, Words]
+ANALYSES: list[type[Analysis[Any]]] = [Importance, Pathways, Words, Correlation]
