@@ -240,3 +240,25 @@ def test_chains() -> None:
     assert found["chain"].iloc[0] == "L1-a → L2-b → L5-c → L7-e"
     assert found["length"].iloc[0] == 3
     assert len(chains(built, 0)) == 0
+
+
+@pytest.mark.parametrize(("test", "examples"), [("mann_whitney", 1), ("mann_whitney", 8), ("wilcoxon", 8), ("permutation", 1), ("permutation", 8)])
+def test_rank_and_permutation_tests(tmp_path: Path, test: str, examples: int) -> None:
+    run = synthetic(tmp_path / "run", examples=examples, effect=4.0, gaussian=True, sparse=False, trials=10, targets=4, features=40)
+    found = table(one(run, test=test, permutations=1999, correction="none"))
+    what = Synthetic(**open_run(run).experiment["synthetic"])
+    values = what.values(0, what.cells).astype(float).reshape(what.targets, what.conditions, what.examples, what.trials, what.features)
+    names = [what.feature_names[t] for t in what.target_features]
+    assert len(found) > 10
+    for _, row in found.iterrows():
+        t, c, f = names.index(row["target"]), what.condition_names.index(row["condition"]), what.feature_names.index(row["feature"])
+        a, b = ((values[t, i, :, :, f].mean(1) if examples > 1 else values[t, i, :, :, f].ravel()) for i in (c, 0))
+        if test == "mann_whitney":
+            want = stats.mannwhitneyu(a, b, method="asymptotic").pvalue
+        elif test == "wilcoxon":
+            want = stats.wilcoxon(a - b, method="exact").pvalue
+        else:
+            kind = "samples" if examples > 1 else "independent"
+            want = stats.permutation_test((a, b), lambda u, v, axis: u.mean(axis) - v.mean(axis), permutation_type=kind, n_resamples=1999, vectorized=True, rng=0).pvalue
+        assert row["p"] == pytest.approx(want, rel=1e-9, abs=0.02 if test == "permutation" else 0)
+        assert row["effect"] == pytest.approx(a.mean() - b.mean(), rel=1e-5)

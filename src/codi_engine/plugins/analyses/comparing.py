@@ -28,6 +28,7 @@ class Design:
     pairs: pairs × 2, indices into the arrangement's conditions
     test: which one
     by_example: replicates are averaged within their example first
+    paired: examples are the same in both conditions of every pair
     level: p above it is counted but not kept
     allowed: targets × features, which tests belong to the family; None for all
     permutations, seed: of the permutation test
@@ -36,6 +37,7 @@ class Design:
     pairs: np.ndarray
     test: TestName
     by_example: bool
+    paired: bool
     level: float
     allowed: np.ndarray | None
     permutations: int
@@ -184,7 +186,7 @@ class Comparison:
     def _ranked(self, target: int, rows: np.ndarray) -> dict[str, np.ndarray]:
         from codi_engine.plugins.analyses.rank_tests import rank_test
 
-        found = rank_test(rows, self.design.pairs, self.design.test, self.design.permutations, self.design.seed)
+        found = rank_test(rows, self.design.pairs, self.design.test, self.design.permutations, self.design.seed, target, self.design.paired)
         (pair, feature), counts = self._kept(target, found.p, found.status)
         names = ("effect", "se", "t", "df", "p", "n_a", "n_b", "sd")
         return {"target": np.full(len(pair), target), "pair": pair, "feature": feature, **{n: getattr(found, n)[pair, feature] for n in names}, **counts}

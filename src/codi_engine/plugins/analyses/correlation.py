@@ -32,7 +32,8 @@ _CHEAP = 4e11
 class CorrelationOptions(StreamOptions):
     """``site``, ``at``: which activations, as for ``pathways``. ``conditions``: each is correlated by itself (default: all of them).
 
-    ``method``: Pearson, or Spearman (Pearson of average ranks). ``unit``: trials are averaged within examples where there are
+    ``method``: Pearson, or Spearman (Pearson of average ranks); ``auto`` takes Spearman for sparse codes, whose skew makes Pearson's
+    p-values too small. ``unit``: trials are averaged within examples where there are
     several examples. ``min_expected``: rows in which two features would both be active by chance; rarer pairs are not tested, for
     their r is far from normal. ``min_mean``, ``min_nonzero``: of a feature. ``min_coactive``: rows in which both are active, for a pair
     to be listed. ``min_r``: a further threshold on |r|. ``top``: pairs listed per condition.
@@ -41,7 +42,7 @@ class CorrelationOptions(StreamOptions):
     site: str | None = None
     at: dict[str, Any] = Field(default_factory=dict)
     conditions: list[str] | None = None
-    method: Literal["pearson", "spearman"] = "pearson"
+    method: Literal["auto", "pearson", "spearman"] = "auto"
     unit: Literal["auto", "example", "trial"] = "auto"
     q: float = Field(default=0.05, gt=0.0, lt=1.0)
     correction: Literal["bh", "by", "bonferroni", "none"] = "bh"
@@ -85,7 +86,7 @@ class Correlation(Analysis[CorrelationOptions]):
         settings = {"analysis": self.name, "run": run.digest, "piece": work.piece, "options": options.model_dump(exclude={"memory", "threads"})}
         work.begin(settings)
         tables, shown = [], {}
-        notes = [f"{rows:,} rows of {vectors.width:,} features of {vectors.name}, in {'double' if kind is np.float64 else 'single'} precision"]
+        notes = [f"{self._method(vectors).capitalize()}, {rows:,} rows of {vectors.width:,} features of {vectors.name}, in {'double' if kind is np.float64 else 'single'} precision"]
         for group in self._groups(vectors, chosen, kind, work):
             for correlated in self._products(vectors, group, by_example, kind, work):
                 table, note = self._table(correlated, vectors)
@@ -126,6 +127,9 @@ class Correlation(Analysis[CorrelationOptions]):
             )
         return [chosen[i : i + room] for i in range(0, len(chosen), room)]
 
+    def _method(self, vectors: Vectors) -> str:
+        return self.options.method if self.options.method != "auto" else ("spearman" if vectors.sparse else "pearson")
+
     # ------------------------------------------------------------------------------------------- products
 
     def _products(self, vectors: Vectors, group: list[int], by_example: bool, kind: type[np.floating[Any]], work: Work) -> list[Correlated]:
@@ -133,7 +137,7 @@ class Correlation(Analysis[CorrelationOptions]):
         from codi_engine.kernels.correlation import Products
 
         made = [Products(vectors.width, kind, bool(self.options.min_coactive), work.threads) for _ in group]
-        if self.options.method == "spearman":
+        if self._method(vectors) == "spearman":
             self._ranked(vectors, group, by_example, made, work)
         else:
             self._streamed(vectors, group, by_example, made, work)

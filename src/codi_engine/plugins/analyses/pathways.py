@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from codi_engine.core.results import Run
     from codi_engine.core.work import Partial, Work
     from codi_engine.kernels.multiple import Family
+    from codi_engine.kernels.ttest import Test
 
 _SPEAKS_OF_TRIALS = "one prompt per condition: the trials are the only replication, so this speaks about sampling from these prompts and nothing wider"
 
@@ -107,7 +108,7 @@ class Pathways(Analysis[PathwaysOptions]):
                 f"{self.name}: needs at least two {'examples' if by_example else 'trials'} per condition; "
                 f"the run has {examples} examples with {arrangement.replicates} trials"
             )
-        return Design(pairs, test, by_example, options.q, self._allowed(vectors), options.permutations, options.seed)
+        return Design(pairs, test, by_example, same, options.q, self._allowed(vectors), options.permutations, options.seed)
 
     def _allowed(self, vectors: Vectors) -> np.ndarray | None:
         """Return targets × features: tests in the wanted direction; None for all."""
@@ -148,7 +149,7 @@ class Pathways(Analysis[PathwaysOptions]):
         from codi_engine.kernels.ttest import hedges_g
 
         q = family.adjust(columns["p"])
-        kind = "paired" if design.test in PAIRED else "welch"
+        kind: Test = "paired" if design.test in PAIRED or (design.test == "permutation" and design.paired) else "welch"
         g, low, high = hedges_g(columns["effect"], columns["sd"], columns["n_a"], columns["n_b"], kind, self.options.confidence)
         strong = np.abs(np.nan_to_num(g, nan=np.inf)) >= self.options.min_g
         keep = (q <= self.options.q) & (np.abs(columns["effect"]) >= self.options.min_effect) & strong
