@@ -17,11 +17,11 @@ _ENTRY = 64
 
 @dataclass
 class Corpus:
-    """Counts of all texts, by part; and the terms that are worth testing.
+    """Counts of all texts, by part, over one shared vocabulary.
 
     Attributes
     ----------
-    terms: the shared vocabulary, in order of first appearance; words, then pairs of words
+    names: the terms (words, and pairs of words) in alphabetical order, after :meth:`settle`
     total, documents: of each term, over all texts
     tokens: words in all texts
     """
@@ -35,6 +35,7 @@ class Corpus:
     tokens: int = 0
     texts: int = 0
     stages: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
     _entries: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -51,6 +52,16 @@ class Corpus:
         names = self.vocabulary.tokens
         self._kept = {names[i] for i in np.flatnonzero(self.documents >= least)}
         self._count("pairs", self._pairs)
+
+    def settle(self) -> None:
+        """Number the terms alphabetically: what follows must not depend on where a term was seen first."""
+        names = self.vocabulary.tokens
+        order = sorted(range(len(names)), key=names.__getitem__)
+        rank = np.empty(len(names), np.int64)
+        rank[order] = np.arange(len(names))
+        self.names = [names[i] for i in order]
+        self.total, self.documents = self.total[order], self.documents[order]
+        self._maps = {key: rank[ids] for key, ids in self._maps.items()}
 
     def _count(self, stage: str, compute: object) -> None:
         self.stages.append(stage)

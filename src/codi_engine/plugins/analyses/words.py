@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -82,6 +83,7 @@ class Words(Analysis[WordsOptions]):
         corpus.count_words()
         if options.ngrams == 2:
             corpus.count_pairs(options.least)
+        corpus.settle()
         if corpus.tokens == 0:
             raise UserError(f"{self.name}: the texts of {run.path} hold no word of pattern '{options.pattern}'")
         family = Family(options.q, options.correction)
@@ -99,6 +101,10 @@ class Words(Analysis[WordsOptions]):
         return several if self.options.test in ("auto", "permutation") else self.options.test == "examples"
 
     def _check(self, documents: Documents) -> None:
+        try:
+            re.compile(self.options.pattern)
+        except re.error as error:
+            raise UserError(f"{self.name}: pattern '{self.options.pattern}' is no regular expression ({error}); or write simple, extended") from None
         a = documents.arrangement
         if len(a.examples) * a.replicates < 2:
             raise UserError(f"{self.name}: needs at least two texts per condition; the run has one example and one trial")
@@ -149,7 +155,7 @@ class Words(Analysis[WordsOptions]):
         columns = {
             "count": x, "count_against": y, "texts": dx, "texts_against": dy, "share": dx / max(size[0], 1), "share_against": dy / max(size[1], 1),
             "log_odds": odds, "z": z, "g2": g2(x, y, np.array(total[0]), np.array(total[1])),
-            "log_ratio": log_ratio(x, y, np.array(total[0]), np.array(total[1]), corpus.vocabulary.size),
+            "log_ratio": log_ratio(x, y, np.array(total[0]), np.array(total[1]), len(corpus.names)),
         }  # fmt: skip
         p = self._p(counts, groups, terms, columns, size, target * 1000 + pair) if len(terms) and min(size) else np.full(len(terms), np.nan)
         return Tests(target, pair, terms, columns, p)
@@ -174,7 +180,7 @@ class Words(Analysis[WordsOptions]):
     def _tables(self, corpus: Corpus, pairs: Sequence[tuple[int, int]], family: Family, kept: list[Tests], listed: list[Tests]) -> dict[str, pd.DataFrame]:
         import pandas as pd
 
-        names = np.array(corpus.vocabulary.tokens, object)
+        names = np.array(corpus.names, object)
         significant = _frame(kept, corpus, pairs, names)
         significant["q"] = family.adjust(significant["p"].to_numpy())
         significant = significant[significant["q"] <= self.options.q].reset_index(drop=True)
@@ -193,7 +199,7 @@ class Words(Analysis[WordsOptions]):
         rule = f"p < {options.q:g}, not corrected" if options.correction == "none" else f"q ≤ {options.q:g}, {options.correction.upper()} over the whole family"
         lines = [f"{len(found):,} of {family.tests:,} comparisons of words are significant ({rule}); {added:,} words added, {removed:,} removed"]
         lines.append(
-            f"{corpus.texts:,} texts, {corpus.tokens:,} words of pattern {options.pattern}, {corpus.vocabulary.size:,} different; "
+            f"{corpus.texts:,} texts, {corpus.tokens:,} words of pattern {options.pattern}, {len(corpus.names):,} different; "
             f"{len(a.targets):,} {'target' if len(a.targets) == 1 else 'targets'} × {len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'}"
         )
         lines.append(self._unit(corpus.documents_))
