@@ -242,6 +242,9 @@ class AnalysisResult:
 class Analysis(Plugin[OptionsT]):
     """A function of one or more runs that returns labelled tables and figures."""
 
+    #: whether ``analyze`` takes one run, or several that it compares
+    takes: ClassVar[Literal["one", "many"]] = "one"
+
     @abstractmethod
     def analyze(self, runs: Sequence[Run]) -> AnalysisResult:
         """Read the runs and return the result; raise UserError when a needed column, array or text is missing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from codi_engine.core.plugin import Analysis
+from codi_engine.plugins.analyses.compare import Compare
 from codi_engine.plugins.analyses.importance import Importance
 
-ANALYSES: list[type[Analysis[Any]]] = [Importance]
+ANALYSES: list[type[Analysis[Any]]] = [Importance, Compare]
