@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from codi_engine.core.plugin import Analysis
+from codi_engine.plugins.analyses.compare import Compare
 from codi_engine.plugins.analyses.correlation import Correlation
 from codi_engine.plugins.analyses.importance import Importance
 from codi_engine.plugins.analyses.pathways import Pathways
 from codi_engine.plugins.analyses.words import Words
 
-ANALYSES: list[type[Analysis[Any]]] = [Importance, Pathways, Words, Correlation]
+ANALYSES: list[type[Analysis[Any]]] = [Importance, Pathways, Words, Correlation, Compare]

@@ -45,7 +45,7 @@ def effect_table(per: pd.DataFrame, axes: Sequence[str], options: ImportanceOpti
     rows = []
     for key, group in per.groupby(["condition", "by", *axes], dropna=False, sort=False, observed=True):
         values = group["effect"].to_numpy(float)
-        rows.append({**dict(zip(["condition", "by", *axes], key, strict=True)), **_statistics(values, options.confidence)})
+        rows.append({**dict(zip(["condition", "by", *axes], key, strict=True)), **statistics(values, options.confidence)})
     table = pd.DataFrame(rows)
     table["q"] = adjust(table["p"].to_numpy(), options.correction)
     table["significant"] = (table["q"] < options.q) & (table["mean"].abs() >= options.min_effect)
@@ -60,7 +60,8 @@ def _natural(values: pd.Series) -> pd.Series:
     return values if numbers.isna().any() else numbers
 
 
-def _statistics(values: np.ndarray, confidence: float) -> dict[str, Any]:
+def statistics(values: np.ndarray, confidence: float) -> dict[str, Any]:
+    """Return n, mean, interval, Hedges' g, t and p of one place's effects, one value per example; NaN is no value."""
     from scipy import stats
 
     missing = int(np.isnan(values).sum())

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.plugin import Analysis, AnalysisResult
-from codi_engine.plugins.analyses.options import PREFERRED, ImportanceOptions
+from codi_engine.plugins.analyses.options import ImportanceOptions
+from codi_engine.plugins.analyses.selection import metric_of, place_axes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,9 +35,9 @@ class Importance(Analysis[ImportanceOptions]):
         edited = cells[cells["condition"] != "baseline"]
         if edited.empty:
             return AnalysisResult({"baseline": effects.baseline_table(cells, self.options)}, {}, _baseline_only(cells, self.options))
-        metric = self._metric(run)
+        metric = metric_of(run, self.options.metric, self.name)
         self._check_by(cells, run)
-        axes = [a for a in run.axes if a in cells and a not in ("example", "condition", "variant", "trial", "donor")]
+        axes = place_axes(run)
         per_example = effects.per_example(cells, metric, axes, self.options.by)
         table = effects.effect_table(per_example, axes, self.options)
         tables = {
@@ -47,17 +48,6 @@ class Importance(Analysis[ImportanceOptions]):
         }
         drawn = figures.draw(per_example, table, axes, metric, self.options, run)
         return AnalysisResult(tables, drawn, _summary(tables, axes, metric, cells, self.options))
-
-    def _metric(self, run: Run) -> str:
-        known = run.metrics
-        if self.options.metric is not None:
-            if self.options.metric not in known:
-                raise UserError(f"importance: metric '{self.options.metric}' is not in the run; {nearest(self.options.metric, known)}")
-            return self.options.metric
-        for name in [*PREFERRED, *known]:
-            if name in known:
-                return name
-        raise UserError("importance: the run has no metric; add metrics: [kl] to the experiment")
 
     def _check_by(self, cells: pd.DataFrame, run: Run) -> None:
         by = self.options.by

@@ -1,0 +1,222 @@
+"""``compare_runs``: two sweeps over the same axes, place by place, and how far they agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, model_validator
+
+from codi_engine.core.errors import UserError
+from codi_engine.core.plugin import Analysis, AnalysisResult, Options
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from codi_engine.core.results import Run
+    from codi_engine.core.work import Work
+    from codi_engine.plugins.analyses.sides import Side
+
+SHOWN = 12  # places that the console lists
+
+
+class CompareOptions(Options):
+    """``metric`` of both sides, or ``metrics``: of the first and of the second (default: the first both have of
+    normalized_effect, kl, logit_diff …). ``conditions``: [a, b], a name or ``run-index:name``; needed where a run has several.
+
+    ``table``: CSV or JSON of published numbers instead of a second run, with columns called like the axes; ``column``: the
+    one with the numbers (default: the first numeric one). ``axes``: what makes a place (default: all that both sides have).
+    ``bootstrap``: resamples of the examples, drawn by ``seed``; 0 for none.
+    """
+
+    metric: str | None = None
+    metrics: list[str] | None = Field(default=None, min_length=2, max_length=2)
+    conditions: list[str] | None = Field(default=None, min_length=1, max_length=2)
+    table: str | None = None
+    column: str | None = None
+    axes: list[str] | None = Field(default=None, min_length=1)
+    confidence: float = Field(default=0.95, gt=0.0, lt=1.0)
+    bootstrap: int = Field(default=2000, ge=0)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_way(self) -> CompareOptions:
+        if self.metric is not None and self.metrics is not None:
+            raise ValueError("give `metric` for both sides or `metrics` for one each, not both")
+        if self.table is not None and self.metrics is not None:
+            raise ValueError("`metrics` names two; beside a table write `metric` for the run and `column` for the table")
+        if self.table is None and self.column is not None:
+            raise ValueError("`column` belongs to a table; add `table`")
+        return self
+
+
+class Compare(Analysis[CompareOptions]):
+    """How far two sweeps agree on which places matter: effects side by side and their correlation over places.
+
+    Compares two runs, two conditions of one run, or a run with a table of published numbers. The unit of inference of an
+    effect is the example; r is given with the places as a sample (Fisher's z, t) and with the examples as one (bootstrap).
+    """
+
+    name = "compare_runs"
+    Options = CompareOptions
+    takes = "many"
+
+    def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
+        from codi_engine.plugins.analyses import association, compare_figures
+        from codi_engine.plugins.analyses.sides import place_table
+
+        a, b, axes = self._sides(runs)
+        places = place_table(a, b, axes)
+        compared = places[places["compared"]]
+        x, y = compared["effect_a"].to_numpy(float), compared["effect_b"].to_numpy(float)
+        names = (f"{a.name} ({a.metric})", f"{b.name} ({b.metric})")
+        table = association.correlation_table(x, y, names, self.options.confidence, self._draws(a, b, compared, axes))
+        places["residual"] = _residuals(places, x, y)
+        tables = {"places": places, "correlation": table, "sides": _side_table(a, b)}
+        figures = {"compare": compare_figures.scatter(places, table, axes, a, b, self.options.confidence)} if len(compared) else {}
+        return AnalysisResult(tables, figures, _summary(tables, axes, a, b, self.options))
+
+    def _sides(self, runs: Sequence[Run]) -> tuple[Side, Side, list[str]]:
+        from codi_engine.plugins.analyses import sides
+        from codi_engine.plugins.analyses.published import read_published
+
+        options = self.options
+        wanted: list[str | None] = [*options.metrics] if options.metrics else [options.metric] * 2
+        picks = sides.pick_sides(runs, options.conditions, wanted, options.table is not None)
+        names = sides.side_names(picks, options.table)
+        first = picks[0].axes()
+        if options.table is not None:
+            published = read_published(options.table, options.column, first, self.name)
+            axes = self._axes(first, {a: list(published.frame[a].unique()) for a in published.axes}, names)
+            return sides.side_of_run(picks[0], names[0], axes, options.confidence), sides.side_of_table(published, axes), axes
+        axes = self._axes(first, picks[1].axes(), names)
+        a, b = (sides.side_of_run(pick, name, axes, options.confidence) for pick, name in zip(picks, names, strict=True))
+        return a, b, axes
+
+    def _axes(self, first: dict[str, list[str]], second: dict[str, list[str]], names: Sequence[str]) -> list[str]:
+        from codi_engine.plugins.analyses.sides import common_axes
+
+        common = common_axes(first, second, names)
+        if self.options.axes is None:
+            return common
+        both = [a for a in first if a in second]
+        for axis in self.options.axes:
+            if axis not in both:
+                raise UserError(f"{self.name}: axes: '{axis}' is not an axis of both sides; these are {', '.join(both)}")
+        return list(dict.fromkeys(self.options.axes))
+
+    def _draws(self, a: Side, b: Side, compared: pd.DataFrame, axes: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the places' means in resamples of the examples; None where there is nothing to draw."""
+        import numpy as np
+
+        from codi_engine.core.sampling import generator
+        from codi_engine.plugins.analyses.association import resampled_means, strata
+        from codi_engine.plugins.analyses.sides import examples_in_common
+
+        keys = [tuple(map(str, row)) for row in compared[list(axes)].itertuples(index=False)]
+        values = [s.places.loc[keys, ["effect"]].to_numpy(float).T if s.published else s.examples[keys].to_numpy(float) for s in (a, b)]
+        examples: list[list[Any]] = [[] if s.published else list(s.examples.index) for s in (a, b)]
+        groups = strata(*examples, examples_in_common(a, b)[0])
+        if not self.options.bootstrap or len(keys) < 3 or max((len(g) for g in groups), default=0) < 2:
+            return None
+        generators = [generator("compare_runs", self.options.seed, i) for i in range(len(groups))]
+        drawn = resampled_means(*values, groups, self.options.bootstrap, generators)
+        fixed = [np.broadcast_to(v, (self.options.bootstrap, len(keys))) if s.published else d for s, v, d in zip((a, b), values, drawn, strict=True)]
+        return fixed[0], fixed[1]
+
+
+def _residuals(places: pd.DataFrame, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return b minus the least-squares line of b on a; NaN where there is no line."""
+    import numpy as np
+
+    from codi_engine.plugins.analyses.association import constant
+
+    out = np.full(len(places), np.nan)
+    if len(x) >= 3 and not constant(x):
+        slope, level = np.polyfit(x, y, 1)
+        out[places["compared"].to_numpy(bool)] = y - level - slope * x
+    return out
+
+
+def _side_table(a: Side, b: Side) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = [
+        {
+            "side": letter, "name": side.name, "source": side.source, "metric": side.metric, "examples": len(side.examples),
+            "places": len(side.places), "averaged": ", ".join(side.averaged),
+        }
+        for letter, side in (("a", a), ("b", b))
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+# --------------------------------------------------------------------------------------------- console
+
+
+def _summary(tables: dict[str, pd.DataFrame], axes: Sequence[str], a: Side, b: Side, options: CompareOptions) -> str:
+    from codi_engine.plugins.analyses.sides import examples_in_common
+
+    places = tables["places"]
+    compared = places[places["compared"]]
+    lines = [
+        f"a: {a.name}, {a.metric}",
+        f"b: {b.name}, {b.metric}",
+        f"{len(compared)} place{'s' if len(compared) != 1 else ''} by {' × '.join(axes)}; {examples_in_common(a, b)[1]}",
+    ]
+    lines += [f"{side.name}: averaged over {', '.join(side.averaged)}" for side in (a, b) if side.averaged]
+    lines += ["", *_place_lines(compared, axes), "", *_correlation_lines(tables["correlation"], options.confidence)]
+    left = places[~places["compared"]]
+    if len(left):
+        lines.append(f"left out: {len(left)} place{'s' if len(left) != 1 else ''} that one side lacks: {_left_out(left, axes)}")
+    return "\n".join(lines)
+
+
+def _place_lines(compared: pd.DataFrame, axes: Sequence[str]) -> list[str]:
+    """List all places, or those farthest from the line where there are many."""
+    from codi_engine.plugins.analyses.sides import label_of
+
+    shown, head = compared, "effect [interval] of a and b"
+    if len(compared) > SHOWN:
+        order = compared["residual"].abs().sort_values(ascending=False, kind="stable").index
+        shown, head = compared.loc[order[: SHOWN // 2]], "farthest from the line: a and b"
+    names = [label_of(row, axes) for _, row in shown.iterrows()]
+    width = max([len(n) for n in names], default=0)
+    rows = [(_effect(row, "a"), _effect(row, "b")) for _, row in shown.iterrows()]
+    first = max([len(left) for left, _ in rows], default=0)
+    return [f"{head}:", *(f"  {n:<{width}}  {left:<{first}}  {right}" for n, (left, right) in zip(names, rows, strict=True))] if names else []
+
+
+def _effect(row: pd.Series, letter: str) -> str:
+    low, high = row[f"ci_low_{letter}"], row[f"ci_high_{letter}"]
+    return f"{row[f'effect_{letter}']:+.3g}" + (f" [{low:+.2g}, {high:+.2g}]" if low == low and high == high else "")
+
+
+def _correlation_lines(table: pd.DataFrame, confidence: float) -> list[str]:
+    from codi_engine.plugins.analyses.association import needed
+
+    first, n = table.iloc[0], int(table["n"].iloc[0])
+    if first["r"] != first["r"]:
+        return [str(first["note"])]
+    lines = []
+    for method, word in (("pearson", "Pearson r"), ("spearman", "Spearman ρ")):
+        part = table[table["method"] == method]
+        spans = [f"[{row['ci_low']:+.2f}, {row['ci_high']:+.2f}] {_over(row)}" for _, row in part.iterrows() if row["ci_low"] == row["ci_low"]]
+        lines.append(f"{word} = {part['r'].iloc[0]:+.3f}" + "".join(f" {s}," for s in spans) + f" p = {part['p'].iloc[0]:.2g} ({part['p_method'].iloc[0]})")
+    notes = [str(note) for note in table["note"].unique() if note]
+    alpha = f"{1 - confidence:.3g}".removeprefix("0")
+    lines.append(f"with n = {n} places |r| must exceed {needed(n, 1 - confidence):.2f} to be told from none (p < {alpha})")
+    lines.append("p takes the places for independent draws; noise of the effects pulls r towards 0, and nothing here corrects for it")
+    return lines + notes
+
+
+def _over(row: pd.Series) -> str:
+    return "over examples" if row["ci_method"].startswith("bootstrap") else "over places"
+
+
+def _left_out(left: pd.DataFrame, axes: Sequence[str]) -> str:
+    from codi_engine.plugins.analyses.sides import label_of
+
+    names = [f"{label_of(row, axes)} ({row['note']})" for _, row in left.iterrows()]
+    return ", ".join(names[:8]) + (f", and {len(names) - 8} more in the table" if len(names) > 8 else "")
