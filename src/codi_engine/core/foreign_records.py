@@ -16,6 +16,10 @@ from codi_engine.core.errors import UserError
 RECORDS = (".json", ".jsonl", ".ndjson", ".csv")
 #: characters read at once from a JSON list
 BLOCK = 1 << 20
+#: characters at the end of a block that may be the beginning of something longer: ``1.5`` of ``1.5e16``
+CUT = 400
+_DECODER = json.JSONDecoder()
+_BLANK = re.compile(r"\s*")
 _SPACE = re.compile(r"[\s,]*")
 _WORDS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _DECIMAL = re.compile(r"-?\d+\.\d*(?:[eE][+-]?\d+)?|-?\d+[eE][+-]?\d+|-?\.\d+|nan|NaN", re.ASCII)
@@ -140,31 +144,43 @@ class RecordFile:
 
     def _elements(self, file: io.TextIOWrapper, text: str, at: int) -> Iterator[Record]:
         """Yield the elements of a list whose opening bracket was read, holding one block or one element at a time."""
-        decoder, offset, number, ended = json.JSONDecoder(), len(text[:at].encode()), 0, False
-        text = text[at:]
-        at = 0
+        offset, number, ended = len(text[:at].encode()), 0, False
+        text, at = text[at:], 0
         while True:
-            gap = _SPACE.match(text, at)
-            after = gap.end() if gap else at
-            error: json.JSONDecodeError | None = None
+            after = _past(_SPACE, text, at)
             if text[after : after + 1] == "]":
                 return
-            try:
-                value, end = decoder.raw_decode(text, after) if after < len(text) else (None, len(text))
-            except json.JSONDecodeError as problem:
-                error, end = problem, len(text)
-            if error is None and end < len(text):  # something follows: the element is whole
+            value, end, problem = _element(text, after)
+            if not problem:
                 offset += len(text[at:after].encode())
                 length = len(text[after:end].encode())
                 yield Record(offset, length, number, value)
                 offset, number, at = offset + length, number + 1, end
                 continue
-            if ended:
-                reason = error.msg if error else "the list is not closed"
-                raise UserError(f"{self.place(number)}: not JSON: {reason}") from None
+            if ended or end < len(text) - CUT:
+                raise UserError(f"{self.place(number)}: not JSON: {problem}") from None
             block = file.read(max(BLOCK, len(text) - at))
             ended = not block
             text, at = text[at:] + block, 0
+
+
+def _past(pattern: re.Pattern[str], text: str, at: int) -> int:
+    match = pattern.match(text, at)
+    return match.end() if match else at
+
+
+def _element(text: str, at: int) -> tuple[Any, int, str]:
+    """Return a list's element that begins at ``at``, where it ends, and what is wrong where it is not whole."""
+    if at >= len(text):
+        return None, len(text), "the list is not closed"
+    try:
+        value, end = _DECODER.raw_decode(text, at)
+    except json.JSONDecodeError as error:
+        return None, len(text) if error.msg.startswith("Unterminated") else error.pos, error.msg
+    follows = _past(_BLANK, text, end)
+    if text[follows : follows + 1] in (",", "]"):
+        return value, end, ""
+    return None, follows, "a comma is missing" if follows < len(text) else "the list is not closed"
 
 
 # ------------------------------------------------------------------------------------------------------- paths
@@ -186,6 +202,8 @@ class RecordPath:
     def find(self, record: Any) -> list[tuple[tuple[Any, ...], Any]]:
         """Return (values of the placeholders, value there) for every place that fits."""
         if not self.names:  # the common case
+            if isinstance(record, dict) and self.text in record:  # a key may hold dots, a CSV column for example
+                return [((), record[self.text])]
             for part in self._parts:
                 if not isinstance(record, dict) or part not in record:
                     return []

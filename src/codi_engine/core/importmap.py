@@ -228,9 +228,9 @@ def _target(target: str) -> tuple[str, str]:
 def site_name(name: str) -> str:
     """Return the canonical address of a site; a name that is no address of ours is kept as it is."""
     try:
-        return str(parse_site(name))
+        return str(parse_site(name, f"--map activations/{name}"))
     except UserError:
-        if re.split(r"[.@\[]", name)[0] in COMPONENTS:
+        if re.split(r"[.@\[]", name)[0] in COMPONENTS or "@" in name:  # meant as an address
             raise
     if not _NAME.match(name):
         raise UserError(f"--map activations/{name}: a site is an address such as resid_post.8@latent, or a name of letters, digits and _ . -")

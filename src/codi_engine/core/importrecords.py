@@ -274,7 +274,7 @@ class Records:
     def _put(self, column: RecordColumn, value: Any, labels: Mapping[str, int], row: int, out: tuple[Any, np.ndarray]) -> None:
         for keys, item in column.path.find(value):
             if all(self._axes.seen[n].get(k) == labels[n] for n, k in zip(column.path.names, keys, strict=True)):
-                out[1][row] = item is not None
+                out[1][row] = (item if column.entry.kind == "text" else typed(item)) is not None
                 if column.entry.kind == "activations":
                     column.fill(out[0][row], item)
                 else:
