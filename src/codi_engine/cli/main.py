@@ -135,6 +135,44 @@ def synth(directory: str, dense: bool, gaussian: bool, quiet: bool, debug: bool,
     show.table([("run", str(path)), ("cells", f"{what.cells:,}"), ("truth", str(path / "results" / "synth")), ("next", f"codi-engine analyze {path} pathways")])
 
 
+@cli.command("import")
+@click.argument("files", nargs=-1, required=True)
+@click.option("--map", "mapping", multiple=True, required=True, metavar="TARGET=SOURCE", help="What becomes what; @FILE reads a YAML file of them.")
+@click.option("--name", help="Name of the run. Default: the first file's.")
+@click.option("--output", metavar="DIR", help="Run directory; {date} and {name} are filled in. Default: runs/{name}.")
+@click.option("--baseline", metavar="NAME", help="The condition that is the unedited one, where it is not called 'baseline'.")
+@_QUIET
+@_DEBUG
+def import_(
+    files: tuple[str, ...],
+    mapping: tuple[str, ...],
+    name: str | None,
+    output: str | None,
+    baseline: str | None,
+    quiet: bool,
+    debug: bool,
+) -> None:
+    """Import FILES that you have (npz, npy, h5, safetensors, pt, JSON, JSON lines, CSV) as a run.
+
+    \b
+    Targets: an axis (example, condition, target, trial, layer ...), text, answer,
+    metrics/NAME, activations/SITE, fields/NAME. Sources: ARRAY[axes ; value dimensions],
+    or a dotted path in records; {placeholders} bind axes to keys and to parts of file names.
+
+    \b
+      codi-engine import states.npz --map "activations/latent_out=states[example ; step, width]"
+      codi-engine import log.jsonl --map text=response --map condition=prompt --map trial=trial
+      codi-engine import "cache/{target}.npz" --map "activations/sae=acts[condition, trial ; feature]"
+    """
+    from codi_engine.cli import show
+    from codi_engine.cli.progress import progress
+    from codi_engine.core.importing import import_files
+
+    with progress(quiet) as shown:
+        done = import_files(files, mapping, name, output, baseline, shown)
+    show.imported(done)
+
+
 @cli.command()
 @click.argument("action", required=False, type=click.Choice(["list", "show"]), default="list")
 @click.argument("name", required=False)

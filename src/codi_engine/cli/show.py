@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from codi_engine.core.analyzing import Analysed
     from codi_engine.core.experiment import Experiment, PluginRef
+    from codi_engine.core.importing import Imported
     from codi_engine.core.plugins import Plugins, Registered
     from codi_engine.core.run import Finished
 
@@ -64,6 +65,17 @@ def finished(experiment: Experiment, done: Finished) -> None:
     rows.append(("cells", f"{done.cells:,} ({new}) in {done.seconds:.1f} s"))
     table(rows + [("note", n) for n in done.notes])
     results(done)
+    _console().print()
+    table([("run", str(done.path)), ("python", f'codi_engine.open_run("{done.path}").cells')])
+
+
+def imported(done: Imported) -> None:
+    """Print what an import wrote and what it lacks."""
+    new = "all new" if done.new_cells == done.cells else f"{done.new_cells:,} new" if done.new_cells else "none new: all were on disk"
+    _console().print(plain(done.name, "bold"))
+    axes = " × ".join(f"{name} {count:,}" for name, count in done.axes.items()) or "one cell"
+    rows = [("axes", axes), ("values", ", ".join(done.columns)), ("cells", f"{done.cells:,} ({new}) in {done.seconds:.1f} s")]
+    table(rows + [("note", n) for n in done.notes])
     _console().print()
     table([("run", str(done.path)), ("python", f'codi_engine.open_run("{done.path}").cells')])
 

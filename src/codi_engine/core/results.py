@@ -93,8 +93,14 @@ class Run:
             return frame
         ranks = {n: _ranks(self.store.labels(n)) for n in self.axes}
         order = pd.DataFrame({n: [ranks[n].get(c, -1) for c in frame[n]] for n in ("condition", *[a for a in self.axes if a != "condition"])})
-        order.insert(0, "edited", frame["condition"].to_numpy() != 0)
+        order.insert(0, "edited", frame["condition"].to_numpy() != self._baseline_code)
         return frame.iloc[order.reset_index(drop=True).sort_values(list(order.columns), kind="stable").index]
+
+    @property
+    def _baseline_code(self) -> int:
+        """The baseline's code; −1 in an imported run that has none."""
+        labels = self.store.labels("condition")
+        return labels.index(BASELINE) if BASELINE in labels else -1
 
     def _column(self, name: str) -> pd.Series:
         import pandas as pd
@@ -145,7 +151,7 @@ class Run:
             if condition not in known:
                 raise UserError(f"condition '{condition}': {nearest(condition, known)}")
             cells = cells[cells["condition"] == condition]
-        axes = [a for a in self.axes if a in cells and (a == "example" or cells[a].nunique(dropna=False) > 1)]
+        axes = [a for a in self.axes if a in cells and cells[a].notna().any() and (a == "example" or cells[a].nunique(dropna=False) > 1)]
         if cells[axes].isna().any().any():
             raise UserError(f"conditions have different axes; name one of {', '.join(map(str, cells['condition'].unique()))}")
         if cells.duplicated(axes).any():
@@ -184,7 +190,8 @@ class Run:
         array = f"activations/{name}/value"
         slots, values = self.store.read(array)
         coded = self._coded
-        keep = coded.index[(coded["condition"] != 0).to_numpy() == edited]
+        # in an imported run without a baseline nothing tells edited cells apart: all are given
+        keep = coded.index[((coded["condition"] != self._baseline_code).to_numpy() == edited) | (self._baseline_code < 0)]
         where = {s: i for i, s in enumerate(slots)}
         rows = [where[s] for s in keep if s in where]
         spec = self.store.spec(array)
@@ -193,15 +200,19 @@ class Run:
         named = {a: f"edited_{a}" if a in data.dims else a for a in self.axes}  # where a cell was edited, not what was captured
         axes = {named[a]: ("cell", frame[a].to_numpy()) for a in self.axes if a in frame and frame[a].notna().any()}
         data = data.assign_coords(axes)
-        if not edited and frame["example"].is_unique:
+        if not edited and frame["example"].is_unique and frame["example"].notna().all():
             data = data.swap_dims(cell="example")
         return self._selected(data, site, name)
 
     def _captured(self, site: str, known: Sequence[str]) -> str:
+        if site in known:
+            return site
+        if not any(_is_site(name) for name in known):
+            raise UserError(f"activations of '{site}' were not captured; {nearest(site, known)}")
         wanted = parse_site(site)
         if str(wanted) in known:
             return str(wanted)
-        for name in known:
+        for name in filter(_is_site, known):
             have = parse_site(name)
             same_phase = wanted.phase is None or have.phase in (None, wanted.phase)
             same_places = have.index is None or set(wanted.index or have.index) <= set(have.index)
@@ -210,6 +221,8 @@ class Run:
         raise UserError(f"activations of '{site}' were not captured; {nearest(site, known)}")
 
     def _selected(self, data: xr.DataArray, site: str, name: str) -> xr.DataArray:
+        if site == name:
+            return data
         wanted, have = parse_site(site), parse_site(name)
         if wanted.layer is not None and have.layer is None and "layer" in data.dims:
             data = data.sel(layer=wanted.layer)
@@ -220,6 +233,15 @@ class Run:
             except KeyError:
                 raise UserError(f"activations: {place} {list(wanted.index)} was not captured; there are {data[place].values.tolist()}") from None
         return data
+
+
+def _is_site(name: str) -> bool:
+    """False for what an import named otherwise."""
+    try:
+        parse_site(name)
+    except UserError:
+        return False
+    return True
 
 
 def _ranks(labels: Sequence[Any]) -> dict[int, int]:
