@@ -238,8 +238,8 @@ class Correlation(Analysis[CorrelationOptions]):
 
         a = vectors.arrangement
         out = [f"with {rows:,} rows |r| must exceed {critical_r(rows, 0.05):.2g} to be told from none, before any correction (p < .05)"]
-        if by_example and a.replicates > 1:
-            out.append(f"unit: the example; its {a.replicates:,} trials are averaged")
+        if by_example:
+            out.append("unit: the example" + (f"; its {a.replicates:,} trials are averaged" if a.replicates > 1 else ""))
         elif len(a.examples) > 1:
             out.append("trials are treated as independent although they share examples: p-values are too small; use unit=example")
         else:

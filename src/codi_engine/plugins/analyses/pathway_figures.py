@@ -35,7 +35,8 @@ def graph_figure(graph: nx.DiGraph, most: int) -> Figure:
     columns = _columns(graph, shown)
     places = _places(columns, edges)
     tallest = max(len(c) for _, c in columns)
-    figure = Figure(figsize=(min(max(1.9 * len(columns) + 1.6, 6.5), 20), min(max(0.34 * tallest + 1.6, 3.6), 24)), facecolor=PAPER)
+    across = min(max(1.35 * len(columns) + 1.2, 6.5), 20)
+    figure = Figure(figsize=(across, min(max(0.42 * tallest + 1.6, 0.4 * across, 3.6), 24)), facecolor=PAPER)
     axes = figure.add_axes((0.02, 0.03, 0.96, 0.97 - 1.15 / figure.get_figheight()))
     strongest = max(abs(e[2].get("hedges_g", 0.0)) for e in edges) or 1.0
     for a, b, facts in reversed(edges):

@@ -33,14 +33,14 @@ def bars(top: pd.DataFrame, target: str) -> Figure:
     rows = -(-len(parts) // columns)
     tallest = max(len(p) for p in parts)
     panel = max(0.19 * tallest + 0.2, 1.2)
-    width, height = max(3.6 * columns + 0.4, 5.6), rows * (panel + 0.85) + 0.85
+    width, height = max(3.6 * columns + 0.4, 5.6), rows * (panel + 0.75) + 0.8
     figure = Figure(figsize=(width, height), facecolor=PAPER)
     reach = max(float(top["z"].abs().max()), 1e-9) * 1.45
     for number, (part, (a, b)) in enumerate(zip(parts, pairs, strict=True)):
         row, column = divmod(number, columns)
         share = 1.0 / columns
         left = column * share + 0.25 / width
-        bottom = 1 - (0.85 + (row + 1) * (panel + 0.85) - 0.35) / height
+        bottom = 1 - (1.1 + row * (panel + 0.75) + panel) / height
         axes = figure.add_axes((left, bottom, share - 0.5 / width, panel / height))
         known = part["q"].notna().to_numpy()
         colours = [(MORE if z > 0 else FEWER) if k else FAINT for z, k in zip(part["z"], known, strict=True)]
@@ -58,7 +58,7 @@ def bars(top: pd.DataFrame, target: str) -> Figure:
             axes.spines[spine].set_visible(False)
         axes.spines["bottom"].set_color("#c9ced6")
         axes.set_title(f"{_short(a, 30)} against {_short(b, 30)}", fontsize=8.5, color=INK, loc="left")
-    figure.text(0.25 / width, 1 - 0.28 / height, f"Words of {_short(target, 60)}", fontsize=13, fontweight="bold", color=INK, va="center")
+    figure.text(0.25 / width, 1 - 0.28 / height, "Words" if target == "all" else f"Words of {_short(target, 60)}", fontsize=13, fontweight="bold", color=INK, va="center")
     note = "z of the log-odds (informative prior): right more, left fewer; grey is not significant"
     figure.text(0.25 / width, 1 - 0.54 / height, note, fontsize=8, color=QUIET, va="center")
     return figure
@@ -75,7 +75,7 @@ def overview(words: pd.DataFrame) -> Figure:
     width, height = max(1.2 * columns + 2.6, 5.6), 0.24 * rows + 2.2
     figure = Figure(figsize=(width, height), facecolor=PAPER)
     axes = figure.add_axes((1.5 / width, 0.95 / height, 1 - 1.8 / width, 1 - 1.75 / height))
-    image = axes.imshow(spread.to_numpy(), cmap=SEQUENTIAL, aspect="auto", vmin=0)
+    axes.imshow(spread.to_numpy(), cmap=SEQUENTIAL, aspect="auto", vmin=0)
     for i in range(rows):
         for j in range(columns):
             value = int(spread.iat[i, j])
@@ -83,7 +83,6 @@ def overview(words: pd.DataFrame) -> Figure:
                 sign = "+" if signed.iat[i, j] > 0 else "−" if signed.iat[i, j] < 0 else "±"
                 dark = value > 0.55 * float(spread.to_numpy().max())
                 axes.text(j, i, f"{sign}{value:,}", ha="center", va="center", fontsize=7.5, color="white" if dark else INK)
-    del image
     axes.set_yticks(range(rows), [_short(str(w)) for w in spread.index], fontsize=7.5, color=INK)
     axes.set_xticks(range(columns), [_short(str(c), 34) for c in spread.columns], fontsize=7.5, color=QUIET, rotation=18, ha="right")
     axes.tick_params(length=0)
