@@ -64,7 +64,12 @@ def test_what_was_computed_is_not_computed_again(tmp_path: Path) -> None:
     again.begin({"a": 1})
     before = list(seen)
     seen.clear()
-    got = list(again.stream("s", PIECES, read, lambda p, d: (seen.append(p.number), {"x": d * 2})[1]))
+
+    def noting(part: Piece, data: np.ndarray) -> Partial:
+        seen.append(part.number)
+        return {"x": data * 2}
+
+    got = list(again.stream("s", PIECES, read, noting))
     assert [int(p["x"][0]) for p in got] == [2 * i for i in range(12)]
     assert not set(seen) & set(before)
 

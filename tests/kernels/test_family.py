@@ -1,5 +1,7 @@
 """A family that is counted, not held, gives the q-values of one that is held."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +15,7 @@ from codi_engine.kernels.multiple import Family, adjust
     st.lists(st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1e-300, 1e-12, 0.01, 0.05, 1.0])), max_size=200),
     st.sampled_from(["bh", "by", "bonferroni"]), st.sampled_from([0.01, 0.05, 0.2]), st.integers(1, 7),
 )  # fmt: skip
-def test_counted_equals_held(p, method, level, parts):
+def test_counted_equals_held(p: Any, method: Any, level: Any, parts: Any) -> None:
     p = np.array(p)
     family = Family(level, method)
     for part in np.array_split(p, parts):
@@ -28,7 +30,7 @@ def test_counted_equals_held(p, method, level, parts):
     assert ((q <= level * (1 - 1e-12)) <= significant).all()
 
 
-def test_the_cutoff_keeps_few():
+def test_the_cutoff_keeps_few() -> None:
     p = np.random.default_rng(0).random(1_000_000)
     p[:100] *= 1e-9
     family = Family()
@@ -36,7 +38,7 @@ def test_the_cutoff_keeps_few():
     assert (p <= family.cutoff()).sum() <= 110
 
 
-def test_nothing_and_no_tests():
+def test_nothing_and_no_tests() -> None:
     family = Family()
     assert family.cutoff() == -1
     family.add(np.array([np.nan, np.nan]))
@@ -47,13 +49,13 @@ def test_nothing_and_no_tests():
 
 
 @pytest.mark.parametrize("m", [999_999, 1_000_001])
-def test_harmonic_factor(m):
+def test_harmonic_factor(m: Any) -> None:
     family = Family(method="by")
     family.tests = m
     assert family._factor == pytest.approx(np.sum(1.0 / np.arange(1, m + 1)), rel=1e-12)
 
 
-def test_no_correction():
+def test_no_correction() -> None:
     family = Family(0.05, "none")
     family.add(np.array([0.04, 0.2]))
     assert family.cutoff() == 0.05

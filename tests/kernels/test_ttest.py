@@ -2,6 +2,7 @@
 
 import itertools
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,20 +16,20 @@ from codi_engine.kernels.ttest import CONSTANT, MISSING, SEPARATED, TESTED, TINY
 PAIRS = np.array(list(itertools.combinations(range(3), 2)))
 
 
-def moments(x):
+def moments(x: Any) -> Any:
     m = Moments.empty(x.shape[0], x.shape[2])
     m.add(x)
     return m
 
 
-def exactly(values):
+def exactly(values: Any) -> Any:
     """Return n, mean and variance as fractions: no rounding at all."""
     values = [Fraction(float(v)) for v in values if not np.isnan(v)]
     mean = sum(values) / len(values)
     return len(values), mean, sum((v - mean) ** 2 for v in values) / (len(values) - 1)
 
 
-def naive(a, b, kind):
+def naive(a: Any, b: Any, kind: Any) -> Any:
     """One feature, by the book, in exact arithmetic up to the last square root."""
     (na, ma, va), (nb, mb, vb) = exactly(a), exactly(b)
     if kind == "welch":
@@ -41,7 +42,7 @@ def naive(a, b, kind):
     return t, float(df), 2 * stats.t.sf(abs(t), float(df))
 
 
-def adverse(name, rng):
+def adverse(name: Any, rng: Any) -> Any:
     """Conditions × rows × features."""
     x = rng.standard_normal((3, 30, 40)) * np.exp(rng.normal(0, 1, 40))
     if name == "offset 1e8":
@@ -67,7 +68,7 @@ def adverse(name, rng):
 
 @pytest.mark.parametrize("kind", ["welch", "pooled"])
 @pytest.mark.parametrize("name", ["plain", "float32", "offset 1e8", "offset 1e8, float32", "NaN", "n = 2", "unequal", "zero-inflated", "outlier first"])
-def test_two_samples_equal_the_book(kind, name):
+def test_two_samples_equal_the_book(kind: Any, name: Any) -> None:
     x = adverse(name, np.random.default_rng(0))
     got = two_sample(moments(x), PAIRS, kind)
     for k, (a, b) in enumerate(PAIRS):
@@ -82,7 +83,7 @@ def test_two_samples_equal_the_book(kind, name):
 
 
 @pytest.mark.parametrize("kind", ["welch", "pooled"])
-def test_equals_scipy(kind):
+def test_equals_scipy(kind: Any) -> None:
     x = np.random.default_rng(1).standard_normal((3, 25, 700))
     got = two_sample(moments(x), PAIRS, kind)
     for k, (a, b) in enumerate(PAIRS):
@@ -93,7 +94,7 @@ def test_equals_scipy(kind):
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e8])
-def test_paired_equals_scipy(offset):
+def test_paired_equals_scipy(offset: Any) -> None:
     rng = np.random.default_rng(2)
     x = rng.standard_normal((3, 20, 600)) + offset + 10 * rng.standard_normal((20, 600))
     x[1, 4, 5] = np.nan
@@ -106,7 +107,7 @@ def test_paired_equals_scipy(offset):
         np.testing.assert_allclose(got.p[k], want.pvalue, rtol=1e-10)
 
 
-def test_stated_results():
+def test_stated_results() -> None:
     nan = np.nan
     columns = [
         ([1, 1, 1], [1, 1, 1], CONSTANT, 0.0, 1.0),
@@ -128,7 +129,7 @@ def test_stated_results():
     np.testing.assert_allclose(same.p[0], [1, 0.25, 0.25, nan, nan])
 
 
-def test_one_constant_group():
+def test_one_constant_group() -> None:
     x = np.array([[[1.0], [1.0], [1.0]], [[1.5], [2.0], [4.0]]])
     got = two_sample(moments(x), np.array([[0, 1]]))
     want = stats.ttest_1samp([1.5, 2, 4], 1.0)
@@ -138,7 +139,7 @@ def test_one_constant_group():
 
 @settings(deadline=None, max_examples=60)
 @given(hnp.arrays(np.float64, (2, 9, 5), elements=st.one_of(st.floats(-1e6, 1e6), st.just(np.nan), st.just(0.0))), st.integers(0, 9))
-def test_blocks_of_rows_do_not_matter(x, cut):
+def test_blocks_of_rows_do_not_matter(x: Any, cut: Any) -> None:
     whole, parts = moments(x), Moments.empty(2, 5)
     parts.add(np.ascontiguousarray(x[:, :cut]))
     parts.add(np.ascontiguousarray(x[:, cut:]))
@@ -146,7 +147,7 @@ def test_blocks_of_rows_do_not_matter(x, cut):
         assert getattr(whole, name).tobytes() == getattr(parts, name).tobytes()
 
 
-def test_merge():
+def test_merge() -> None:
     x = np.random.default_rng(3).standard_normal((2, 50, 30)) + 1e4
     x[0, :25, 0] = np.nan
     both = merge(moments(x[:, :20].copy()), moments(x[:, 20:].copy()))
@@ -154,7 +155,7 @@ def test_merge():
     np.testing.assert_allclose(both.spread, moments(x).spread, rtol=1e-11)
 
 
-def sparse(x):
+def sparse(x: Any) -> Any:
     """Groups × rows × features to (ptr, index, value, rows), the obvious way."""
     ptr, index, value = [0], [], []
     for group in x:
@@ -168,7 +169,7 @@ def sparse(x):
 
 @pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 1.0])
 @pytest.mark.parametrize("offset", [0.0, 1e8])
-def test_sparse_equals_dense(density, offset):
+def test_sparse_equals_dense(density: Any, offset: Any) -> None:
     rng = np.random.default_rng(4)
     x = np.where(rng.random((3, 30, 200)) < density, rng.standard_normal((3, 30, 200)) ** 2 + offset, 0.0)
     if density == 0.5:
@@ -184,7 +185,7 @@ def test_sparse_equals_dense(density, offset):
     np.testing.assert_allclose(a.t[tested], b.t[tested], rtol=1e-9, atol=1e-9)
 
 
-def test_hedges_g():
+def test_hedges_g() -> None:
     rng = np.random.default_rng(5)
     x = rng.standard_normal((2, 12, 3)) + 1
     m = moments(x)
@@ -199,7 +200,7 @@ def test_hedges_g():
     assert ((low < g) & (g < high)).all()
 
 
-def test_only_what_matters_is_computed():
+def test_only_what_matters_is_computed() -> None:
     x = np.random.default_rng(6).standard_normal((3, 30, 500))
     every, some = two_sample(moments(x), PAIRS), two_sample(moments(x), PAIRS, beyond=1.959)
     matter = every.p <= 0.05

@@ -217,8 +217,8 @@ def test_a_real_run_with_a_shared_baseline(demo: Any, tmp_path: Path) -> None:
     layer, step = (int(v) for v in (row["target"].split()[1], row["target"].split()[3]))
     feature = int(row["feature"].split("/")[1])
     edited = captured[(captured["layer"].values == layer) & (captured["edited_step"].values == step)].sel(step=5)
-    a = {e: v for e, v in zip(edited["example"].values, edited.values[:, feature], strict=True)}
-    b = {e: v for e, v in zip(base["example"].values, base.sel(step=5).values[:, feature], strict=True)}
+    a = dict(zip(edited["example"].values, edited.values[:, feature], strict=True))
+    b = dict(zip(base["example"].values, base.sel(step=5).values[:, feature], strict=True))
     want = stats.ttest_rel([float(a[e]) for e in sorted(a)], [float(b[e]) for e in sorted(a)])
     assert row["p"] == pytest.approx(want.pvalue, rel=1e-9)
     assert len(frame)
@@ -259,6 +259,8 @@ def test_rank_and_permutation_tests(tmp_path: Path, test: str, examples: int) ->
             want = stats.wilcoxon(a - b, method="exact").pvalue
         else:
             kind = "samples" if examples > 1 else "independent"
-            want = stats.permutation_test((a, b), lambda u, v, axis: u.mean(axis) - v.mean(axis), permutation_type=kind, n_resamples=1999, vectorized=True, rng=0).pvalue
+            want = stats.permutation_test(
+                (a, b), lambda u, v, axis: u.mean(axis) - v.mean(axis), permutation_type=kind, n_resamples=1999, vectorized=True, rng=0
+            ).pvalue
         assert row["p"] == pytest.approx(want, rel=1e-9, abs=0.02 if test == "permutation" else 0)
         assert row["effect"] == pytest.approx(a.mean() - b.mean(), rel=1e-5)

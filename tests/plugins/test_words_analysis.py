@@ -1,5 +1,6 @@
 """`words` on synthetic runs: planted words are found, counts are those of a Counter, memory and threads do not matter."""
 
+import itertools
 import re
 from collections import Counter
 from pathlib import Path
@@ -110,10 +111,10 @@ def test_pairs_of_words(tmp_path: Path) -> None:
     overall = table(one(run, ngrams=2, least=3), "vocabulary").set_index("word")["count"]
     texts = [re.findall(r"\$?\d+|\b[a-zA-Z]+\b", t.lower()) for t in open_run(run).cells["text"]]
     documents = Counter(w for t in texts for w in set(t))
-    pairs = Counter(f"{a} {b}" for t in texts for a, b in zip(t, t[1:], strict=False) if documents[a] >= 3 and documents[b] >= 3)
+    pairs = Counter(f"{a} {b}" for t in texts for a, b in itertools.pairwise(t) if documents[a] >= 3 and documents[b] >= 3)
     listed = overall[[" " in w for w in overall.index]]
     assert len(listed) > 20
-    assert all(pairs[w] == n for w, n in listed.items())
+    assert all(pairs[str(w)] == n for w, n in listed.items())
 
 
 def test_permutation(tmp_path: Path) -> None:

@@ -82,11 +82,10 @@ def test_damage_is_named(tmp_path: Path, name: str) -> None:
     content[len(content) // 3] ^= 4
     shard.write_bytes(content)
     reader = RunReader(path, verify="size")
+    rows = np.arange(64)
+    read = (lambda: reader.read_into("x", 0, rows, np.empty((64, 5000), np.float32), rows)) if name == "x" else (lambda: reader.codes_of(NAME, 0))
     with pytest.raises(StoreError, match=str(shard.name)):
-        if name == "x":
-            reader.read_into("x", 0, np.arange(64), np.empty((64, 5000), np.float32), np.arange(64))
-        else:
-            reader.codes_of(NAME, 0)
+        read()
 
 
 def test_entries_are_not_cells(tmp_path: Path) -> None:

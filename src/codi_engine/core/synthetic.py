@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 SITE = "sae"
 _SHARD_BYTES = 32 << 20
 _VOCABULARY = 20_000
-_COMMON = "the a of to and in is that it for bet stop slot machine win lose money game play again risk safe think balance round final choose amount maybe".split()
+_COMMON = (
+    "the a of to and in is that it for bet stop slot machine win lose money game play again risk safe think balance round final choose amount maybe"
+).split()  # noqa: SIM905
 
 
 @dataclass(frozen=True)
@@ -155,11 +157,11 @@ class Synthetic:
     @cached_property
     def shifts(self) -> dict[tuple[int, int], np.ndarray]:
         """(target number, condition) → features whose drive is raised."""
-        out: dict[tuple[int, int], np.ndarray] = {}
+        found: dict[tuple[int, int], list[int]] = {}
         number = {f: i for i, f in enumerate(self.target_features.tolist())}
-        for (target, condition), part in self.planted.groupby(["target", "condition"]):
-            out[number[int(target)], int(condition)] = part["feature"].to_numpy()
-        return out
+        for target, feature, condition in self.planted.to_numpy().tolist():
+            found.setdefault((number[target], condition), []).append(feature)
+        return {key: np.array(features) for key, features in found.items()}
 
     # -------------------------------------------------------------------------------------------- values
 
@@ -185,7 +187,7 @@ class Synthetic:
                 block[:] = whole[first:]
             else:
                 rng.standard_normal(out=block, dtype=np.float32)
-            self._shape(block, group, first, noise)
+            self._shape(block, group, int(first), noise)
             planted = self.shifts.get((t, c))
             if planted is not None:
                 block[:, planted] += np.float32(self.effect)
@@ -229,7 +231,9 @@ class Synthetic:
         """Return the texts of cells: Zipfian words, sums of money, numbers; planted words take 2 % of the places each."""
         target, condition, _, _ = self.places(begin, end)
         words, vocabulary = self.words, np.array(self.vocabulary, object)
-        boosted = {(int(t), int(c)): g["word"].to_numpy() for (t, c), g in self.planted_words.groupby(["target", "condition"])}
+        boosted: dict[tuple[int, int], list[int]] = {}
+        for t, c, word in self.planted_words.itertuples(index=False):
+            boosted.setdefault((int(t), int(c)), []).append(int(word))
         out = []
         for i, cell in enumerate(range(begin, end)):
             rng = self._rng(12, cell)

@@ -29,7 +29,7 @@ def inline(function: F) -> F:
 def _compile(function: F, options: dict[str, Any]) -> F:
     if not ENABLED:
         return function
-    import numba  # type: ignore[import-untyped]
+    import numba
 
     options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}, **options}
     try:

@@ -43,7 +43,7 @@ def average_codes(ptr: np.ndarray, index: np.ndarray, value: np.ndarray, present
 
 
 @jit
-def average_rows(x, out):  # type: ignore[no-untyped-def]
+def average_rows(x, out):
     """Write means over the third axis."""
     groups, clusters, replicates, features = x.shape
     count = np.empty(features)
@@ -65,7 +65,7 @@ def average_rows(x, out):  # type: ignore[no-untyped-def]
 
 
 @jit
-def average_entries(ptr, index, value, present, total, lost, out_ptr, out_index, out_value, found):  # type: ignore[no-untyped-def]
+def average_entries(ptr, index, value, present, total, lost, out_ptr, out_index, out_value, found):
     """Write the entries of the clusters' means; returns how many there are."""
     groups, clusters, replicates = present.shape
     touched = np.empty(total.size, np.int64)

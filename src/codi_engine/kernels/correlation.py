@@ -34,7 +34,7 @@ class Products:
     threads: for the products; does not change the result
     """
 
-    def __init__(self, width: int, dtype: type[np.floating] | np.dtype = np.float32, coactive: bool = False, threads: int = 1) -> None:  # type: ignore[type-arg]
+    def __init__(self, width: int, dtype: type[np.floating] | np.dtype = np.float32, coactive: bool = False, threads: int = 1) -> None:
         self.width, self.threads = width, threads
         self.n = 0
         self.sums, self.shift = np.zeros(width), np.zeros(width)
@@ -190,7 +190,7 @@ def pairs(
         if expected > 0.0:
             valid &= np.outer(products.nonzero[rows], products.nonzero[columns]) >= expected * products.n
         if rows.start == columns.start:
-            valid &= np.tri(*r.shape, -1, dtype=bool)
+            valid &= np.tri(r.shape[0], r.shape[1], -1, dtype=bool)
         tested += int(valid.sum())
         if both is not None and least:
             valid &= both >= least
@@ -249,7 +249,7 @@ def _add_product(total: np.ndarray | None, rows: np.ndarray, i: tuple[int, int],
 
 
 @jit
-def fill_matrix(gram, sums, n, scale, tile, out):  # type: ignore[no-untyped-def]
+def fill_matrix(gram, sums, n, scale, tile, out):
     """Write correlations from the lower triangle of a Gram matrix, block by block so that both triangles stay in the cache."""
     width = sums.size
     for i0 in range(0, width, tile):
@@ -267,7 +267,7 @@ def fill_matrix(gram, sums, n, scale, tile, out):  # type: ignore[no-untyped-def
 
 
 @jit
-def prepare(rows, out, shift, sums, low, high, nonzero, missing):  # type: ignore[no-untyped-def]
+def prepare(rows, out, shift, sums, low, high, nonzero, missing):
     """Write shifted rows and take in sums, least and greatest values, non-zeros and NaN of each column."""
     for i in range(rows.shape[0]):
         row = rows[i]
@@ -285,7 +285,7 @@ def prepare(rows, out, shift, sums, low, high, nonzero, missing):  # type: ignor
 
 
 @jit
-def rank_columns(x, out):  # type: ignore[no-untyped-def]
+def rank_columns(x, out):
     """Write centred average ranks of each column; zeros are one group, so only other values are sorted."""
     n, width = x.shape
     place = np.empty(n, np.int64)

@@ -97,7 +97,7 @@ def fisher_p(a: np.ndarray, b: np.ndarray, size_a: np.ndarray, size_b: np.ndarra
 
 
 @jit
-def fill_fisher(a, b, size_a, size_b, log_factorial, out):  # type: ignore[no-untyped-def]
+def fill_fisher(a, b, size_a, size_b, log_factorial, out):
     """Write Fisher's p: tables are walked outwards from the observed one, relative to its probability."""
     for i in range(a.size):
         x, n1, n2 = a[i], size_a[i], size_b[i]

@@ -99,7 +99,8 @@ class Family:
         if self.method == "none" or len(p) == 0:
             return p.copy()
         if self.method == "bonferroni":
-            return np.minimum(p * self.tests, 1.0)
+            limited: np.ndarray = np.minimum(p * self.tests, 1.0)
+            return limited
         order = np.argsort(p, kind="stable")
         raw = p[order] * (self.tests / np.arange(1, len(p) + 1) * self._factor)
         out = np.empty_like(p)

@@ -32,9 +32,9 @@ def mann_whitney(x: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarr
     pairs: pairs × 2
     """
     pairs = np.ascontiguousarray(pairs, np.int64).reshape(-1, 2)
-    out = tuple(np.empty((len(pairs), x.shape[2])) for _ in range(3))
-    fill_mann_whitney(x, pairs, *out)
-    return out
+    effect, z, p = (np.empty((len(pairs), x.shape[2])) for _ in range(3))
+    fill_mann_whitney(x, pairs, effect, z, p)
+    return effect, z, p
 
 
 def wilcoxon(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -43,9 +43,9 @@ def wilcoxon(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     Zeros are dropped. Exact for up to 25 differences without ties or zeros, else the normal approximation with correction for
     ties. Nothing but zeros: effect 0, z 0, p 1. No values: NaN.
     """
-    out = tuple(np.empty(differences.shape[1]) for _ in range(3))
-    fill_wilcoxon(differences, _distributions(), *out)
-    return out
+    effect, z, p = (np.empty(differences.shape[1]) for _ in range(3))
+    fill_wilcoxon(differences, _distributions(), effect, z, p)
+    return effect, z, p
 
 
 @cache
@@ -62,7 +62,7 @@ def _distributions() -> np.ndarray:
 
 
 @inline
-def _sort(values, count):  # type: ignore[no-untyped-def]
+def _sort(values, count):
     """Sort the first ``count`` values in place."""
     if count > 48:
         values[:count] = np.sort(values[:count])
@@ -77,13 +77,13 @@ def _sort(values, count):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _two_sided(value):  # type: ignore[no-untyped-def]
+def _two_sided(value):
     """Return the two-sided tail of the normal distribution."""
     return math.erfc(value * 0.7071067811865476)
 
 
 @jit
-def fill_mann_whitney(x, pairs, effect, z, p):  # type: ignore[no-untyped-def]
+def fill_mann_whitney(x, pairs, effect, z, p):
     """Write the results of all pairs and features; every column is sorted once."""
     conditions, rows, features = x.shape
     strip = 64
@@ -157,7 +157,7 @@ def fill_mann_whitney(x, pairs, effect, z, p):  # type: ignore[no-untyped-def]
 
 
 @jit
-def fill_wilcoxon(d, distributions, effect, z, p):  # type: ignore[no-untyped-def]
+def fill_wilcoxon(d, distributions, effect, z, p):
     """Write the results of all features."""
     rows, features = d.shape
     size = np.empty(rows)

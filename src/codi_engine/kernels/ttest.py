@@ -73,7 +73,8 @@ class Moments:
     def mean(self) -> np.ndarray:
         """Return means, NaN without values."""
         with np.errstate(invalid="ignore", divide="ignore"):
-            return self.shift + self.s / self.n
+            mean: np.ndarray = self.shift + self.s / self.n
+        return mean
 
     @property
     def spread(self) -> np.ndarray:
@@ -126,8 +127,8 @@ class Tested:
     @classmethod
     def empty(cls, pairs: int, features: int) -> Tested:
         """Return room for results, to be used again and again."""
-        values = (np.empty((pairs, features)) for _ in range(5))
-        return cls(*values, np.empty((pairs, features), np.uint8))
+        a, b, c, d, e = (np.empty((pairs, features)) for _ in range(5))
+        return cls(a, b, c, d, e, np.empty((pairs, features), np.uint8))
 
 
 def two_sample(
@@ -218,7 +219,7 @@ def _rarest(n_a: np.ndarray, n_b: np.ndarray) -> np.ndarray:
 
 
 @jit
-def add_rows(x, n, shift, s, q):  # type: ignore[no-untyped-def]
+def add_rows(x, n, shift, s, q):
     """Add groups × rows × features to shifted sums, groups × features."""
     groups, rows, features = x.shape
     for g in range(groups):
@@ -250,7 +251,7 @@ def add_rows(x, n, shift, s, q):  # type: ignore[no-untyped-def]
 
 
 @jit
-def add_pairs(x, pairs, n, shift, s, q):  # type: ignore[no-untyped-def]
+def add_pairs(x, pairs, n, shift, s, q):
     """Add differences of conditions (conditions × rows × features) to shifted sums, pairs × features."""
     _, rows, features = x.shape
     for k in range(pairs.shape[0]):
@@ -272,7 +273,7 @@ def add_pairs(x, pairs, n, shift, s, q):  # type: ignore[no-untyped-def]
 
 
 @jit
-def add_entries(ptr, index, value, n, shift, s, q, missing):  # type: ignore[no-untyped-def]
+def add_entries(ptr, index, value, n, shift, s, q, missing):
     """Add the entries of sparse groups to shifted sums of non-zero values; NaN entries count in ``missing``."""
     for g in range(ptr.size - 1):
         ng, cg, sg, qg = n[g], shift[g], s[g], q[g]
@@ -291,7 +292,7 @@ def add_entries(ptr, index, value, n, shift, s, q, missing):  # type: ignore[no-
 
 
 @jit
-def compare(n, shift, s, q, pairs, welch, effect, se, t, df, status):  # type: ignore[no-untyped-def]
+def compare(n, shift, s, q, pairs, welch, effect, se, t, df, status):
     """Write effect, standard error, t, degrees of freedom and status of pairs × features."""
     groups, features = n.shape
     spread = np.empty((groups, features))
@@ -362,7 +363,7 @@ def compare(n, shift, s, q, pairs, welch, effect, se, t, df, status):  # type: i
 
 
 @jit
-def one_sample(n, shift, s, q, effect, se, t, df, status):  # type: ignore[no-untyped-def]
+def one_sample(n, shift, s, q, effect, se, t, df, status):
     """Write the one-sample test of every mean against 0."""
     groups, features = n.shape
     for g in range(groups):

@@ -11,6 +11,7 @@ reads them.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,15 +30,15 @@ PAD = 16
 _ONES = 0x0101010101010101
 
 if ENABLED:
-    from llvmlite import ir  # type: ignore[import-untyped]
-    from numba import types  # type: ignore[import-untyped]
-    from numba.extending import intrinsic  # type: ignore[import-untyped]
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
 
     @intrinsic
-    def load8(typingctx, data, at):  # type: ignore[no-untyped-def]
+    def load8(typingctx, data, at):
         """Return the eight bytes at a position as one number, little-endian, without alignment."""
 
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, args):
             array = context.make_array(signature.args[0])(context, builder, args[0])
             pointer = builder.gep(array.data, [args[1]])
             wide = builder.bitcast(pointer, ir.IntType(64).as_pointer())
@@ -48,32 +49,32 @@ if ENABLED:
         return types.uint64(data, types.int64), codegen
 
     @intrinsic
-    def load1(typingctx, data, at):  # type: ignore[no-untyped-def]
+    def load1(typingctx, data, at):
         """Return one byte; unlike indexing, positions are not checked for being negative."""
 
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, args):
             array = context.make_array(signature.args[0])(context, builder, args[0])
             return builder.zext(builder.load(builder.gep(array.data, [args[1]])), ir.IntType(64))
 
         return types.int64(data, types.int64), codegen
 
     @intrinsic
-    def first_set(typingctx, x):  # type: ignore[no-untyped-def]
+    def first_set(typingctx, x):
         """Return the position of the lowest set bit of a number that is not zero."""
 
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, args):
             return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
 
         return types.uint64(types.uint64), codegen
 else:
 
-    def load8(data, at):  # type: ignore[no-untyped-def]
+    def load8(data, at):
         return np.uint64(int.from_bytes(data[at : at + 8].tobytes(), "little"))
 
-    def load1(data, at):  # type: ignore[no-untyped-def]
+    def load1(data, at):
         return int(data[at])
 
-    def first_set(x):  # type: ignore[no-untyped-def]
+    def first_set(x):
         return np.uint64((int(x) & -int(x)).bit_length() - 1)
 
 
@@ -97,7 +98,7 @@ class Vocabulary:
     def tokens(self) -> list[str]:
         """Return the tokens by id."""
         whole, ends = self.arena[: self.ends[self.size]].tobytes(), self.ends[: self.size + 1].tolist()
-        return [whole[a:b].decode() for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        return [whole[a:b].decode() for a, b in itertools.pairwise(ends)]
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Return (bytes, offsets) of the tokens, to be kept; :meth:`of` makes a vocabulary of them."""
@@ -201,10 +202,12 @@ def merge_counts(parts: Sequence[Counts], maps: Sequence[np.ndarray] | None = No
     order = np.argsort(key, kind="stable")
     key = key[order]
     starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]]) if len(key) else np.zeros(0, np.int64)
-    totals = [np.add.reduceat(np.concatenate([getattr(p, n) for p in parts])[order], starts) if len(key) else np.zeros(0, np.int64) for n in ("count", "documents")]
+    totals = [
+        np.add.reduceat(np.concatenate([getattr(p, n) for p in parts])[order], starts) if len(key) else np.zeros(0, np.int64) for n in ("count", "documents")
+    ]
     ptr = np.searchsorted(key[starts], np.arange(groups + 1) * width)
     word = (key[starts] % width).astype(np.int32)
-    return Counts(ptr, word, *totals, np.sum([p.total for p in parts], 0), np.sum([p.size for p in parts], 0))
+    return Counts(ptr, word, totals[0], totals[1], np.sum([p.total for p in parts], 0), np.sum([p.size for p in parts], 0))
 
 
 def bigrams(ids: np.ndarray, ends: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -221,7 +224,7 @@ def bigrams(ids: np.ndarray, ends: np.ndarray, keep: np.ndarray) -> tuple[np.nda
 
 
 @jit
-def count_groups(ids, ends, order, bounds, seen, word, times, documents, ptr):  # type: ignore[no-untyped-def]
+def count_groups(ids, ends, order, bounds, seen, word, times, documents, ptr):
     """Count words of each group's documents; ``seen`` (words × 4, zero) is zero again afterwards."""
     n = 0
     stamp = 0
@@ -248,7 +251,7 @@ def count_groups(ids, ends, order, bounds, seen, word, times, documents, ptr):  
 
 
 @jit
-def pair_up(ids, ends, keep, pairs, out):  # type: ignore[no-untyped-def]
+def pair_up(ids, ends, keep, pairs, out):
     """Write pairs of neighbours; returns how many."""
     n = 0
     for d in range(ends.size - 1):
@@ -313,7 +316,7 @@ def _run(data: np.ndarray, offsets: np.ndarray, at: int, stop: int, vocabulary: 
 def _by_regex(data: np.ndarray, offsets: np.ndarray, vocabulary: Vocabulary, pattern: re.Pattern[str]) -> tuple[np.ndarray, np.ndarray]:
     whole = data.tobytes()
     bounds = offsets.tolist()
-    found = [pattern.findall(whole[a:b].decode("utf-8", "replace").lower()) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    found = [pattern.findall(whole[a:b].decode("utf-8", "replace").lower()) for a, b in itertools.pairwise(bounds)]
     flat = [t if isinstance(t, str) else next((g for g in t if g), "") for tokens in found for t in tokens]
     ends = np.concatenate([[0], np.cumsum([len(f) for f in found])]).astype(np.int64)
     return vocabulary.add(*pack(flat)), ends
@@ -359,7 +362,7 @@ def _to_ascii(data: np.ndarray, offsets: np.ndarray, odd: list[int], pattern: st
 
 
 @jit
-def find_high(data, offsets, high):  # type: ignore[no-untyped-def]
+def find_high(data, offsets, high):
     """Mark documents that have a byte of 0x80 or more."""
     for d in range(offsets.size - 1):
         i, end = offsets[d], offsets[d + 1]
@@ -374,13 +377,13 @@ def find_high(data, offsets, high):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _slot(k0, k1, bits):  # type: ignore[no-untyped-def]
+def _slot(k0, k1, bits):
     """Return the slot of a key (Fibonacci hashing: the upper bits of a product)."""
     return (k0 ^ (k1 * np.uint64(0x9FB21C651E98DF25)) ^ (k0 >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15) >> bits
 
 
 @inline
-def _find(data, at, length, k0, k1, lower, table, bits, arena, ends, size):  # type: ignore[no-untyped-def]
+def _find(data, at, length, k0, k1, lower, table, bits, arena, ends, size):
     """Return a token's id, which is ``size`` when it is new (and has been entered)."""
     last = np.uint64(table.shape[0] - 1)
     p = _slot(k0, k1, bits)
@@ -409,7 +412,7 @@ def _find(data, at, length, k0, k1, lower, table, bits, arena, ends, size):  # t
 
 
 @inline
-def _keys(data, at, length, lower):  # type: ignore[no-untyped-def]
+def _keys(data, at, length, lower):
     """Return two words that stand for a token: its bytes, or hashes of more than sixteen."""
     if length <= 8:
         k0 = (load8(data, at) | lower) & (np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(64 - 8 * length))
@@ -428,7 +431,7 @@ def _keys(data, at, length, lower):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _letters(data, at):  # type: ignore[no-untyped-def]
+def _letters(data, at):
     """Return how many letters (A–Z, a–z) begin at a position of ASCII bytes."""
     i = at
     while True:
@@ -442,7 +445,7 @@ def _letters(data, at):  # type: ignore[no-untyped-def]
 
 
 @jit
-def intern_all(data, offsets, table, arena, ends, size, ids):  # type: ignore[no-untyped-def]
+def intern_all(data, offsets, table, arena, ends, size, ids):
     """Enter tokens as they are; returns the size of the vocabulary."""
     bits = np.uint64(64) - first_set(np.uint64(table.shape[0]))
     for d in range(offsets.size - 1):
@@ -458,7 +461,7 @@ def intern_all(data, offsets, table, arena, ends, size, ids):  # type: ignore[no
 
 
 @jit
-def rehash(old, new):  # type: ignore[no-untyped-def]
+def rehash(old, new):
     """Move the entries of a table to a larger one."""
     last = np.uint64(new.shape[0] - 1)
     bits = np.uint64(64) - first_set(np.uint64(new.shape[0]))
@@ -472,13 +475,13 @@ def rehash(old, new):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _wordlike(c):  # type: ignore[no-untyped-def]
+def _wordlike(c):
     """True for letters and the underscore."""
     return 97 <= (c | 0x20) <= 122 or c == 95
 
 
 @jit
-def scan(data, offsets, at, stop, extended, table, arena, ends, size, ids, out):  # type: ignore[no-untyped-def]
+def scan(data, offsets, at, stop, extended, table, arena, ends, size, ids, out):
     """Tokenise ASCII documents until ``stop`` or until one might not fit; returns (next document, size of the vocabulary)."""
     lower = np.uint64(0x2020202020202020)
     bits = np.uint64(64) - first_set(np.uint64(table.shape[0]))

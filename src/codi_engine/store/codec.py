@@ -19,7 +19,6 @@ import numpy as np
 from codi_engine.store.errors import StoreError
 from codi_engine.store.layout import ArraySpec
 
-
 #: what the index says of a chunk that is not there
 _ABSENT = np.uint64(2**64 - 1)
 
@@ -109,7 +108,7 @@ def _crc(data: bytes | np.ndarray) -> bytes:
 
 
 def _zstd() -> Any:
-    from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
+    from numcodecs.zstd import Zstd
 
     return Zstd(level=1, checksum=True)
 

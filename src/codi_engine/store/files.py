@@ -128,7 +128,6 @@ class CheckedFiles:
         self._seen.add(name)
         return data
 
-
     def read_array(self, name: str, stated: Mapping[str, Any], buffer: np.ndarray) -> np.ndarray:
         """Read a file into ``buffer`` (uint8) and return the part it fills; no hash: shards' codecs have checksums of their own.
 
@@ -143,7 +142,7 @@ class CheckedFiles:
                 if size != stated["size"]:
                     raise StoreError(f"{path}: has {size:,} bytes where {stated['size']:,} were written")
                 data = buffer[:size]
-                view, at = memoryview(data), 0
+                view, at = memoryview(data.data), 0
                 while at < size and (count := file.readinto(view[at:])):
                     at += count
         except FileNotFoundError:

@@ -33,7 +33,8 @@ def rows_pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     defined = np.isfinite(scale) & (scale > 0) & ~flat[0] & ~flat[1]
     out = np.full(len(x), np.nan)
     out[defined] = (a[defined] * b[defined]).sum(axis=1) / scale[defined]
-    return np.clip(out, -1.0, 1.0)
+    np.clip(out, -1.0, 1.0, out=out)
+    return out
 
 
 def rows_spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -196,7 +196,8 @@ class Comparison:
         allowed = np.ones(p.shape[1], bool) if self.design.allowed is None else self.design.allowed[target]
         real = (status != CONSTANT) & ~np.isnan(p) & allowed
         counts = [(kind & allowed).sum(1) for kind in (real, status == CONSTANT, (status == MISSING) | (status == TINY))]
-        return np.nonzero(real & (p <= self.design.level)), {"counts": np.stack(counts, 1)[None]}
+        pair, feature = np.nonzero(real & (p <= self.design.level))
+        return (pair, feature), {"counts": np.stack(counts, 1)[None]}
 
 
 def _slice(codes: Codes, number: int) -> Codes:

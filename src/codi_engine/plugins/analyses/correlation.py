@@ -86,7 +86,8 @@ class Correlation(Analysis[CorrelationOptions]):
         settings = {"analysis": self.name, "run": run.digest, "piece": work.piece, "options": options.model_dump(exclude={"memory", "threads"})}
         work.begin(settings)
         tables, shown = [], {}
-        notes = [f"{self._method(vectors).capitalize()}, {rows:,} rows of {vectors.width:,} features of {vectors.name}, in {'double' if kind is np.float64 else 'single'} precision"]
+        precision = "double" if kind is np.float64 else "single"
+        notes = [f"{self._method(vectors).capitalize()}, {rows:,} rows of {vectors.width:,} features of {vectors.name}, in {precision} precision"]
         for group in self._groups(vectors, chosen, kind, work):
             for correlated in self._products(vectors, group, by_example, kind, work):
                 table, note = self._table(correlated, vectors)

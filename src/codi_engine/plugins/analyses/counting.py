@@ -169,4 +169,5 @@ def _chosen(partial: Partial, inside: np.ndarray, first: int, last: int, shared:
     if sizes:
         total[new[inside]] = partial["total"][inside]
         size[new[inside]] = partial["size"][inside]
-    return Counts(ptr, *(partial[n][take][order] for n in ("word", "count", "documents")), total, size)
+    word, times, documents = (partial[n][take][order] for n in ("word", "count", "documents"))
+    return Counts(ptr, word, times, documents, total, size)

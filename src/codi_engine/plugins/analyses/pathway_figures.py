@@ -94,29 +94,39 @@ def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], g: 
     bend = 0.0 if start[0] != end[0] else 0.4
     axes.add_patch(
         FancyArrowPatch(
-            start, end, arrowstyle="-|>", mutation_scale=9, shrinkA=22, shrinkB=22, linewidth=0.5 + 2.0 * share,
-            color=POSITIVE if g >= 0 else NEGATIVE, alpha=0.35 + 0.5 * share, connectionstyle=f"arc3,rad={bend}", zorder=1,
-        )  # fmt: skip
+            start,
+            end,
+            arrowstyle="-|>",
+            mutation_scale=9,
+            shrinkA=22,
+            shrinkB=22,
+            linewidth=0.5 + 2.0 * share,
+            color=POSITIVE if g >= 0 else NEGATIVE,
+            alpha=0.35 + 0.5 * share,
+            connectionstyle=f"arc3,rad={bend}",
+            zorder=1,
+        )
     )
 
 
 def layer_figure(table: pd.DataFrame) -> Figure:
     """Draw how many significant pathways lead from each layer to each other one."""
     known = table.dropna(subset=["target_layer", "feature_layer"])
-    counts = pd.crosstab(known["target_layer"].astype(int), known["feature_layer"].astype(int))
+    table_ = pd.crosstab(known["target_layer"].astype(int), known["feature_layer"].astype(int))
+    counts: np.ndarray = table_.to_numpy()
     rows, columns = counts.shape
     figure = Figure(figsize=(max(0.5 * columns + 2.2, 5.2), max(0.42 * rows + 1.7, 2.8)), facecolor=PAPER)
     width, height = figure.get_size_inches()
     axes = figure.add_axes((1.0 / width, 0.62 / height, 1 - 1.3 / width, 1 - 1.35 / height))
-    image = axes.imshow(counts.to_numpy(), cmap=SEQUENTIAL, aspect="auto", vmin=0)
+    axes.imshow(counts, cmap=SEQUENTIAL, aspect="auto", vmin=0)
     for i in range(rows):
         for j in range(columns):
-            value = int(counts.iat[i, j])
+            value = int(counts[i, j])
             if value and rows * columns <= 400:
-                dark = value > 0.55 * float(image.norm.vmax or 1)
+                dark = value > 0.55 * counts.max()
                 axes.text(j, i, f"{value:,}", ha="center", va="center", fontsize=7.5, color="white" if dark else INK)
-    axes.set_xticks(range(columns), [str(c) for c in counts.columns], fontsize=8, color=QUIET)
-    axes.set_yticks(range(rows), [str(r) for r in counts.index], fontsize=8, color=QUIET)
+    axes.set_xticks(range(columns), [str(c) for c in table_.columns], fontsize=8, color=QUIET)
+    axes.set_yticks(range(rows), [str(r) for r in table_.index], fontsize=8, color=QUIET)
     axes.set_xlabel("layer of the feature that changed", fontsize=9, color=INK)
     axes.set_ylabel("layer of the target", fontsize=9, color=INK)
     axes.tick_params(length=0)

@@ -152,8 +152,7 @@ class Pathways(Analysis[PathwaysOptions]):
         kind: Test = "paired" if design.test in PAIRED or (design.test == "permutation" and design.paired) else "welch"
         g, low, high = hedges_g(columns["effect"], columns["sd"], columns["n_a"], columns["n_b"], kind, self.options.confidence)
         strong = np.abs(np.nan_to_num(g, nan=np.inf)) >= self.options.min_g
-        keep = (q <= self.options.q) & (np.abs(columns["effect"]) >= self.options.min_effect) & strong
-        keep &= columns["p"] < self.options.q if self.options.correction == "none" else True
+        keep: np.ndarray = (q <= self.options.q) & (np.abs(columns["effect"]) >= self.options.min_effect) & strong
         c = {name: v[keep] for name, v in columns.items()}
         arrangement, labels, layers = vectors.arrangement, np.array(vectors.labels, object), vectors.layers
         targets = [arrangement.name(t) for t in range(len(arrangement.targets))]
@@ -191,7 +190,9 @@ class Pathways(Analysis[PathwaysOptions]):
         names = [f"{arrangement.conditions[a]} − {arrangement.conditions[b]}" for a, b in design.pairs]
         lines = [f"{len(found.table):,} of {tested:,} pathways are significant ({_rule(options, family)})"]
         examples, trials = len(arrangement.examples), arrangement.replicates
-        unit = f"{examples:,} examples" + (f", their {trials:,} trials averaged" if trials > 1 else "") if design.by_example else f"{examples * trials:,} trials"
+        unit = (
+            f"{examples:,} examples" + (f", their {trials:,} trials averaged" if trials > 1 else "") if design.by_example else f"{examples * trials:,} trials"
+        )
         lines.append(f"{len(arrangement.targets):,} targets × {vectors.width:,} features of {vectors.name} × {len(names)} pairs; {design.test} tests on {unit}")
         if examples == 1:
             lines.append(_SPEAKS_OF_TRIALS)
@@ -225,8 +226,7 @@ def _same_examples(arrangement: Arrangement, a: int, b: int) -> bool:
     def there(condition: int) -> np.ndarray:
         own = condition in arrangement.own
         grid = arrangement.slots[:, arrangement.own.index(condition)] if own else arrangement.common[None, arrangement.shared.index(condition)]
-        mask: np.ndarray = (grid >= 0).any(-1)
-        return mask
+        return np.asarray((grid >= 0).any(-1))
 
     both = there(a) & there(b)
     either = there(a) | there(b)
@@ -240,7 +240,12 @@ def _below(partial: Partial, cutoff: float) -> dict[str, np.ndarray]:
 
 
 def _rule(options: PathwaysOptions, family: Family) -> str:
-    names = {"bh": "q ≤ {q:g}, Benjamini–Hochberg", "by": "q ≤ {q:g}, Benjamini–Yekutieli", "bonferroni": "Bonferroni, {q:g}", "none": "p < {q:g}, not corrected"}
+    names = {
+        "bh": "q ≤ {q:g}, Benjamini–Hochberg",
+        "by": "q ≤ {q:g}, Benjamini–Yekutieli",
+        "bonferroni": "Bonferroni, {q:g}",
+        "none": "p < {q:g}, not corrected",
+    }
     rule = names[options.correction].format(q=options.q)
     if options.correction == "none":
         rule += f": about {options.q * family.tests:,.0f} would be by chance alone"

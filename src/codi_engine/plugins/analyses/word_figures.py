@@ -48,7 +48,9 @@ def bars(top: pd.DataFrame, target: str) -> Figure:
         axes.barh(y, part["z"], color=colours, height=0.72)
         for at, (z, word) in enumerate(zip(part["z"], part["word"], strict=True)):
             side = -1 if z > 0 else 1
-            axes.text(side * reach * 0.015, at, _short(str(word)), ha="right" if z > 0 else "left", va="center", fontsize=7.5, color=INK if known[at] else QUIET)
+            axes.text(
+                side * reach * 0.015, at, _short(str(word)), ha="right" if z > 0 else "left", va="center", fontsize=7.5, color=INK if known[at] else QUIET
+            )
         axes.axvline(0, color=QUIET, linewidth=0.7)
         axes.set_xlim(-reach, reach)
         axes.set_ylim(-0.6, max(len(part), 1) - 0.4)
@@ -58,7 +60,15 @@ def bars(top: pd.DataFrame, target: str) -> Figure:
             axes.spines[spine].set_visible(False)
         axes.spines["bottom"].set_color("#c9ced6")
         axes.set_title(f"{_short(a, 30)} against {_short(b, 30)}", fontsize=8.5, color=INK, loc="left")
-    figure.text(0.25 / width, 1 - 0.28 / height, "Words" if target == "all" else f"Words of {_short(target, 60)}", fontsize=13, fontweight="bold", color=INK, va="center")
+    figure.text(
+        0.25 / width,
+        1 - 0.28 / height,
+        "Words" if target == "all" else f"Words of {_short(target, 60)}",
+        fontsize=13,
+        fontweight="bold",
+        color=INK,
+        va="center",
+    )
     note = "z of the log-odds (informative prior): right more, left fewer; grey is not significant"
     figure.text(0.25 / width, 1 - 0.54 / height, note, fontsize=8, color=QUIET, va="center")
     return figure
@@ -66,25 +76,26 @@ def bars(top: pd.DataFrame, target: str) -> Figure:
 
 def overview(words: pd.DataFrame) -> Figure:
     """Draw how many targets each of the most widespread words is significant in, by pair of conditions."""
-    pair = words["condition"] + " against " + words["against"]
-    signed = pd.crosstab(words["word"], pair, values=np.sign(words["z"]), aggfunc="sum").fillna(0)
-    spread = pd.crosstab(words["word"], pair)
-    order = spread.sum(1).sort_values(ascending=False, kind="stable").index[:30]
-    spread, signed = spread.loc[order], signed.loc[order]
+    pair = (words["condition"] + " against " + words["against"]).astype(str)
+    pairs, terms = list(dict.fromkeys(pair)), words["word"].astype(str)
+    order = [str(w) for w in terms.value_counts(sort=False).sort_index().sort_values(ascending=False, kind="stable").index[:30]]
+    spread, signed = np.zeros((len(order), len(pairs)), int), np.zeros((len(order), len(pairs)))
+    rows_of, columns_of = {w: i for i, w in enumerate(order)}, {p: i for i, p in enumerate(pairs)}
+    for word, name, z in zip(terms, pair, words["z"], strict=True):
+        if word in rows_of:
+            spread[rows_of[word], columns_of[name]] += 1
+            signed[rows_of[word], columns_of[name]] += np.sign(z)
     rows, columns = spread.shape
     width, height = max(1.2 * columns + 2.6, 5.6), 0.24 * rows + 2.2
     figure = Figure(figsize=(width, height), facecolor=PAPER)
     axes = figure.add_axes((1.5 / width, 0.95 / height, 1 - 1.8 / width, 1 - 1.75 / height))
-    axes.imshow(spread.to_numpy(), cmap=SEQUENTIAL, aspect="auto", vmin=0)
-    for i in range(rows):
-        for j in range(columns):
-            value = int(spread.iat[i, j])
-            if value:
-                sign = "+" if signed.iat[i, j] > 0 else "−" if signed.iat[i, j] < 0 else "±"
-                dark = value > 0.55 * float(spread.to_numpy().max())
-                axes.text(j, i, f"{sign}{value:,}", ha="center", va="center", fontsize=7.5, color="white" if dark else INK)
-    axes.set_yticks(range(rows), [_short(str(w)) for w in spread.index], fontsize=7.5, color=INK)
-    axes.set_xticks(range(columns), [_short(str(c), 34) for c in spread.columns], fontsize=7.5, color=QUIET, rotation=18, ha="right")
+    axes.imshow(spread, cmap=SEQUENTIAL, aspect="auto", vmin=0)
+    for i, j in zip(*np.nonzero(spread), strict=True):
+        sign = "+" if signed[i, j] > 0 else "−" if signed[i, j] < 0 else "±"
+        dark = spread[i, j] > 0.55 * spread.max()
+        axes.text(j, i, f"{sign}{spread[i, j]:,}", ha="center", va="center", fontsize=7.5, color="white" if dark else INK)
+    axes.set_yticks(range(rows), [_short(w) for w in order], fontsize=7.5, color=INK)
+    axes.set_xticks(range(columns), [_short(p, 34) for p in pairs], fontsize=7.5, color=QUIET, rotation=18, ha="right")
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)

@@ -27,7 +27,7 @@ def paired_shares(counts: Counts, groups: list[np.ndarray], terms: np.ndarray) -
     rows_there = float(there.sum())
     moments.add_codes(np.array([0, len(keys)]), keys % max(len(terms), 1), difference, np.array([rows_there]))
     tested = paired(moments)
-    p = tested.p[0]
+    p: np.ndarray = tested.p[0]
     p[tested.status[0] == CONSTANT] = 1.0
     return p
 

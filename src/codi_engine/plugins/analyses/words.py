@@ -78,7 +78,9 @@ class Words(Analysis[WordsOptions]):
         pairs = documents.arrangement.pairs(options.pairs, self.name)
         documents.by_example = self._by_example(documents)
         self._check(documents)
-        work.begin({"analysis": self.name, "run": run.digest, "options": options.model_dump(include={"pattern", "ngrams", "test", "least"}), "piece": work.piece})
+        work.begin(
+            {"analysis": self.name, "run": run.digest, "options": options.model_dump(include={"pattern", "ngrams", "test", "least"}), "piece": work.piece}
+        )
         corpus = Corpus(documents, work, options.pattern)
         corpus.count_words()
         if options.ngrams == 2:
@@ -151,7 +153,7 @@ class Words(Analysis[WordsOptions]):
         terms, x, y, dx, dy = (v[enough] for v in (terms, x, y, dx, dy))
         total = [int(counts.total[rows].sum()) for rows in groups]
         size = [int(counts.size[rows].sum()) for rows in groups]
-        odds, z = log_odds_of(x, y, total[0], total[1], prior[terms], self.options.prior)
+        odds, z = log_odds_of(x, y, np.array(total[0]), np.array(total[1]), prior[terms], self.options.prior)
         columns = {
             "count": x, "count_against": y, "texts": dx, "texts_against": dy, "share": dx / max(size[0], 1), "share_against": dy / max(size[1], 1),
             "log_odds": odds, "z": z, "g2": g2(x, y, np.array(total[0]), np.array(total[1])),
@@ -276,7 +278,9 @@ def _frame(found: Sequence[Tests], corpus: Corpus, pairs: Sequence[tuple[int, in
     columns = {k: np.concatenate([t.columns[k] for t in found]) for k in found[0].columns}
     targets, conditions = np.array([a.name(t) for t in range(len(a.targets))], object), np.array(a.conditions, object)
     first, second = np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
-    frame = pd.DataFrame({"target": targets[target], "condition": conditions[first[pair]], "against": conditions[second[pair]], "word": names[terms], **columns})
+    frame = pd.DataFrame(
+        {"target": targets[target], "condition": conditions[first[pair]], "against": conditions[second[pair]], "word": names[terms], **columns}
+    )
     change = np.where(frame["texts_against"] == 0, "added", np.where(frame["texts"] == 0, "removed", ""))
     frame["change"] = change
     frame["p"] = np.concatenate([t.p for t in found])
