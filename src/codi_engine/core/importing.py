@@ -27,6 +27,8 @@ SHARD = 32 << 20
 #: cells per unit at most: what is held of their texts at once
 MOST_CELLS = 4096
 STAGE = "import"
+#: bytes read at once for checksums: 1 MB
+BLOCK = 1 << 20
 #: the condition of cells for which the map has none
 CONDITION = "imported"
 
@@ -76,7 +78,7 @@ def import_files(
     name = _checked_name(name or re.sub(r"[^\w.-]+", "-", found[0].path.stem).strip("-.") or "import")
     path = _output(output, name)
     progress.note(f"reading {len(found):,} file{'s' if len(found) > 1 else ''}")
-    plan = ImportPlan(found, entries, baseline)
+    plan = ImportPlan(found, entries, baseline, progress)
     sources = _digests(found, progress)
     told = _map_as_given(entries)
     identity = {"imported": {"files": {s["name"]: s["sha256"] for s in sources}, "map": told, "baseline": baseline}}
@@ -124,13 +126,16 @@ def _now() -> str:
 
 def _digests(files: Sequence[File], progress: Progress) -> list[dict[str, Any]]:
     """Return path, name, size and sha256 of every file."""
-    progress.start("checksums", len(files), "files")
+    progress.start("checksums", sum(f.path.stat().st_size for f in files) // BLOCK, "MB")
     out = []
     for file in files:
+        digest, size = hashlib.sha256(), 0
         with file.path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        out.append({"path": str(file.path), "name": file.name, "size": file.path.stat().st_size, "sha256": digest})
-        progress.advance(1)
+            while block := stream.read(BLOCK):
+                digest.update(block)
+                size += len(block)
+                progress.advance(len(block) // BLOCK)
+        out.append({"path": str(file.path), "name": file.name, "size": size, "sha256": digest.hexdigest()})
     progress.finish()
     return out
 
