@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -167,6 +168,7 @@ def test_file_names_bind_axes(here: Path) -> None:
         np.savez_compressed(f"cache/{target}.npz", acts=VALUES + number, conditions=np.array(["safe", "baseline", "risky"]))
     Path("cache/readme.txt").write_text("not read")
     run, done = imported(["cache/{target}.npz"], "activations/sae=acts[trial, condition ; feature]", "condition=conditions")
+    assert done.name == "cache"
     assert done.axes == {"target": 2, "condition": 3, "trial": 7}
     assert list(run.store.labels("target")) == targets
     assert list(run.store.labels("condition")) == ["baseline", "safe", "risky"]
@@ -193,6 +195,36 @@ def test_text_arrays(here: Path) -> None:
     np.savez("b.npz", text=texts, raw=np.char.encode(texts, "utf-8"))
     run, _ = imported(["b.npz"], "text=text[example, trial]", "fields/raw=raw[example, trial]", output="b")
     assert run.cells["raw"].tolist() == run.cells["text"].tolist() == ["a", "bb", "", "Größe"]
+
+
+def test_a_source_of_labels_in_arrays_may_be_another_thing_in_records(here: Path) -> None:
+    np.savez("a.npz", a=np.arange(6.0).reshape(2, 3), names=np.array(["u", "v"]))
+    lines("a.jsonl", [{"names": ["q"], "cond": c, "gold": g} for g, c in enumerate("vu")])
+    mapping = {"activations/x": "a[condition ; width]", "metrics/gold": "gold"}
+    done = import_files(["a.npz", "a.jsonl"], ["condition=names", "condition=cond", *(f"{k}={v}" for k, v in mapping.items())], output="run")
+    assert open_run(done.path).cells["gold"].tolist() == [1, 0]
+    assert import_files(["a.npz"], {"activations/x": "a[condition ; width]", "condition": ["b", "c"]}, output="mapping").axes == {"condition": 2}
+
+
+def test_labels_and_fields_of_any_size_and_text(here: Path) -> None:
+    lines("a.jsonl", [{"x": 2**80, "e": 2**80}, {"x": 1, "e": "\ud800"}, {"x": True, "e": 1.5}])
+    run, _ = imported(["a.jsonl"], "fields/x=x", "example=e")
+    assert run.cells["example"].tolist() == [str(2**80), "?", "1.5"]
+    assert run.cells["x"].tolist() == [str(2**80), "1", "True"]
+
+
+def test_no_axis_at_all(here: Path) -> None:
+    np.savez("a.npz", v=np.arange(4.0))
+    run, done = imported(["a.npz"], "activations/x=v[; width]")
+    assert done.cells == 1
+    assert run.activations("x").values.tolist() == [[0, 1, 2, 3]]
+
+
+def test_xarray_opens_the_run(here: Path) -> None:
+    np.savez("a.npz", states=VALUES)
+    run, _ = imported(["a.npz"], STATES)
+    data = xr.open_zarr(run.path / "data.zarr", group="activations/latent_out", consolidated=False)
+    assert np.array_equal(data["value"].values, VALUES)
 
 
 # --------------------------------------------------------------------------------------------- record formats

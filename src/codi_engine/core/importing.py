@@ -61,7 +61,7 @@ def import_files(
     ----------
     files: paths; ``{target}`` in a name binds an axis to that part
     mapping: ``TARGET=SOURCE`` texts, or a mapping of them (``docs/import.md``)
-    name: default: the first file's name
+    name: default: the first file's name, or its folder's where labels are bound from file names
     output: the run directory; default ``runs/<name>``
     baseline: the condition that is the unedited one, where it is not called ``baseline``
     progress: told of cells
@@ -75,7 +75,7 @@ def import_files(
     progress = progress or Progress()
     entries = read_map(mapping)
     found = find_files([str(f) for f in files])
-    name = _checked_name(name or re.sub(r"[^\w.-]+", "-", found[0].path.stem).strip("-.") or "import")
+    name = _checked_name(name) if name else _default_name(found[0])
     path = _output(output, name)
     progress.note(f"reading {len(found):,} file{'s' if len(found) > 1 else ''}")
     plan = ImportPlan(found, entries, baseline, progress)
@@ -94,6 +94,12 @@ def import_files(
         if "finished" not in writer.provenance:
             writer.set_provenance({**writer.provenance, "finished": _now(), "notes": notes})
     return Imported(path, name, len(plan.keys), new, {a: len(plan.labels[a]) for a in plan.axes}, list(plan.columns), time.perf_counter() - begun, notes)
+
+
+def _default_name(file: File) -> str:
+    """Return the file's name; its folder's where the name is a label."""
+    text = file.path.resolve().parent.name if file.bound else file.path.stem
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.") or "import"
 
 
 def _checked_name(name: str) -> str:

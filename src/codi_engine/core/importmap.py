@@ -193,7 +193,8 @@ def _entry(target: str, source: Any) -> Entry:
     if isinstance(source, list) or source.startswith("["):
         if kind != "axis":
             raise UserError(f"{where}: a list of labels can be given for an axis only")
-        return Entry(target, source if isinstance(source, str) else json.dumps(source), kind, name, labels=_labels(source, where))
+        labels = _labels(source, where)
+        return Entry(target, json.dumps(labels), kind, name, labels=labels)
     match = _BRACKETS.match(source)
     path, inside = (match["path"], match["inside"]) if match else (source, None)
     file, path = _qualified(path)
