@@ -52,7 +52,7 @@ def test_missing_values_are_reported(cli: Run) -> None:
     code, out, _ = cli("import", "log.jsonl", "--map", "condition=c", "--map", "metrics/x=x", "--name", "mine", "--output", "{name}-run")
     assert code == 0
     assert "1 of 2 cells have no metrics/x" in out
-    assert "1 records have none of the mapped values" in out
+    assert "1 of the records hold none of the mapped values" in out
     assert open_run("mine-run").experiment["name"] == "mine"
 
 

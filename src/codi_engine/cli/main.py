@@ -138,7 +138,7 @@ def synth(directory: str, dense: bool, gaussian: bool, quiet: bool, debug: bool,
 @cli.command("import")
 @click.argument("files", nargs=-1, required=True)
 @click.option("--map", "mapping", multiple=True, required=True, metavar="TARGET=SOURCE", help="What becomes what; @FILE reads a YAML file of them.")
-@click.option("--name", help="Name of the run. Default: the first file's.")
+@click.option("--name", help="Name of the run. Default: the first file's, or its folder's where its name is a label.")
 @click.option("--output", metavar="DIR", help="Run directory; {date} and {name} are filled in. Default: runs/{name}.")
 @click.option("--baseline", metavar="NAME", help="The condition that is the unedited one, where it is not called 'baseline'.")
 @_QUIET

@@ -21,6 +21,8 @@ from codi_engine.core.errors import UserError
 BLOCK = 1 << 20
 #: how many bytes one compressed byte can stand for (deflate's limit is 1032)
 RATIO = 1100
+#: bytes of decompressed chunks that h5py keeps, for rows that are wanted in another order than on disk
+H5_CACHE = 64 << 20
 UNPICKLE = "pickles can run any code when they are read; if you trust it, convert it: python tools/unpickle.py {}"
 _SAFETENSORS = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
@@ -328,7 +330,7 @@ def _h5(path: Path) -> Any:
     except ImportError:
         raise UserError(f"{path}: reading HDF5 needs h5py: pip install 'codi-engine[h5]'") from None
     try:
-        return h5py.File(path, "r")
+        return h5py.File(path, "r", rdcc_nbytes=H5_CACHE)
     except OSError as error:
         raise UserError(f"{path}: is no HDF5 file: {str(error).splitlines()[0][:100]}") from None
 

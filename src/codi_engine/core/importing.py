@@ -27,6 +27,8 @@ SHARD = 32 << 20
 #: cells per unit at most: what is held of their texts at once
 MOST_CELLS = 4096
 STAGE = "import"
+#: bytes read at once for checksums: 1 MB
+BLOCK = 1 << 20
 #: the condition of cells for which the map has none
 CONDITION = "imported"
 
@@ -59,7 +61,7 @@ def import_files(
     ----------
     files: paths; ``{target}`` in a name binds an axis to that part
     mapping: ``TARGET=SOURCE`` texts, or a mapping of them (``docs/import.md``)
-    name: default: the first file's name
+    name: default: the first file's name, or its folder's where labels are bound from file names
     output: the run directory; default ``runs/<name>``
     baseline: the condition that is the unedited one, where it is not called ``baseline``
     progress: told of cells
@@ -73,10 +75,10 @@ def import_files(
     progress = progress or Progress()
     entries = read_map(mapping)
     found = find_files([str(f) for f in files])
-    name = _checked_name(name or re.sub(r"[^\w.-]+", "-", found[0].path.stem).strip("-.") or "import")
+    name = _checked_name(name) if name else _default_name(found[0])
     path = _output(output, name)
     progress.note(f"reading {len(found):,} file{'s' if len(found) > 1 else ''}")
-    plan = ImportPlan(found, entries, baseline)
+    plan = ImportPlan(found, entries, baseline, progress)
     sources = _digests(found, progress)
     told = _map_as_given(entries)
     identity = {"imported": {"files": {s["name"]: s["sha256"] for s in sources}, "map": told, "baseline": baseline}}
@@ -92,6 +94,12 @@ def import_files(
         if "finished" not in writer.provenance:
             writer.set_provenance({**writer.provenance, "finished": _now(), "notes": notes})
     return Imported(path, name, len(plan.keys), new, {a: len(plan.labels[a]) for a in plan.axes}, list(plan.columns), time.perf_counter() - begun, notes)
+
+
+def _default_name(file: File) -> str:
+    """Return the file's name; its folder's where the name is a label."""
+    text = file.path.resolve().parent.name if file.bound else file.path.stem
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.") or "import"
 
 
 def _checked_name(name: str) -> str:
@@ -124,13 +132,16 @@ def _now() -> str:
 
 def _digests(files: Sequence[File], progress: Progress) -> list[dict[str, Any]]:
     """Return path, name, size and sha256 of every file."""
-    progress.start("checksums", len(files), "files")
+    progress.start("checksums", sum(f.path.stat().st_size for f in files) // BLOCK, "MB")
     out = []
     for file in files:
+        digest, size = hashlib.sha256(), 0
         with file.path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        out.append({"path": str(file.path), "name": file.name, "size": file.path.stat().st_size, "sha256": digest})
-        progress.advance(1)
+            while block := stream.read(BLOCK):
+                digest.update(block)
+                size += len(block)
+                progress.advance(len(block) // BLOCK)
+        out.append({"path": str(file.path), "name": file.name, "size": size, "sha256": digest.hexdigest()})
     progress.finish()
     return out
 

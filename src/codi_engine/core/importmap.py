@@ -94,7 +94,7 @@ def find_files(patterns: Sequence[str]) -> list[File]:
 
 
 def _matching(pattern: str) -> list[File]:
-    if "{" in pattern:
+    if "{" in pattern and not Path(pattern).exists():
         expression = template(pattern, "[^/]+")
         wild = "".join("*" if i % 2 else glob.escape(piece) for i, piece in enumerate(re.split(r"\{([A-Za-z_]\w*)\}", pattern)))
         found = []
@@ -126,6 +126,11 @@ def _check_suffix(path: Path) -> None:
         raise UserError(f"{path}: is not read: {UNPICKLE.format(path)}")
     if suffix not in (*ARRAYS, *RECORDS):
         raise UserError(f"{path}: files ending in '{suffix}' are not read; convert it to one of {', '.join((*ARRAYS, *RECORDS))}")
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 # --------------------------------------------------------------------------------------------------------- map
@@ -188,7 +193,8 @@ def _entry(target: str, source: Any) -> Entry:
     if isinstance(source, list) or source.startswith("["):
         if kind != "axis":
             raise UserError(f"{where}: a list of labels can be given for an axis only")
-        return Entry(target, source if isinstance(source, str) else json.dumps(source), kind, name, labels=_labels(source, where))
+        labels = _labels(source, where)
+        return Entry(target, json.dumps(labels), kind, name, labels=labels)
     match = _BRACKETS.match(source)
     path, inside = (match["path"], match["inside"]) if match else (source, None)
     file, path = _qualified(path)
@@ -278,7 +284,7 @@ def label(value: Any) -> str | int | float:
             raise ValueError
         return int(value) if value.is_integer() else value
     if isinstance(value, str):
-        return plain_label(value)
+        return plain_label(value.encode("utf-8", "replace").decode())  # a lone surrogate has no UTF-8
     if isinstance(value, int):
-        return value
+        return value if -(2**63) <= value < 2**63 else str(value)
     raise ValueError

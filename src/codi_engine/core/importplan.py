@@ -12,6 +12,7 @@ from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.importarrays import ArrayColumn, Arrays, Axes, Opened, outer_keys
 from codi_engine.core.importmap import CANONICAL, NUMBER, Entry, File
 from codi_engine.core.importrecords import RecordColumn, Records, _Group
+from codi_engine.core.progress import Progress
 from codi_engine.core.results import BASELINE
 
 Values = dict[str, tuple[Any, np.ndarray]]
@@ -28,13 +29,16 @@ class ImportPlan:
     notes: what a user should know: records without values, values without a cell
     """
 
-    def __init__(self, files: Sequence[File], entries: Sequence[Entry], baseline: str | None = None) -> None:
+    def __init__(self, files: Sequence[File], entries: Sequence[Entry], baseline: str | None = None, progress: Progress | None = None) -> None:
         self._axes = Axes()
         self.arrays = Arrays(files, entries, self._axes)
         self.notes: list[str] = []
         axis_entries = [e for e in entries if e.kind == "axis"]
         self.array_columns, rest = self._columns([e for e in entries if e.kind != "axis"])
-        self.records = self._scanned(files, rest, axis_entries)
+        self.records = self._record_columns(files, rest, axis_entries)
+        self.records.scan(progress or Progress())
+        if self.records.skipped:
+            self.notes.append(f"{self.records.skipped:,} of the records hold none of the mapped values and were left out")
         self._check_axes_used(axis_entries)
         self.axes = self._order(entries)
         self.labels, self._ranks = self._labelled(baseline)
@@ -56,7 +60,7 @@ class ImportPlan:
                 rest.append(entry)
         return columns, rest
 
-    def _scanned(self, files: Sequence[File], entries: Sequence[Entry], axis_entries: Sequence[Entry]) -> Records:
+    def _record_columns(self, files: Sequence[File], entries: Sequence[Entry], axis_entries: Sequence[Entry]) -> Records:
         have_records = any(f.records for f in files)
         for entry in entries:
             if not have_records or entry.axes:
@@ -65,11 +69,8 @@ class ImportPlan:
                 raise UserError(f"--map {entry.target}: no array '{entry.path}'; {hint + ' ' if hint.startswith('did') else ''}{self.arrays.listing()}")
         paths = [e for e in axis_entries if e.labels is None]
         numbered = not any(e.name == "example" for e in axis_entries) and all(self.arrays.holds(e) for e in paths)
-        records = Records(files, entries, axis_entries, self._axes, numbered)
-        records.scan()
-        if records.skipped:
-            self.notes.append(f"{records.skipped:,} records have none of the mapped values and were left out")
-        return records
+        elsewhere = {e.target + e.source for e in paths if self.arrays.holds(e)}
+        return Records(files, entries, axis_entries, self._axes, numbered, elsewhere)
 
     def _check_axes_used(self, entries: Sequence[Entry]) -> None:
         used = self.arrays.used | self.records.resolved

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -14,7 +14,9 @@ from codi_engine.core.errors import UserError
 from codi_engine.core.foreign_records import Record, RecordFile, RecordPath, paths_in, typed
 from codi_engine.core.importarrays import Axes
 from codi_engine.core.importmap import NUMBER, Entry, File, label
+from codi_engine.core.progress import Progress
 
+MB = 1 << 20
 #: columns that records can give: one bit each
 MOST = 60
 
@@ -50,7 +52,7 @@ class RecordColumn:
     @property
     def coords(self) -> dict[str, list[Any]]:
         labels = [label(k) for k in self.features]
-        return {self.feature: labels if all(isinstance(k, int) for k in labels) else list(self.features)} if self.feature else {}
+        return {self.feature: labels if all(isinstance(k, int) for k in labels) else [str(label(k)) for k in self.features]} if self.feature else {}
 
     def check(self, value: Any, where: str) -> None:
         """Take note of a value, or say why it cannot be imported."""
@@ -65,12 +67,13 @@ class RecordColumn:
             elif self.entry.kind == "fields" and value is not None:
                 self._see(typed(value))
         except (ValueError, TypeError, OverflowError) as error:
+            hint = f"; import it as fields/{self.entry.name}" if self.entry.kind in ("metrics", "answer") else ""
             needed = {"activations": "a list of numbers of one shape", "text": "text", "fields": "one value"}.get(self.entry.kind, "a number")
-            raise UserError(f"{where}: {self.entry.path} must be {needed}, for --map {self.entry.target}; got {error}") from None
+            raise UserError(f"{where}: {self.entry.path} must be {needed}, for --map {self.entry.target}; got {error}{hint}") from None
 
     def _see(self, value: Any) -> None:
         if value is not None:
-            self.types.add(type(value))
+            self.types.add(str if isinstance(value, int) and not -(2**63) <= value < 2**63 else type(value))
 
     def _check_vector(self, value: Any) -> None:
         if value is None:
@@ -149,7 +152,7 @@ class _Group:
 class Records:
     """All record files of an import."""
 
-    def __init__(self, files: Sequence[File], columns: Sequence[Entry], axis_entries: Sequence[Entry], axes: Axes, numbered: bool) -> None:
+    def __init__(self, files: Sequence[File], columns: Sequence[Entry], axis_entries: Sequence[Entry], axes: Axes, numbered: bool, elsewhere: Set[str]) -> None:
         self.files = [(f, RecordFile(f.path)) for f in files if f.records]
         if len(columns) > MOST:
             raise UserError(f"--map: {len(columns)} columns of records; at most {MOST} can be imported at once")
@@ -158,7 +161,7 @@ class Records:
         for path in (c.path for c in self.columns):
             if len(set(path.names)) != len(path.names):
                 raise UserError(f"--map: '{path.text}' names a placeholder twice; use two names")
-        self._axes, self._numbered = axes, numbered
+        self._axes, self._numbered, self._elsewhere = axes, numbered, elsewhere
         self.resolved: set[str] = set()
         self.groups: dict[tuple[str, ...], _Group] = {}
         self._file, self._offset, self._length, self._number = array("q"), array("q"), array("q"), array("q")
@@ -169,7 +172,7 @@ class Records:
 
     # -------------------------------------------------------------------------------------------- scanning
 
-    def scan(self) -> None:
+    def scan(self, progress: Progress) -> None:
         """Read every file once.
 
         Raises
@@ -177,9 +180,14 @@ class Records:
         UserError: a value that does not fit, an axis that some records lack, a source that is nowhere
         """
         counts: dict[Any, int] = {}
+        progress.start("reading", sum(f.path.stat().st_size for f, _ in self.files) // MB, "MB")
         for position, (file, reader) in enumerate(self.files):
             expected: frozenset[str] | None = None
+            told = 0
             for record in reader.scan():
+                if record.offset // MB > told:
+                    progress.advance(record.offset // MB - told)
+                    told = record.offset // MB
                 self._first = record.value if self._first is None else self._first
                 count = counts.get(file.bound, 0)
                 counts[file.bound] = count + 1
@@ -196,6 +204,7 @@ class Records:
                     )
                 expected = frozenset(labels)
                 self._add(position, record, labels, found, where)
+        progress.finish()
         for column in self.columns:
             if not column.found:
                 self._unknown(column.entry)
@@ -219,6 +228,8 @@ class Records:
             if not entry.fits(file):
                 continue
             found = [((), count)] if entry.path == NUMBER else path.find(value)
+            if found and entry.target + entry.source in self._elsewhere and isinstance(found[0][1], (list, dict)):
+                continue  # it means an array; that a record has such a key as well is chance
             if found:
                 self.resolved.add(entry.target + entry.source)
                 try:
@@ -247,6 +258,8 @@ class Records:
     def _unknown(self, entry: Entry) -> None:
         names = ", ".join(paths_in(self._first)) or "no keys"
         where = ", ".join(str(f.path) for f, _ in self.files[:3])
+        if not len(self._file) and self._first is None:
+            raise UserError(f"{where}: no records; the file is empty")
         raise UserError(f"--map {entry.target}: no record of {where} has '{entry.path}'; the first has {names}")
 
     def unresolved(self, entry: Entry) -> None:

@@ -217,7 +217,7 @@ class RunWriter:
         Parameters
         ----------
         unit: its number, below the planned units
-        stage: ``baseline``, ``sources`` or ``sweep``
+        stage: ``baseline``, ``sources``, ``sweep`` or ``import``
         arrays: name → rows × row shape; all have the same rows, or ``unit_cells`` of them
         texts: column → one value a row
         note: further facts for the ledger (no times: a repeated run must reach the same bytes)
