@@ -14,7 +14,7 @@ from codi_engine.core.run import plan_experiment
 from codi_engine.core.sites import _TRANSFORMERLENS, COMPONENTS, parse_site
 
 ROOT = Path(__file__).parents[1]
-KEYS = (ROOT / "docs" / "experiment-file.md").read_text(encoding="utf-8")
+KEYS = "\n".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("experiment-file.md", "analyses.md"))
 SITES = (ROOT / "docs" / "sites.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))

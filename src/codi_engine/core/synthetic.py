@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 SITE = "sae"
 _SHARD_BYTES = 32 << 20
 _VOCABULARY = 20_000
-_COMMON = (
-    "the a of to and in is that it for bet stop slot machine win lose money game play again risk safe think balance round final choose amount maybe"
-).split()  # noqa: SIM905
+_COMMON = [
+    *("the", "a", "of", "to", "and", "in", "is", "that", "it", "for", "bet", "stop", "slot", "machine", "win", "lose", "money", "game"),
+    *("play", "again", "risk", "safe", "think", "balance", "round", "final", "choose", "amount", "maybe"),
+]
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,7 @@ def rows_pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     defined = np.isfinite(scale) & (scale > 0) & ~flat[0] & ~flat[1]
     out = np.full(len(x), np.nan)
     out[defined] = (a[defined] * b[defined]).sum(axis=1) / scale[defined]
-    np.clip(out, -1.0, 1.0, out=out)
-    return out
+    return np.asarray(np.clip(out, -1.0, 1.0))
 
 
 def rows_spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -179,6 +178,32 @@ def correlation_table(x: np.ndarray, y: np.ndarray, names: tuple[str, str], conf
             low, high, note = percentile(_ROWS[method](*draws), confidence)
             rows.append(row | {"ci_low": low, "ci_high": high, "ci_method": "bootstrap over examples", "note": note})
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def reliability(values: np.ndarray) -> float:
+    """Return the share of the places' variance that is not noise of the examples: 1 − MS residual / MS places, at least 0.
+
+    Examples × places, two-way without replication (Hoyt 1941); examples with a gap are left out. NaN below two examples or
+    places, or where all places are equal.
+    """
+    known = values[np.isfinite(values).all(axis=1)]
+    n, k = known.shape
+    if n < 2 or k < 2:
+        return float("nan")
+    means = known.mean(axis=0)
+    left = known - means - known.mean(axis=1, keepdims=True) + known.mean()
+    between = n * float(means.var(ddof=1))
+    return float("nan") if constant(means) else max(0.0, 1.0 - float((left * left).sum()) / ((n - 1) * (k - 1)) / between)
+
+
+def rounded(r: float, sign: str = "+") -> str:
+    """Return r with two decimals, more of them next to ±1."""
+    return f"{r:{sign}.2f}" if abs(r) < 0.985 or abs(r) == 1.0 else f"{r:{sign}.4f}" if abs(r) >= 0.9985 else f"{r:{sign}.3f}"
+
+
+def interval(row: Any, sign: str = "+") -> str:
+    """Return ``[low, high]`` of a row of the table."""
+    return f"[{rounded(row['ci_low'], sign)}, {rounded(row['ci_high'], sign)}]"
 
 
 def undefined(x: np.ndarray, y: np.ndarray, names: tuple[str, str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
@@ -73,7 +73,7 @@ class Compare(Analysis[CompareOptions]):
         names = (f"{a.name} ({a.metric})", f"{b.name} ({b.metric})")
         table = association.correlation_table(x, y, names, self.options.confidence, self._draws(a, b, compared, axes))
         places["residual"] = _residuals(places, x, y)
-        tables = {"places": places, "correlation": table, "sides": _side_table(a, b)}
+        tables = {"places": places, "correlation": table, "sides": _side_table(a, b, _keys(compared, axes))}
         figures = {"compare": compare_figures.scatter(places, table, axes, a, b, self.options.confidence)} if len(compared) else {}
         return AnalysisResult(tables, figures, _summary(tables, axes, a, b, self.options))
 
@@ -114,16 +114,17 @@ class Compare(Analysis[CompareOptions]):
         from codi_engine.plugins.analyses.association import resampled_means, strata
         from codi_engine.plugins.analyses.sides import examples_in_common
 
-        keys = [tuple(map(str, row)) for row in compared[list(axes)].itertuples(index=False)]
-        values = [s.places.loc[keys, ["effect"]].to_numpy(float).T if s.published else s.examples[keys].to_numpy(float) for s in (a, b)]
-        examples: list[list[Any]] = [[] if s.published else list(s.examples.index) for s in (a, b)]
-        groups = strata(*examples, examples_in_common(a, b)[0])
-        if not self.options.bootstrap or len(keys) < 3 or max((len(g) for g in groups), default=0) < 2:
+        keys = _keys(compared, axes)
+        first, second = a.values(keys), b.values(keys)
+        groups = strata([] if a.published else list(a.examples.index), [] if b.published else list(b.examples.index), examples_in_common(a, b)[0])
+        count = self.options.bootstrap
+        if not count or len(keys) < 3 or max((len(g) for g in groups), default=0) < 2:
             return None
-        generators = [generator("compare_runs", self.options.seed, i) for i in range(len(groups))]
-        drawn = resampled_means(*values, groups, self.options.bootstrap, generators)
-        fixed = [np.broadcast_to(v, (self.options.bootstrap, len(keys))) if s.published else d for s, v, d in zip((a, b), values, drawn, strict=True)]
-        return fixed[0], fixed[1]
+        drawn = resampled_means(first, second, groups, count, [generator(self.name, self.options.seed, i) for i in range(len(groups))])
+        return (
+            np.broadcast_to(first, drawn[0].shape) if a.published else drawn[0],
+            np.broadcast_to(second, drawn[1].shape) if b.published else drawn[1],
+        )
 
 
 def _residuals(places: pd.DataFrame, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -139,13 +140,21 @@ def _residuals(places: pd.DataFrame, x: np.ndarray, y: np.ndarray) -> np.ndarray
     return out
 
 
-def _side_table(a: Side, b: Side) -> pd.DataFrame:
+def _keys(places: pd.DataFrame, axes: Sequence[str]) -> list[tuple[str, ...]]:
+    return [tuple(map(str, row)) for row in places[list(axes)].itertuples(index=False)]
+
+
+def _side_table(a: Side, b: Side, keys: list[tuple[str, ...]]) -> pd.DataFrame:
+    import numpy as np
     import pandas as pd
+
+    from codi_engine.plugins.analyses.association import reliability
 
     rows = [
         {
             "side": letter, "name": side.name, "source": side.source, "metric": side.metric, "examples": len(side.examples),
             "places": len(side.places), "averaged": ", ".join(side.averaged),
+            "reliability": np.nan if side.published or not keys else reliability(side.values(keys)),
         }
         for letter, side in (("a", a), ("b", b))
     ]  # fmt: skip
@@ -167,6 +176,7 @@ def _summary(tables: dict[str, pd.DataFrame], axes: Sequence[str], a: Side, b: S
     ]
     lines += [f"{side.name}: averaged over {', '.join(side.averaged)}" for side in (a, b) if side.averaged]
     lines += ["", *_place_lines(compared, axes), "", *_correlation_lines(tables["correlation"], options.confidence)]
+    lines += _noise_lines(tables, a, b)
     left = places[~places["compared"]]
     if len(left):
         lines.append(f"left out: {len(left)} place{'s' if len(left) != 1 else ''} that one side lacks: {_left_out(left, axes)}")
@@ -194,7 +204,7 @@ def _effect(row: pd.Series, letter: str) -> str:
 
 
 def _correlation_lines(table: pd.DataFrame, confidence: float) -> list[str]:
-    from codi_engine.plugins.analyses.association import needed
+    from codi_engine.plugins.analyses.association import interval, needed, rounded
 
     first, n = table.iloc[0], int(table["n"].iloc[0])
     if first["r"] != first["r"]:
@@ -202,13 +212,26 @@ def _correlation_lines(table: pd.DataFrame, confidence: float) -> list[str]:
     lines = []
     for method, word in (("pearson", "Pearson r"), ("spearman", "Spearman ρ")):
         part = table[table["method"] == method]
-        spans = [f"[{row['ci_low']:+.2f}, {row['ci_high']:+.2f}] {_over(row)}" for _, row in part.iterrows() if row["ci_low"] == row["ci_low"]]
-        lines.append(f"{word} = {part['r'].iloc[0]:+.3f}" + "".join(f" {s}," for s in spans) + f" p = {part['p'].iloc[0]:.2g} ({part['p_method'].iloc[0]})")
+        spans = [f"{interval(row)} {_over(row)}" for _, row in part.iterrows() if row["ci_low"] == row["ci_low"]]
+        lines.append(f"{word} = {rounded(part['r'].iloc[0])}" + "".join(f" {s}," for s in spans) + f" p = {part['p'].iloc[0]:.2g} ({part['p_method'].iloc[0]})")
     notes = [str(note) for note in table["note"].unique() if note]
     alpha = f"{1 - confidence:.3g}".removeprefix("0")
     lines.append(f"with n = {n} places |r| must exceed {needed(n, 1 - confidence):.2f} to be told from none (p < {alpha})")
-    lines.append("p takes the places for independent draws; noise of the effects pulls r towards 0, and nothing here corrects for it")
+    lines.append("p and the interval over places take the places for independent draws")
     return lines + notes
+
+
+def _noise_lines(tables: dict[str, pd.DataFrame], a: Side, b: Side) -> list[str]:
+    """Say what noise does to r, and how much of it there is."""
+    from codi_engine.plugins.analyses.sides import examples_in_common
+
+    if tables["correlation"]["r"].isna().all():
+        return []
+    known = [f"{row['side']} {row['reliability']:.2f}" for _, row in tables["sides"].iterrows() if row["reliability"] == row["reliability"]]
+    lines = [f"reliability of the effects over examples: {', '.join(known)}; what it lacks of 1 is noise that pulls r towards 0, uncorrected"] if known else []
+    if len(known) == 2 and examples_in_common(a, b)[0] and set(a.examples.index) & set(b.examples.index):
+        lines.append("noise that the same examples bring to both sides can move r either way")
+    return lines
 
 
 def _over(row: pd.Series) -> str:

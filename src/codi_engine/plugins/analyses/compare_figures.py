@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from codi_engine.plugins.analyses.association import constant
+from codi_engine.plugins.analyses.association import constant, interval, rounded
 from codi_engine.plugins.analyses.figures import GRID, INK, PAPER, QUIET, SEQUENTIAL, WORDS
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _colours(part: pd.DataFrame, axes: Sequence[str]) -> tuple[list[Any], list[t
     if len(axes) < 2 or part[axes[0]].nunique() < 2:
         return [BLUE] * len(part), []
     values = list(dict.fromkeys(part[axes[0]]))
-    shade = {v: SEQUENTIAL(0.3 + 0.7 * i / (len(values) - 1)) for i, v in enumerate(values)}
+    shade = {v: SEQUENTIAL(0.4 + 0.6 * i / (len(values) - 1)) for i, v in enumerate(values)}
     shown = values if len(values) <= _KEYS else [values[round(i)] for i in np.linspace(0, len(values) - 1, _KEYS)]
     return [shade[v] for v in part[axes[0]]], [(str(v), shade[v]) for v in shown]
 
@@ -89,7 +89,7 @@ def _points(ax: Any, part: pd.DataFrame, colours: Sequence[Any]) -> None:
 
 
 def _labels(ax: Any, part: pd.DataFrame, axes: Sequence[str], size: tuple[float, float]) -> None:
-    """Name places where there is room, the outermost first; a label covers no point and no other label."""
+    """Name places where there is room, the outermost first."""
     from matplotlib.patheffects import withStroke
 
     texts = ["·".join(str(row[a]) for a in axes) for _, row in part.iterrows()]
@@ -116,6 +116,8 @@ def place_labels(
 ) -> dict[int, tuple[float, float, str, str]]:  # fmt: skip
     """Return number → (offset x, offset y, horizontal, vertical alignment) of the labels that find room.
 
+    A label covers no point and no other label, and stands nearer to its own point than to any other; a point in a heap has none.
+
     Parameters
     ----------
     points: places × 2, in points from the lower left corner
@@ -133,11 +135,20 @@ def place_labels(
             bottom = y + up * gap - height * (1 - up) / 2
             box = (left, bottom, left + width, bottom + height)
             inside = box[0] >= 0 and box[1] >= 0 and box[2] <= size[0] and box[3] <= size[1]
-            if inside and not any(_overlap(box, other) for i, other in enumerate(taken) if i != number):
+            free = inside and not any(_overlap(box, other) for i, other in enumerate(taken) if i != number)
+            if free and _nearest(points, box, number):
                 taken.append(box)
                 out[number] = (right * gap, up * gap, ("right", "center", "left")[right + 1], ("top", "center", "bottom")[up + 1])
                 break
     return out
+
+
+def _nearest(points: np.ndarray, box: tuple[float, ...], own: int) -> bool:
+    """Say whether a label's own point is clearly the one nearest to it."""
+    distance = np.hypot(
+        *(np.maximum(np.maximum(low - points[:, i], points[:, i] - high), 0.0) for i, (low, high) in enumerate(zip(box[:2], box[2:], strict=True)))
+    )
+    return bool((np.delete(distance, own) > distance[own] + 0.5).all())
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
@@ -171,7 +182,7 @@ def short(text: str, length: int) -> str:
 def _head(figure: Figure, left: float, height: float, table: pd.DataFrame, axes: Sequence[str], names: tuple[str, str], confidence: float, n: int) -> None:
     title = f"{short(names[0], 26)} against {short(names[1], 26)}"
     figure.text(left, 1 - 0.32 / height, title, fontsize=13, fontweight="bold", color=INK, va="center")
-    lines = [_result(table), f"{n} places, labelled {'·'.join(axes)}; whiskers: {confidence:.0%} intervals over examples"]
+    lines = [_result(table), f"{n} places, labelled by {'·'.join(axes)} where there is room; whiskers: {confidence:.0%} intervals over examples"]
     for number, line in enumerate(lines):
         figure.text(left, 1 - (0.58 + 0.19 * number) / height, line, fontsize=8.5, color=QUIET, va="center")
 
@@ -181,11 +192,11 @@ def _result(table: pd.DataFrame) -> str:
     if part["r"].isna().all():
         return short(str(part["note"].iloc[0]), 92)
     spans = [
-        f"[{row['ci_low']:.2f}, {row['ci_high']:.2f}] over {'examples' if row['ci_method'].startswith('bootstrap') else 'places'}"
+        f"{interval(row, '')} over {'examples' if row['ci_method'].startswith('bootstrap') else 'places'}"
         for _, row in part.iterrows()
         if np.isfinite(row["ci_low"])
     ]
-    return f"Pearson r = {part['r'].iloc[0]:.2f}  {', '.join(spans)}".replace("-", "−")
+    return f"Pearson r = {rounded(part['r'].iloc[0], '')}  {', '.join(spans)}".replace("-", "−")
 
 
 def _key(ax: Any, entries: Sequence[tuple[str, Any]], axis: str) -> None:

@@ -104,7 +104,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    return 0.0 if successes == 0 else max(0.0, float(centre - half)), 1.0 if successes == n else min(1.0, float(centre + half))
 
 
 def top(table: pd.DataFrame, count: int) -> pd.DataFrame:

@@ -60,6 +60,11 @@ class Side:
     def published(self) -> bool:
         return self.examples.empty
 
+    def values(self, places: Sequence[Place]) -> np.ndarray:
+        """Return effects, examples × places; published numbers as the one row there is."""
+        table = self.places["effect"].to_frame().T if self.published else self.examples
+        return table.reindex(columns=pd.Index(list(places), tupleize_cols=False)).to_numpy(float)
+
 
 # ------------------------------------------------------------------------------------ what is compared
 
@@ -161,8 +166,8 @@ def side_of_run(pick: Pick, name: str, axes: Sequence[str], confidence: float) -
     rows = [effects.statistics(group["effect"].to_numpy(float), confidence) for _, group in per.groupby("place", sort=False)]
     order = list(dict.fromkeys(places))
     table = pd.DataFrame(rows, index=pd.Index(order, tupleize_cols=False))[["mean", "ci_low", "ci_high", "n"]].rename(columns={"mean": "effect"})
-    wide = {place: group.set_index("example")["effect"] for place, group in per.groupby("place", sort=False)}
-    examples = pd.DataFrame({i: wide[place] for i, place in enumerate(order)})
+    wide = [group.set_index("example")["effect"] for _, group in per.groupby("place", sort=False)]  # in the order of `order`
+    examples = pd.concat(wide, axis=1)
     examples.columns = pd.Index(order, tupleize_cols=False)
     averaged = [a for a, labels in pick.axes().items() if a not in axes and len(labels) > 1]
     return Side(name, pick.metric, f"{pick.run.path}: {pick.condition}", table, examples, _data_of(pick.run), averaged)
