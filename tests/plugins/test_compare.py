@@ -13,12 +13,12 @@ import pytest
 from scipy import stats
 
 from codi_engine import Experiment, open_run
+from codi_engine.core.analyzing import analyze_runs
 from codi_engine.core.errors import UserError
 from codi_engine.core.experiment import plugin_options
 from codi_engine.core.plugin import AnalysisResult
 from codi_engine.core.plugins import plugin_manager
 from codi_engine.core.results import Run
-from codi_engine.core.run import analyze_run
 from codi_engine.core.sampling import generator
 from codi_engine.core.work import Work
 from codi_engine.plugins.analyses import association
@@ -193,9 +193,9 @@ def test_reliability_is_the_share_that_is_not_noise() -> None:
     draw = np.random.default_rng(0)
     truth = draw.normal(size=400)
     values = truth + draw.normal(size=(10, 400)) * 2 + draw.normal(size=(10, 1)) * 5
-    assert correlation.reliability(values) == pytest.approx(1 / (1 + 4 / 10), abs=0.06)
-    assert correlation.reliability(draw.normal(size=(10, 400))) < 0.2
-    assert np.isnan(correlation.reliability(values[:1]))
+    assert association.reliability(values) == pytest.approx(1 / (1 + 4 / 10), abs=0.06)
+    assert association.reliability(draw.normal(size=(10, 400))) < 0.2
+    assert np.isnan(association.reliability(values[:1]))
 
 
 # ----------------------------------------------------------------------------------------- the places
@@ -520,8 +520,8 @@ def test_a_real_run_of_two_conditions_from_its_experiment(demo: Callable[..., Ex
     assert {p.name for p in folder.iterdir()} == {"places.parquet", "correlation.parquet", "sides.parquet", "compare.png", "compare.svg", "summary.txt"}
     assert list(pd.read_parquet(folder / "places.parquet")["step"]) == [0, 1, 2, 3, 4, 5]
     (tmp_path / "published.json").write_text(json.dumps(NUMBERS))
-    again = analyze_run(finished.path, "compare_runs", [f"table={tmp_path / 'published.json'}", "conditions=[zero]"])
-    assert "b: published.json, value" in again.console
+    again = analyze_runs([finished.path], ["compare_runs"], [f"table={tmp_path / 'published.json'}", "conditions=[zero]"])
+    assert "b: published.json, value" in again[0].summary
 
 
 def test_it_takes_many() -> None:
