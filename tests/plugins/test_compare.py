@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,14 +30,14 @@ from codi_engine.plugins.analyses.published import label_text
 class Fake:
     """What an analysis reads of a run: cells of one or more conditions, each examples × places."""
 
-    def __init__(self, path: str, effects: dict[str, np.ndarray], axes: dict[str, Sequence[Any]], metric: str = "kl", **more: Any) -> None:
+    def __init__(self, path: str, effects: dict[str, np.ndarray], axes: Mapping[str, Sequence[Any]], metric: str = "kl", **more: Any) -> None:
         self.path = Path(path)
         self.experiment: dict[str, Any] = {"name": path, "data": {"plugin": "problems", "path": "p.jsonl", "limit": 3}}
         self.provenance = {"data_digest": more.get("data", "d")}
         self.metrics = [metric, *more.get("also", ())]
         self.axes = ["example", "condition", *axes]
         names = more.get("examples")
-        points = pd.MultiIndex.from_product(axes.values(), names=list(axes)).to_frame(index=False)
+        points = pd.MultiIndex.from_product(list(axes.values()), names=list(axes)).to_frame(index=False)
         rows = []
         for condition, values in effects.items():
             for i, example in enumerate(values):
@@ -182,7 +182,7 @@ def test_trials_of_an_example_are_no_examples() -> None:
     often = [steps("a", a), steps("b", b)]
     for run in often:
         copies = [run.cells.assign(trial=t) for t in range(5)]
-        run.cells, run.axes[2:2] = pd.concat(copies, ignore_index=True), ["trial"]  # type: ignore[misc]
+        run.cells, run.axes[2:2] = pd.concat(copies, ignore_index=True), ["trial"]
     one, five = compare(once).tables, compare(often).tables
     pd.testing.assert_frame_equal(one["places"], five["places"])
     pd.testing.assert_frame_equal(one["correlation"], five["correlation"])
@@ -209,6 +209,14 @@ def test_effects_are_importances() -> None:
         assert (row["effect_a"], row["ci_low_a"], row["ci_high_a"], row["n_a"]) == pytest.approx((a[:, int(cast(int, i))].mean(), *expected, 20))
     slope, level, *_ = stats.linregress(a.mean(0), b.mean(0))
     np.testing.assert_allclose(places["residual"], b.mean(0) - level - slope * a.mean(0), atol=1e-12)
+
+
+def test_shares_have_wilsons_interval_and_nats_have_not() -> None:
+    zero = np.zeros((8, 4))
+    for metric, high in (("flip", stats.binomtest(0, 8).proportion_ci(method="wilson").high), ("kl", 0.0)):
+        places = compare([steps("a", zero, metric=metric), steps("b", zero + 1, metric=metric)]).tables["places"]
+        assert places["ci_low_a"].tolist() == [0.0] * 4
+        assert places["ci_high_a"].tolist() == pytest.approx([high] * 4)
 
 
 def test_places_that_one_side_lacks_are_listed_and_left_out() -> None:
@@ -268,9 +276,9 @@ def test_a_run_without_a_digest_is_known_by_its_data_options() -> None:
     a, b = noisy(5, 6, 1)
     runs = [steps("a", a, data=""), steps("b", b, data="")]
     assert "the same 6 examples" in compare(runs).summary
-    runs[1].experiment["data"]["limit"] = 9  # type: ignore[misc]
+    runs[1].experiment["data"]["limit"] = 9
     assert "the same 6 examples" in compare(runs).summary
-    runs[1].experiment["data"]["path"] = "q.jsonl"  # type: ignore[misc]
+    runs[1].experiment["data"]["path"] = "q.jsonl"
     assert "other data" in compare(runs).summary
 
 
@@ -309,7 +317,7 @@ def test_conditions_and_metrics_are_chosen() -> None:
     other = cast(Run, Fake("other", {"zero": b, "mean": a}, axes, also=("flip",)))
 
     def names(*args: Any, **options: Any) -> list[str]:
-        return compare(*args, **options).tables["sides"]["source"].tolist()  # type: ignore[no-any-return]
+        return compare(*args, **options).tables["sides"]["source"].tolist()
 
     assert names([two]) == ["two: zero", "two: mean"]
     assert names([two], conditions=["mean", "zero"]) == ["two: mean", "two: zero"]
@@ -503,7 +511,7 @@ def test_two_real_sweeps(demo: Callable[..., Experiment]) -> None:
     places = result.tables["places"]
     assert len(places) == 9
     assert places["compared"].all()
-    ours = Importance(Importance.Options()).analyze(runs[:1]).tables["effects"]  # type: ignore[arg-type]
+    ours = Importance(Importance.Options()).analyze(runs[:1]).tables["effects"]
     np.testing.assert_allclose(places["effect_a"], ours["mean"])
     np.testing.assert_allclose(places["ci_high_a"], ours["ci_high"])
     expected = stats.pearsonr(ours["mean"], places["effect_b"])
