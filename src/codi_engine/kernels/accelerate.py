@@ -37,3 +37,4 @@ def _compile(function: F, options: dict[str, Any]) -> F:
     except RuntimeError:  # no directory that can be written: compile afresh in every process
         compiled = numba.njit(**options)(function)
     return compiled
+

@@ -216,7 +216,7 @@ def _correlation_lines(table: pd.DataFrame, confidence: float) -> list[str]:
         lines.append(
             f"{word} = {rounded(part['r'].iloc[0])}"
             + "".join(f" {s}," for s in spans)
-            + f" p = {part['p'].iloc[0]:.2g} ({part['p_method'].iloc[0].split(':')[0]})"
+            + f" p = {part['p'].iloc[0]:.2g} ({part['p_method'].iloc[0].split(':')[0].split(',')[0]})"
         )
     notes = [str(note) for note in table["note"].unique() if note]
     alpha = f"{1 - confidence:.3g}".removeprefix("0")
