@@ -96,6 +96,15 @@ def test_shares_have_wilsons_interval() -> None:
     assert (low, high) == pytest.approx((expected.low, expected.high))
 
 
+def test_a_place_where_nothing_happens_is_no_share() -> None:
+    """KL of exactly 0 at one place: Wilson's interval is for yes and no, and these are nats."""
+    frame = cells(np.array([[0.0, 2.0]]), noise=0.0)
+    out = table(frame)
+    assert out["interval"].tolist() == ["t", "t"]
+    assert out["ci_high"].tolist() == [0.0, 2.0]
+    assert table(cells(np.array([[0.0, 1.0]]), noise=0.0))["interval"].tolist() == ["wilson", "wilson"]
+
+
 def test_by_splits_and_pictures_draw() -> None:
     frame = cells(np.ones((3, 4)))
     frame["level"] = np.where(frame["example"].astype(int) % 2 == 0, "easy", "hard")

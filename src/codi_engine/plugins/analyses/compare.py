@@ -179,7 +179,8 @@ def _summary(tables: dict[str, pd.DataFrame], axes: Sequence[str], a: Side, b: S
     lines += _noise_lines(tables, a, b)
     left = places[~places["compared"]]
     if len(left):
-        lines.append(f"left out: {len(left)} place{'s' if len(left) != 1 else ''} that one side lacks: {_left_out(left, axes)}")
+        lines.append(f"left out: {len(left)} place{'s' if len(left) != 1 else ''} that one side lacks")
+        lines += [f"  {line}" for line in _left_out(left, axes)]
     return "\n".join(lines)
 
 
@@ -213,7 +214,11 @@ def _correlation_lines(table: pd.DataFrame, confidence: float) -> list[str]:
     for method, word in (("pearson", "Pearson r"), ("spearman", "Spearman ρ")):
         part = table[table["method"] == method]
         spans = [f"{interval(row)} {_over(row)}" for _, row in part.iterrows() if row["ci_low"] == row["ci_low"]]
-        lines.append(f"{word} = {rounded(part['r'].iloc[0])}" + "".join(f" {s}," for s in spans) + f" p = {part['p'].iloc[0]:.2g} ({part['p_method'].iloc[0]})")
+        lines.append(
+            f"{word} = {rounded(part['r'].iloc[0])}"
+            + "".join(f" {s}," for s in spans)
+            + f" p = {part['p'].iloc[0]:.2g} ({part['p_method'].iloc[0].split(':')[0].split(',')[0]})"
+        )
     notes = [str(note) for note in table["note"].unique() if note]
     alpha = f"{1 - confidence:.3g}".removeprefix("0")
     lines.append(f"with n = {n} places |r| must exceed {needed(n, 1 - confidence):.2f} to be told from none (p < {alpha})")
@@ -228,7 +233,7 @@ def _noise_lines(tables: dict[str, pd.DataFrame], a: Side, b: Side) -> list[str]
     if tables["correlation"]["r"].isna().all():
         return []
     known = [f"{row['side']} {row['reliability']:.2f}" for _, row in tables["sides"].iterrows() if row["reliability"] == row["reliability"]]
-    lines = [f"reliability of the effects over examples: {', '.join(known)}; what it lacks of 1 is noise that pulls r towards 0, uncorrected"] if known else []
+    lines = [f"reliability over examples: {', '.join(known)}; the rest to 1 is noise, which pulls r towards 0"] if known else []
     if len(known) == 2 and examples_in_common(a, b)[0] and set(a.examples.index) & set(b.examples.index):
         lines.append("noise that the same examples bring to both sides can move r either way")
     return lines
@@ -238,8 +243,8 @@ def _over(row: pd.Series) -> str:
     return "over examples" if row["ci_method"].startswith("bootstrap") else "over places"
 
 
-def _left_out(left: pd.DataFrame, axes: Sequence[str]) -> str:
+def _left_out(left: pd.DataFrame, axes: Sequence[str]) -> list[str]:
     from codi_engine.plugins.analyses.sides import label_of
 
-    names = [f"{label_of(row, axes)} ({row['note']})" for _, row in left.iterrows()]
-    return ", ".join(names[:8]) + (f", and {len(names) - 8} more in the table" if len(names) > 8 else "")
+    names = [f"{label_of(row, axes)}: {row['note']}" for _, row in left.iterrows()]
+    return names[:SHOWN] + ([f"and {len(names) - SHOWN} more, in the table"] if len(names) > SHOWN else [])

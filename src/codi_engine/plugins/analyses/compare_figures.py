@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 BLUE, LINE = "#3b7fb6", "#8c2d19"
 LABELLED = 40  # places up to which every one is tried; beyond, the outermost
+CROWD = 250  # places from which whiskers are a haze
 _FONT = 7.5
 _KEYS = 12  # entries of the colour key
 #: where a label may stand from its point: direction of its nearest edge, in the order tried
@@ -70,7 +71,7 @@ def _lines(ax: Any, part: pd.DataFrame, comparable: bool) -> None:
     x, y = part["effect_a"].to_numpy(float), part["effect_b"].to_numpy(float)
     ends = np.array(ax.get_xlim())
     drawn = []
-    if len(part) >= 3 and not constant(x):
+    if len(part) >= 3 and not constant(x) and not constant(y):
         slope, level = np.polyfit(x, y, 1)
         drawn += ax.plot(ends, level + slope * ends, color=LINE, linewidth=1.1, zorder=1, label="least squares")
     low, high = max(ends[0], ax.get_ylim()[0]), min(ends[1], ax.get_ylim()[1])
@@ -81,11 +82,11 @@ def _lines(ax: Any, part: pd.DataFrame, comparable: bool) -> None:
 
 
 def _points(ax: Any, part: pd.DataFrame, colours: Sequence[Any]) -> None:
-    faint = 0.75 if len(part) <= LABELLED else 0.35
+    faint, dot = (0.75, 26) if len(part) <= LABELLED else (0.35, 14) if len(part) <= CROWD else (0.1, 7)
     for row, colour in zip(part.to_dict("records"), colours, strict=True):
         ax.plot([row["ci_low_a"], row["ci_high_a"]], [row["effect_b"]] * 2, color=colour, linewidth=0.8, alpha=faint, zorder=2)
         ax.plot([row["effect_a"]] * 2, [row["ci_low_b"], row["ci_high_b"]], color=colour, linewidth=0.8, alpha=faint, zorder=2)
-    ax.scatter(part["effect_a"], part["effect_b"], s=26 if len(part) <= LABELLED else 14, c=list(colours), edgecolors=PAPER, linewidths=0.6, zorder=3)
+    ax.scatter(part["effect_a"], part["effect_b"], s=dot, c=list(colours), edgecolors=PAPER, linewidths=0.6 if dot > 7 else 0.2, zorder=3)
 
 
 def _labels(ax: Any, part: pd.DataFrame, axes: Sequence[str], size: tuple[float, float]) -> None:
@@ -180,8 +181,8 @@ def short(text: str, length: int) -> str:
 
 
 def _head(figure: Figure, left: float, height: float, table: pd.DataFrame, axes: Sequence[str], names: tuple[str, str], confidence: float, n: int) -> None:
-    title = f"{short(names[0], 26)} against {short(names[1], 26)}"
-    figure.text(left, 1 - 0.32 / height, title, fontsize=13, fontweight="bold", color=INK, va="center")
+    title = f"{short(names[0], 32)} against {short(names[1], 32)}"
+    figure.text(left, 1 - 0.32 / height, title, fontsize=min(13.0, 620 / len(title)), fontweight="bold", color=INK, va="center")
     lines = [_result(table), f"{n} places, labelled by {'·'.join(axes)} where there is room; whiskers: {confidence:.0%} intervals over examples"]
     for number, line in enumerate(lines):
         figure.text(left, 1 - (0.58 + 0.19 * number) / height, line, fontsize=8.5, color=QUIET, va="center")

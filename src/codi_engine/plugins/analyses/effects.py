@@ -42,10 +42,10 @@ def effect_table(per: pd.DataFrame, axes: Sequence[str], options: ImportanceOpti
     A constant effect has no t-test: constant zero gives p = 1, any other constant the exact two-sided sign test,
     p = 2^(1 − n), and ``note`` says so.
     """
-    rows = []
+    rows, shares = [], are_shares(per["effect"])
     for key, group in per.groupby(["condition", "by", *axes], dropna=False, sort=False, observed=True):
         values = group["effect"].to_numpy(float)
-        rows.append({**dict(zip(["condition", "by", *axes], key, strict=True)), **statistics(values, options.confidence)})
+        rows.append({**dict(zip(["condition", "by", *axes], key, strict=True)), **statistics(values, options.confidence, shares)})
     table = pd.DataFrame(rows)
     table["q"] = adjust(table["p"].to_numpy(), options.correction)
     table["significant"] = (table["q"] < options.q) & (table["mean"].abs() >= options.min_effect)
@@ -60,8 +60,16 @@ def _natural(values: pd.Series) -> pd.Series:
     return values if numbers.isna().any() else numbers
 
 
-def statistics(values: np.ndarray, confidence: float) -> dict[str, Any]:
-    """Return n, mean, interval, Hedges' g, t and p of one place's effects, one value per example; NaN is no value."""
+def are_shares(values: pd.Series) -> bool:
+    """Say whether effects are counts of yes and no: 0 or 1 at every place, not only where nothing happens."""
+    return bool(values.dropna().isin((0.0, 1.0)).all())
+
+
+def statistics(values: np.ndarray, confidence: float, shares: bool) -> dict[str, Any]:
+    """Return n, mean, interval, Hedges' g, t and p of one place's effects, one value per example; NaN is no value.
+
+    ``shares``: the values are 0 or 1 and the interval is Wilson's.
+    """
     from scipy import stats
 
     missing = int(np.isnan(values).sum())
@@ -78,7 +86,6 @@ def statistics(values: np.ndarray, confidence: float) -> dict[str, Any]:
     sd = float(values.std(ddof=1))
     se = sd / np.sqrt(n)
     out |= {"sd": sd, "se": se}
-    binary = bool(np.isin(values, (0.0, 1.0)).all())
     if sd <= 1e-12 * max(abs(mean), 1.0):
         p, note = (
             (1.0, "constant: no effect in any example") if abs(mean) <= 1e-12 else (2.0 ** (1 - n), "constant: the same effect in every example; sign test")
@@ -90,7 +97,7 @@ def statistics(values: np.ndarray, confidence: float) -> dict[str, Any]:
         t = mean / se
         out |= {"ci_low": mean - half, "ci_high": mean + half, "hedges_g": mean / sd * correction, "t": t, "p": float(2 * stats.t.sf(abs(t), n - 1))}
         out["detectable"] = float(stats.t.ppf(0.975, n - 1) + stats.t.ppf(0.8, n - 1)) * se
-    if binary:
+    if shares:
         low, high = wilson(int(values.sum()), n, confidence)
         out |= {"ci_low": low, "ci_high": high, "interval": "wilson"}
     return out

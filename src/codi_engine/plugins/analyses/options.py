@@ -10,7 +10,14 @@ from codi_engine.core.plugin import Options
 
 #: metrics that compare with the unedited run already; others are taken as edited minus unedited
 CONTRASTS = ("kl", "flip", "rms_logit_diff", "argmax_changed", "equals_other", "l2", "clean_l2")
+#: of these, yes or no per example
+YES_NO = ("flip", "argmax_changed", "equals_other")
 PREFERRED = ("normalized_effect", "kl", "logit_diff", "cross_entropy", "flip", "accuracy")
+
+
+def yes_or_no(metric: str) -> bool:
+    """Say whether a metric answers yes or no, so that its mean is a share."""
+    return any(metric == name or metric.startswith(f"{name}_") for name in YES_NO)
 
 
 class ImportanceOptions(Options):

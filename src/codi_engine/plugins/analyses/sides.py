@@ -14,7 +14,7 @@ import pandas as pd
 
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.plugins.analyses import effects
-from codi_engine.plugins.analyses.options import PREFERRED
+from codi_engine.plugins.analyses.options import PREFERRED, yes_or_no
 from codi_engine.plugins.analyses.published import Published, label_text
 from codi_engine.plugins.analyses.selection import edited_conditions, metric_of, place_axes
 
@@ -36,7 +36,7 @@ class Pick:
     def axes(self) -> dict[str, list[str]]:
         """Return the axes of the condition's places and their labels, in order."""
         cells = self.run.cells[self.run.cells["condition"] == self.condition]
-        out = {a: ordered({label_text(v) for v in cells[a].dropna()}) for a in place_axes(self.run)}
+        out = {a: ordered({label_text(v) for v in cells[a].dropna().unique()}) for a in place_axes(self.run)}
         return {a: labels for a, labels in out.items() if labels}
 
 
@@ -161,9 +161,11 @@ def side_of_run(pick: Pick, name: str, axes: Sequence[str], confidence: float) -
     cells = pick.run.cells
     part = cells[cells["condition"].isin(["baseline", pick.condition])]
     per = effects.per_example(part, pick.metric, axes, None)
-    places = [tuple(label_text(v) for v in row) for row in per[list(axes)].itertuples(index=False)]
+    labels = [per[a].map({v: label_text(v) for v in per[a].unique()}) for a in axes]
+    places = list(zip(*labels, strict=True))
     per = per.assign(place=pd.Series(places, index=per.index, dtype=object))
-    rows = [effects.statistics(group["effect"].to_numpy(float), confidence) for _, group in per.groupby("place", sort=False)]
+    shares = yes_or_no(pick.metric) and effects.are_shares(per["effect"])
+    rows = [effects.statistics(group["effect"].to_numpy(float), confidence, shares) for _, group in per.groupby("place", sort=False)]
     order = list(dict.fromkeys(places))
     table = pd.DataFrame(rows, index=pd.Index(order, tupleize_cols=False))[["mean", "ci_low", "ci_high", "n"]].rename(columns={"mean": "effect"})
     wide = [group.set_index("example")["effect"] for _, group in per.groupby("place", sort=False)]  # in the order of `order`
