@@ -85,7 +85,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         elif not runs:
             raise UserError(f"'{text}' is no run directory; runs lie in runs/<name>")
         else:
-            raise UserError(f"'{text}' is neither a run directory nor an analysis; {nearest(text, known)}")
+            raise UserError(f"'{text}' is neither a run directory nor an analysis; {nearest(text, [k for k in known if '/' not in k])}")
     if not runs:
         raise UserError(f"say which run to analyse: codi-engine analyze runs/NAME {' '.join(names)}")
     return runs, names
@@ -134,8 +134,8 @@ def analyze_runs(paths: Sequence[Path], names: Sequence[str] = (), options: Sequ
             jobs += [([run], analysis) for analysis in _with_options(plugins, wanted, options, str(run.path))]
     done = []
     for number, (runs, analysis) in enumerate(jobs):
-        label = f"{analysis.name} of {', '.join(str(r.path) for r in runs)}"
-        progress.note(label if len(jobs) == 1 else f"{number + 1} of {len(jobs)}: {label}")
+        if len(jobs) > 1:
+            progress.note(f"{number + 1} of {len(jobs)}: {analysis.name} of {', '.join(str(r.path) for r in runs)}")
         done.append(analyze_one(runs, analysis, progress))
     return done
 

@@ -14,7 +14,7 @@ from codi_engine.core.errors import UserError, nearest
 if TYPE_CHECKING:
     from codi_engine.core.results import Run
 
-_REPLICATES = ("trial", "donor", "variant")
+_REPLICATES = ("trial", "donor")
 _LAYER = re.compile(r"\bL(\d+)\b|\blayer[ =]?(\d+)\b", re.IGNORECASE)
 
 
@@ -23,7 +23,8 @@ class Arrangement:
     """Where each comparable cell lies.
 
     A **target** is one point of the swept axes (the patched feature, a layer and step …); conditions are compared within it.
-    Trials, donors and variants of an example are its replicates.
+    Trials and donors of an example are its replicates; its variants (clean, corrupted) are examples of their own, and those that
+    no edited cell has are left out.
 
     Attributes
     ----------
@@ -111,11 +112,14 @@ def arrange(run: Run, where: str, array: str | None = None) -> Arrangement:
         codes, slots = {a: c[kept] for a, c in codes.items()}, slots[kept]
     if len(slots) == 0:
         raise UserError(f"{where}: {run.path} has no finished cells" + (f" with '{array}'" if array else ""))
+    kept = _comparable(run, codes)
+    codes, slots = {a: c[kept] for a, c in codes.items()}, slots[kept]
     labels = {axis: run.store.labels(axis) for axis in codes}
-    axes = tuple(a for a in run.axes if a not in ("example", "condition", *_REPLICATES) and (codes[a] >= 0).any())
+    axes = tuple(a for a in run.axes if a not in ("example", "condition", "variant", *_REPLICATES) and (codes[a] >= 0).any())
     target, targets = _points([codes[a] for a in axes], [labels[a] for a in axes], len(slots))
     condition, conditions = _points([codes["condition"]], [labels["condition"]], len(slots))
-    example, examples = _points([codes["example"]], [labels["example"]], len(slots)) if "example" in codes else (np.zeros(len(slots), int), [("all",)])
+    units = [a for a in ("example", "variant") if a in codes and (a == "example" or len(np.unique(codes[a])) > 1)]
+    example, examples = _points([codes[a] for a in units], [labels[a] for a in units], len(slots))
     repeat, repeats = _points([codes[a] for a in _REPLICATES if a in codes], [labels[a] for a in _REPLICATES if a in codes], len(slots))
     nowhere = next((i for i, t in enumerate(targets) if axes and all(v is None for v in t)), None)
     names = [str(c[0]) for c in conditions]
@@ -131,7 +135,23 @@ def arrange(run: Run, where: str, array: str | None = None) -> Arrangement:
     grid = _grid((len(targets), len(own), *shape), (target, place[condition], example, repeat), slots, ~in_common, where)
     place[shared] = np.arange(len(shared))
     common = _grid((len(shared), *shape), (place[condition], example, repeat), slots, in_common, where)
-    return Arrangement(axes, targets, names, [e[0] for e in examples], len(repeats), grid, common, own, shared)
+    return Arrangement(axes, targets, names, [_example(e) for e in examples], len(repeats), grid, common, own, shared)
+
+
+def _comparable(run: Run, codes: dict[str, np.ndarray]) -> np.ndarray:
+    """Return which cells can be compared: unedited ones only of variants that edited cells have too."""
+    everything = np.ones(len(next(iter(codes.values()))), bool)
+    labels = run.store.labels("condition")
+    if "variant" not in codes or "baseline" not in labels:
+        return everything
+    unedited = codes["condition"] == labels.index("baseline")
+    edited = np.unique(codes["variant"][~unedited])
+    return ~unedited | np.isin(codes["variant"], edited) if len(edited) else everything
+
+
+def _example(point: tuple[Any, ...]) -> Any:
+    """Return an example's label; with its variant where several are compared."""
+    return "all" if not point else point[0] if len(point) == 1 else f"{point[0]} ({point[1]})"
 
 
 def _points(codes: list[np.ndarray], labels: list[list[Any]], count: int) -> tuple[np.ndarray, list[tuple[Any, ...]]]:

@@ -207,6 +207,8 @@ class Words(Analysis[WordsOptions]):
         lines.append(self._unit(corpus.documents_))
         if a.shared:
             lines.append(f"{', '.join(a.conditions[c] for c in a.shared)}: one sample, shared by all targets; their tests are dependent")
+        if options.test == "permutation" and family.tests and options.q / family.tests < 1 / (options.permutations + 1):
+            lines.append(f"{options.permutations:,} permutations give no p below {1 / (options.permutations + 1):.2g}: single words may need more of them")
         for condition, against in dict.fromkeys(zip(found["condition"], found["against"], strict=True)):
             part = found[(found["condition"] == condition) & (found["against"] == against)]
             more, fewer = part[part["z"] > 0]["word"].unique()[:8], part[part["z"] < 0]["word"].unique()[:8]
