@@ -208,8 +208,10 @@ def annotated(target: np.ndarray) -> Any:
 def scanpy_ttest(x: np.ndarray) -> None:
     import scanpy
 
-    for target in x:
-        scanpy.tl.rank_genes_groups(annotated(target), "g", reference="c0", method="t-test")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for target in x:
+            scanpy.tl.rank_genes_groups(annotated(target), "g", reference="c0", method="t-test")
 
 
 def codes_(targets: int, threads: int, rounds: int) -> None:
@@ -275,8 +277,12 @@ def ranks(targets: int, threads: int, rounds: int) -> None:
 
 
 def illico_test(prepared: Sequence[Any]) -> None:
+    os.environ["TQDM_DISABLE"] = "1"
     import illico
+    from loguru import logger
 
+    logger.remove()
+    logger.add(lambda _: None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for data in prepared:

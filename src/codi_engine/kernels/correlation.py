@@ -10,9 +10,12 @@ Chan, Golub & LeVeque 1983 (shifted data); Fisher 1921 (the interval of r).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -95,9 +98,7 @@ class Products:
         self._filled = 0
 
     def _each(self, product: Callable[[tuple[int, int], tuple[int, int]], None]) -> None:
-        from threadpoolctl import threadpool_limits
-
-        with threadpool_limits(1, "blas"):
+        with _blas().limit(limits=1, user_api="blas"):
             if self.threads == 1 or len(self._tiles) == 1:
                 for i, j in self._tiles:
                     product(i, j)
@@ -134,9 +135,9 @@ class Products:
             yield slice(a, b), slice(c, d), r, None if self._both is None else self._both[a:b, c:d]
 
     def matrix(self) -> np.ndarray:
-        """Return all correlations, width × width, ones on the diagonal; NaN where a column has none."""
+        """Return all correlations, width × width in the products' type, ones on the diagonal; NaN where a column has none."""
         self.finish()
-        out = np.empty((self.width, self.width))
+        out = np.empty((self.width, self.width), self._panel.dtype)
         fill_matrix(self._gram, self.sums, max(self.n, 1), self._scale(), TILE, out)
         return out
 
@@ -243,9 +244,25 @@ def centred_ranks(x: np.ndarray, out: np.ndarray) -> None:
     rank_columns(x, out)
 
 
+@cache
+def _blas() -> Any:
+    """Return the controller of the threads of matrix products."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
+#: room for a product, one for each thread: fresh memory costs as much as the product itself
+_ROOM = threading.local()
+
+
 def _add_product(total: np.ndarray | None, rows: np.ndarray, i: tuple[int, int], j: tuple[int, int]) -> None:
+    """Add the product of two column ranges to their tile."""
     assert total is not None
-    total[i[0] : i[1], j[0] : j[1]] += rows[:, i[0] : i[1]].T @ rows[:, j[0] : j[1]]
+    room = _ROOM.__dict__.setdefault(rows.dtype.str, np.empty(TILE * TILE, rows.dtype))
+    product = room[: (i[1] - i[0]) * (j[1] - j[0])].reshape(i[1] - i[0], j[1] - j[0])
+    np.matmul(rows[:, i[0] : i[1]].T, rows[:, j[0] : j[1]], out=product)
+    total[i[0] : i[1], j[0] : j[1]] += product
 
 
 @jit

@@ -61,13 +61,18 @@ class Moments:
         index, value: feature and value of each entry, rows of a group one after the other; no feature twice in a row
         rows: rows of each group
         """
-        nonzero = Moments.empty(*self.n.shape)
-        missing = np.zeros_like(self.n)
-        add_entries(ptr, index, value, nonzero.n, nonzero.shift, nonzero.s, nonzero.q, missing)
-        merged = _with_zeros(nonzero, rows[:, None] - missing)
-        if self.n.any():
-            merged = merge(self, merged)
-        self.n, self.shift, self.s, self.q = merged.n, merged.shift, merged.s, merged.q
+        fresh = not self.n.any()
+        found = self if fresh else Moments.empty(*self.n.shape)
+        if np.isnan(value).any():
+            missing = np.zeros_like(self.n)
+            add_entries(ptr, index, value, found.n, found.shift, found.s, found.q, missing)
+            with_zeros(rows[:, None] - missing, found.n, found.shift, found.s, found.q)
+        else:
+            add_entries(ptr, index, value, found.n, found.shift, found.s, found.q, np.zeros((0, 0)))
+            with_zeros(np.ascontiguousarray(rows, np.float64)[:, None], found.n, found.shift, found.s, found.q)
+        if not fresh:
+            merged = merge(self, found)
+            self.n, self.shift, self.s, self.q = merged.n, merged.shift, merged.s, merged.q
 
     @property
     def mean(self) -> np.ndarray:
@@ -90,18 +95,6 @@ def merge(a: Moments, b: Moments) -> Moments:
     s = a.s + b.s + b.n * delta
     q = a.q + b.q + delta * (2.0 * b.s + b.n * delta)
     return Moments(a.n + b.n, np.where(empty, b.shift, a.shift), s, q)
-
-
-def _with_zeros(some: Moments, rows: np.ndarray) -> Moments:
-    """Add implicit zeros to moments of non-zero values: sums of positive terms only, about the overall mean."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        zeros = np.broadcast_to(rows, some.n.shape) - some.n
-        mean = np.where(some.n > 0, some.shift + some.s / some.n, 0.0)
-        spread = np.where(some.n > 0, np.maximum(some.q - some.s * some.s / some.n, 0.0), 0.0)
-        total = some.n + zeros
-        mixed = Moments(total, mean * some.n / total, np.zeros_like(mean), spread + mean * mean * some.n * zeros / total)
-    alone = zeros == 0
-    return Moments(total, *(np.where(alone, getattr(some, k), getattr(mixed, k)) for k in ("shift", "s", "q")))
 
 
 @dataclass
@@ -195,15 +188,16 @@ def hedges_g(effect: np.ndarray, sd: np.ndarray, n_a: np.ndarray, n_b: np.ndarra
 
 def _fill(out: Tested, beyond: float) -> None:
     """Fill in p-values: of all, or of those whose statistic can matter."""
-    if beyond <= 0.0:
+    special = bool(out.status.any())
+    if beyond <= 0.0 and not special:
         fill_p(out.t.reshape(-1), out.df.reshape(-1), table(), out.p.reshape(-1))
-    else:
-        np.copyto(out.p, 1.0)
-        out.p[np.isnan(out.t)] = np.nan
-        matter = np.abs(out.t) >= beyond
-        out.p[matter] = p_values(out.t[matter], out.df[matter])
-    if out.status.any():
-        out.p[out.status == CONSTANT] = 1.0
+        return
+    t, p = out.t.reshape(-1), out.p.reshape(-1)
+    matter = np.flatnonzero((np.abs(t) >= beyond) & (out.status.reshape(-1) == TESTED))
+    p[:] = 1.0
+    p[matter] = p_values(t[matter], out.df.reshape(-1)[matter])
+    if special:
+        p[np.isnan(t)] = np.nan
 
 
 def _rarest(n_a: np.ndarray, n_b: np.ndarray) -> np.ndarray:
@@ -226,28 +220,38 @@ def add_rows(x, n, shift, s, q):
         for f0 in range(0, features, 512):
             f1 = min(f0 + 512, features)
             ng, cg, sg, qg = n[g, f0:f1], shift[g, f0:f1], s[g, f0:f1], q[g, f0:f1]
-            for i in range(rows):
-                row = x[g, i, f0:f1]
-                first = 0
-                bad = 0
-                for j in range(row.size):
-                    first += ng[j] == 0.0
-                    bad += row[j] != row[j]
-                if first == 0 and bad == 0:
-                    for j in range(row.size):
-                        d = np.float64(row[j]) - cg[j]
-                        sg[j] += d
-                        qg[j] += d * d
-                        ng[j] += 1.0
+            i = 0
+            while i < rows:
+                # four rows at a time where nothing is missing: the same additions in the same order, a quarter of the stores
+                plain = i + 4 <= rows
+                if plain:
+                    a, b, c, d = x[g, i, f0:f1], x[g, i + 1, f0:f1], x[g, i + 2, f0:f1], x[g, i + 3, f0:f1]
+                    odd = 0
+                    for j in range(ng.size):
+                        total = (a[j] + b[j]) + (c[j] + d[j])
+                        odd += (total != total) | (ng[j] == 0.0)
+                    plain = odd == 0
+                if plain:
+                    for j in range(ng.size):
+                        v0 = np.float64(a[j]) - cg[j]
+                        v1 = np.float64(b[j]) - cg[j]
+                        v2 = np.float64(c[j]) - cg[j]
+                        v3 = np.float64(d[j]) - cg[j]
+                        sg[j] = (((sg[j] + v0) + v1) + v2) + v3
+                        qg[j] = (((qg[j] + v0 * v0) + v1 * v1) + v2 * v2) + v3 * v3
+                        ng[j] += 4.0
+                    i += 4
                 else:
-                    for j in range(row.size):
-                        if row[j] == row[j]:
-                            if ng[j] == 0.0:
-                                cg[j] = row[j]
-                            d = np.float64(row[j]) - cg[j]
-                            sg[j] += d
-                            qg[j] += d * d
-                            ng[j] += 1.0
+                    row = x[g, i, f0:f1]
+                    for j in range(ng.size):
+                        v = np.float64(row[j])
+                        there = v == v
+                        cg[j] = v if there and ng[j] == 0.0 else cg[j]
+                        e = v - cg[j] if there else 0.0
+                        sg[j] += e
+                        qg[j] += e * e
+                        ng[j] += 1.0 if there else 0.0
+                    i += 1
 
 
 @jit
@@ -281,7 +285,7 @@ def add_entries(ptr, index, value, n, shift, s, q, missing):
             f = index[k]
             v = np.float64(value[k])
             if v != v:
-                missing[g, f] += 1.0
+                missing[g, f] += 1.0  # never reached without room for it
             elif v != 0.0:
                 if ng[f] == 0.0:
                     cg[f] = v
@@ -289,6 +293,29 @@ def add_entries(ptr, index, value, n, shift, s, q, missing):
                 sg[f] += d
                 qg[f] += d * d
                 ng[f] += 1.0
+
+
+@jit
+def with_zeros(rows, n, shift, s, q):
+    """Add implicit zeros to the sums of non-zero values: positive terms only, about the overall mean.
+
+    ``rows`` is groups × features, or groups × 1, all rows that are not missing.
+    """
+    groups, features = n.shape
+    one = rows.shape[1] == 1
+    for g in range(groups):
+        for f in range(features):
+            total = rows[g, 0] if one else rows[g, f]
+            some = n[g, f]
+            zeros = total - some
+            mean = shift[g, f] + s[g, f] / max(some, 1.0)
+            spread = max(q[g, f] - s[g, f] * s[g, f] / max(some, 1.0), 0.0)
+            share = some / max(total, 1.0)
+            mixed = zeros > 0.0
+            q[g, f] = spread + mean * mean * share * zeros if mixed else q[g, f]
+            s[g, f] = 0.0 if mixed else s[g, f]
+            shift[g, f] = mean * share if mixed else shift[g, f]
+            n[g, f] = total
 
 
 @jit
@@ -301,7 +328,13 @@ def compare(n, shift, s, q, pairs, welch, effect, se, t, df, status):
     var = np.empty((groups, features))
     var2 = np.empty((groups, features))
     plain = np.empty(groups, np.bool_)
+    used = np.zeros(groups, np.bool_)
+    for k in range(pairs.shape[0]):
+        used[pairs[k, 0]] = True
+        used[pairs[k, 1]] = True
     for g in range(groups):
+        if not used[g]:
+            continue
         odd = 0
         for f in range(features):
             count = n[g, f]

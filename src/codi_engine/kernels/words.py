@@ -192,22 +192,51 @@ def count(ids: np.ndarray, ends: np.ndarray, groups: np.ndarray, group_count: in
 
 
 def merge_counts(parts: Sequence[Counts], maps: Sequence[np.ndarray] | None = None) -> Counts:
-    """Return the sum of counts of the same groups; ``maps`` gives for each part its ids' common ids."""
-    groups = len(parts[0].ptr) - 1
-    mapped = [p.word if maps is None else maps[i][p.word] for i, p in enumerate(parts)]
-    group = np.concatenate([np.repeat(np.arange(groups), np.diff(p.ptr)) for p in parts])
-    word = np.concatenate(mapped).astype(np.int64)
-    width = int(word.max(initial=0)) + 1
-    key = group * width + word
-    order = np.argsort(key, kind="stable")
-    key = key[order]
-    starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]]) if len(key) else np.zeros(0, np.int64)
-    totals = [
-        np.add.reduceat(np.concatenate([getattr(p, n) for p in parts])[order], starts) if len(key) else np.zeros(0, np.int64) for n in ("count", "documents")
-    ]
-    ptr = np.searchsorted(key[starts], np.arange(groups + 1) * width)
-    word = (key[starts] % width).astype(np.int32)
-    return Counts(ptr, word, totals[0], totals[1], np.sum([p.total for p in parts], 0), np.sum([p.size for p in parts], 0))
+    """Return the sum of counts of the same groups, words ascending; ``maps`` gives for each part its ids' common ids."""
+    mapped = [np.asarray(p.word if maps is None else maps[i][p.word], np.int32) for i, p in enumerate(parts)]
+    word, times, documents = (np.concatenate(v) for v in (mapped, [p.count for p in parts], [p.documents for p in parts]))
+    bases = np.concatenate([[0], np.cumsum([len(m) for m in mapped])])[:-1]
+    ptrs = np.stack([p.ptr + b for p, b in zip(parts, bases, strict=True)])
+    seen = np.zeros((int(word.max(initial=-1)) + 1, 2), np.int64)
+    out = [np.empty(len(word), np.int32), np.empty(len(word), np.int64), np.empty(len(word), np.int64)]
+    ptr = np.zeros(ptrs.shape[1], np.int64)
+    merge_groups(word, times, documents, ptrs, seen, out[0], out[1], out[2], ptr)
+    kept = int(ptr[-1])
+    return Counts(ptr, out[0][:kept], out[1][:kept], out[2][:kept], np.sum([p.total for p in parts], 0), np.sum([p.size for p in parts], 0))
+
+
+@jit
+def merge_groups(word, times, documents, ptrs, seen, out_word, out_times, out_documents, ptr):
+    """Add up the entries of each group over parts; ``seen`` (words × 2, zero) is zero again afterwards."""
+    parts, groups = ptrs.shape
+    n = 0
+    for g in range(groups - 1):
+        begin = n
+        for p in range(parts):
+            for k in range(ptrs[p, g], ptrs[p, g + 1]):
+                w = word[k]
+                row = seen[w]
+                out_word[n] = w
+                n += row[0] == 0
+                row[0] += times[k]
+                row[1] += documents[k]
+        found = n - begin
+        if found * 40 < seen.shape[0]:
+            out_word[begin:n] = np.sort(out_word[begin:n])
+        else:  # walking through all words is cheaper than sorting those that there are
+            at = begin
+            for w in range(seen.shape[0]):
+                out_word[at] = w
+                at += seen[w, 0] != 0
+                if at == n:
+                    break
+        for k in range(begin, n):
+            row = seen[out_word[k]]
+            out_times[k] = row[0]
+            out_documents[k] = row[1]
+            row[0] = 0
+            row[1] = 0
+        ptr[g + 1] = n
 
 
 def bigrams(ids: np.ndarray, ends: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
