@@ -440,10 +440,10 @@ def sklearn_words(texts: list[str], pattern: str) -> None:
 # ---------------------------------------------------------------------------------------------------- disk
 
 
-def disk(run: Path, threads: int, rounds: int) -> None:
+def disk(run: Path, threads: int, rounds: int, shares: Sequence[float]) -> None:
     """One pass of `pathways`' tests over a run, against reading the same files; each in a process of its own, cold."""
     print(f"\none pass over {run}, page cache emptied before each")
-    for share in (0.25, 0.5, 1.0):
+    for share in shares:
         found: dict[str, list[tuple[float, float, float]]] = {"raw": [], "pass": []}
         for _ in range(rounds):
             for what, times in found.items():
@@ -559,6 +559,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--run", type=Path)
+    parser.add_argument("--shares", default="0.25,0.5,1", help="of the run's targets, for disk")
     parser.add_argument("--share", type=float, default=1.0, help=argparse.SUPPRESS)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -572,7 +573,7 @@ def main() -> None:
         "ranks": lambda: ranks(given.targets, given.threads, given.rounds),
         "correlation": lambda: correlation(given.rows, given.threads, given.rounds),
         "words": lambda: words(given.documents, given.threads, given.rounds),
-        "disk": lambda: disk(given.run, given.threads, 1),
+        "disk": lambda: disk(given.run, given.threads, given.rounds, [float(s) for s in given.shares.split(",")]),
         "fdr": lambda: fdr(given.seeds),
     }
     for name in given.tables or [n for n in tables if n not in ("disk", "fdr")]:

@@ -211,8 +211,10 @@ class Vectors:
         out = memory[:count].reshape(slots.size, *self.shape)
         if (slots < 0).any():
             out[slots.reshape(-1) < 0] = np.nan
-        for unit, rows, places in self._by_unit(slots):
-            self.run.store.read_into(self.array, unit, rows, out, places)
+        wanted = self._by_unit(slots)
+        following = [unit for unit, _, _ in wanted[1:]] + [unit + 1 for unit, _, _ in wanted[-1:]]
+        for (unit, rows, places), then in zip(wanted, following, strict=True):
+            self.run.store.read_into(self.array, unit, rows, out, places, then)
         return out.reshape(*slots.shape, self.stored)
 
     def _read_codes(self, slots: np.ndarray) -> Codes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +21,14 @@ from codi_engine.store.texts import decode_texts, join_texts
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+_NOTHING = (-1, np.empty(0, np.uint8), np.empty(0, np.uint8))
+
+
+def _buffer_of(future: Future[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Return the buffer of a shard that was read in vain."""
+    return _NOTHING[2] if future.exception() else future.result()[1]
 
 
 def read_rows(state: State, files: CheckedFiles, name: str, unit: int) -> np.ndarray:
@@ -68,6 +77,9 @@ class RunReader:
         self.state = State.of(content.records, str(self.path))
         self.files = CheckedFiles(self.path, verify == "full")
         self._recent: dict[str, tuple[int, np.ndarray, np.ndarray]] = {}
+        self._coming: dict[str, tuple[int, Future[tuple[np.ndarray, np.ndarray]]]] = {}
+        self._spare: dict[str, np.ndarray] = {}
+        self._ahead: ThreadPoolExecutor | None = None
         for name in self.state.documents:
             problem = self._document_problem(name)
             if problem:
@@ -134,7 +146,7 @@ class RunReader:
         """Return all ``unit_cells`` rows that a committed unit wrote of an array."""
         return read_rows(self.state, self.files, name, unit)
 
-    def read_into(self, name: str, unit: int, rows: np.ndarray, out: np.ndarray, into: np.ndarray) -> int:
+    def read_into(self, name: str, unit: int, rows: np.ndarray, out: np.ndarray, into: np.ndarray, then: int = -1) -> int:
         """Copy chosen rows of a unit's dense array into ``out`` (leading dimension flat), chunk by chunk.
 
         Parameters
@@ -142,6 +154,7 @@ class RunReader:
         rows: rows of the unit, ascending
         out: anything × row shape
         into: for each of ``rows`` its place in ``out``
+        then: the unit that will be wanted next; it is read while this one is decoded
 
         Returns
         -------
@@ -149,6 +162,8 @@ class RunReader:
         """
         spec = self.spec(name)
         data = self._shard(name, unit)
+        if then >= 0:
+            self._expect(name, then)
         at, taken = 0, 0
         try:
             for block in blocks(spec, self.unit_cells, data):
@@ -163,6 +178,27 @@ class RunReader:
         except StoreError as error:
             raise StoreError(f"{self.path / spec.shard(unit)}: is damaged ({error})") from None
         return len(data)
+
+    def _expect(self, name: str, unit: int) -> None:
+        """Begin to read a unit's shard in another thread, so that the disk works while its predecessor is being decoded."""
+        if self._recent.get(name, _NOTHING)[0] == unit or name in self._coming or self._stated(name, unit) is None:
+            return
+        if self._ahead is None:
+            self._ahead = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._coming[name] = (unit, self._ahead.submit(self._load, name, unit, self._spare.pop(name, None)))
+
+    def _stated(self, name: str, unit: int) -> dict[str, Any] | None:
+        stated: dict[str, Any] | None = self.committed.get(unit, {"files": {}})["files"].get(self.spec(name).shard(unit))
+        return stated
+
+    def _load(self, name: str, unit: int, buffer: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Read a shard into a buffer that is large enough; returns (the part it fills, the buffer)."""
+        stated = self._stated(name, unit)
+        if stated is None:
+            raise StoreError(f"{self.path}: unit {unit} wrote no '{name}'")
+        if buffer is None or len(buffer) < stated["size"]:
+            buffer = np.empty(stated["size"], np.uint8)
+        return self.files.read_array(self.spec(name).shard(unit), stated, buffer), buffer
 
     def codes_of(self, name: str, unit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the sparse codes that a unit wrote of ``name``: (ptr, index, value).
@@ -181,20 +217,21 @@ class RunReader:
     def _shard(self, name: str, unit: int) -> np.ndarray:
         """Return a committed shard's bytes after comparing its size (its checksums are compared when it is decoded).
 
-        The last shard of each array is kept, and its memory used again for the next one.
+        The last shard of each array is kept; two buffers take turns.
         """
-        number, data, buffer = self._recent.get(name, (-1, np.empty(0, np.uint8), np.empty(0, np.uint8)))
+        number, data, buffer = self._recent.get(name, _NOTHING)
         if number == unit:
             return data
-        spec = self.spec(name)
-        stated = self.committed[unit]["files"].get(spec.shard(unit)) if unit in self.committed else None
-        if stated is None:
-            raise StoreError(f"{self.path}: unit {unit} wrote no '{name}'")
+        coming = self._coming.pop(name, None)
+        if coming is not None and coming[0] != unit:  # something else was wanted after all
+            self._spare[name] = _buffer_of(coming[1])
+            coming = None
         self._recent.pop(name, None)
-        if len(buffer) < stated["size"]:
-            buffer = np.empty(stated["size"], np.uint8)
-        data = self.files.read_array(spec.shard(unit), stated, buffer)
-        self._recent[name] = (unit, data, buffer)
+        spare = self._spare.pop(name, None)
+        data, used = coming[1].result() if coming is not None else self._load(name, unit, spare if spare is not None else buffer)
+        self._recent[name] = (unit, data, used)
+        if used is not buffer and len(buffer):
+            self._spare[name] = buffer
         return data
 
     @cached_property
