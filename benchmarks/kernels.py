@@ -381,7 +381,8 @@ def corpus(documents: int) -> list[str]:
 
 def words(documents: int, threads: int, rounds: int) -> None:
     """Tokenise and count per group of 30 documents."""
-    from codi_engine.kernels.words import PATTERNS, Vocabulary, count, merge_counts, pack, tokenise
+    from codi_engine.kernels.counts import count, merge_counts
+    from codi_engine.kernels.words import PATTERNS, Vocabulary, pack, tokenise
 
     texts = corpus(documents)
     data, offsets = pack(texts)
@@ -394,14 +395,14 @@ def words(documents: int, threads: int, rounds: int) -> None:
         a, b = bounds
         vocabulary = Vocabulary()
         ids, ends = tokenise(data, offsets[a : b + 1], vocabulary)
-        return count(ids, ends, groups[a:b], number, vocabulary.size), vocabulary
+        return count(ids, ends, groups[a:b], number, len(vocabulary)), vocabulary
 
     def two() -> None:
         cuts = [documents * i // threads // 30 * 30 for i in range(threads)] + [documents]
         with ThreadPoolExecutor(threads) as pool:
             found = list(pool.map(part, itertools.pairwise(cuts)))
         common = Vocabulary()
-        merge_counts([c for c, _ in found], [v.map_to(common) for _, v in found])
+        merge_counts([c for c, _ in found], [common.add(*v.arrays()) for _, v in found])
 
     def original() -> None:
         for g in range(0, few, 30):

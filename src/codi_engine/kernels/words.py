@@ -1,583 +1,597 @@
-r"""Words of texts: exact tokens of two patterns over UTF-8 bytes and offsets, and their counts per group of documents.
+"""Words of many documents: tokens and their vocabulary.
 
-``simple`` gives the tokens of ``re.findall(r"\$?\d+|\b[a-zA-Z]+\b", text.lower())``, ``extended`` those of
-``(?:[$₩￦]?\d+(?:\.\d+)?)|[\uac00-\ud7a3]+|[a-zA-Z]+|[%$]``; any other pattern goes through :mod:`re`.
+Text is one uint8 array of UTF-8 and int64 offsets, as in Arrow: document d is ``data[offsets[d]:offsets[d + 1]]``.
 
-Documents of ASCII are scanned eight bytes at a time: the letters of a word are found by arithmetic on all bytes at once and
-lower-cased by setting one bit, and a token of up to sixteen bytes is its own key in the table. Other documents are lower-cased
-by Python; where what is not ASCII can only separate words it is replaced by a character that does the same, else :mod:`re`
-reads them.
+How it is fast: 64 bytes at a time become one bit per byte and class (letter, digit, …), so that starts and ends of tokens
+are bit operations; the approach is that of Langdale & Lemire 2019, "Parsing gigabytes of JSON per second", section 3.1.
+A token of at most 11 bytes *is* its key in the hash table: nothing else is compared. Longer ones are found by a hash
+and compared with their stored bytes.
+
+Documents with a byte ≥ 0x80 are lower-cased by Python, and their code points take the classes that Python's ``re`` gives them:
+results equal ``re.findall(pattern, text.lower())`` for every text.
 """
 
 from __future__ import annotations
 
-import itertools
+import ctypes
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 
-from codi_engine.kernels.accelerate import ENABLED, inline, jit
+from codi_engine.kernels.accelerate import ENABLED, jit
 
 PATTERNS = {
     "simple": r"\$?\d+|\b[a-zA-Z]+\b",
     "extended": r"(?:[$₩￦]?\d+(?:\.\d+)?)|[\uac00-\ud7a3]+|[a-zA-Z]+|[%$]",
 }
-#: bytes behind the last document, so that eight can always be loaded
-PAD = 16
-_ONES = 0x0101010101010101
 
-if ENABLED:
-    from llvmlite import ir
+BLOCK = 64  # bytes classified at once; a buffer is readable for as many bytes past its end
+CHUNK = 1 << 18  # bytes of text per kernel call: text, tokens and the table's hot part stay in the L2 cache
+SHORT = 11  # bytes of a token that is its own key
+BATCH = 1024  # tokens looked up at once
+OTHER, WORD, DIGIT, HANGUL, LETTER = 0, 1, 2, 3, 4
+SLOTS, MASK, ARENA, ROOM, ENDS, MOST, SIZE = range(0, 56, 8)  # a vocabulary's header: where its fields are
+
+U0, U1, U24, U32 = np.uint64(0), np.uint64(1), np.uint64(24), np.uint64(32)
+ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
+LOW = np.uint64(0xFFFFFFFF)
+LONG = np.uint64(0xFF000000)  # where a short token's key has its length
+WON, WIDE_WON = np.uint64(0xA982E2), np.uint64(0xA6BFEF)  # ₩ and ￦ as bytes
+MIX, MIX2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
+
+# ------------------------------------------------------------------------------------------- memory by address
+#
+# Helpers take addresses, not arrays: numba counts references at each call that passes an array, which costs more than the work.
+# The caller holds the arrays. Little-endian, as all machines that numba compiles for.
+
+
+def _plain_matches(a: int, fold: int, low: int, width: int) -> Any:
+    values = (np.frombuffer(ctypes.string_at(int(a), BLOCK), np.uint8) | np.uint8(fold)) - np.uint8(low)
+    return np.packbits(values < width, bitorder="little").view(np.uint64)[0]
+
+
+def _plain_load(a: int) -> Any:
+    return np.uint64(ctypes.c_uint64.from_address(int(a)).value)
+
+
+def _plain_store(a: int, value: Any) -> None:
+    ctypes.c_uint64.from_address(int(a)).value = int(value)
+
+
+def _plain_zeros(x: Any) -> int:
+    return (int(x) & -int(x)).bit_length() - 1 if x else 64
+
+
+def _intrinsics() -> tuple[Callable[..., Any], ...]:
+    """Return matches, load, store and zeros as LLVM: vectors of 64 bytes in portable form, whatever the machine's width."""
+    from llvmlite import ir  # type: ignore[import-untyped]
     from numba import types
     from numba.extending import intrinsic
 
-    @intrinsic
-    def load8(typingctx, data, at):
-        """Return the eight bytes at a position as one number, little-endian, without alignment."""
+    byte, word, vector = ir.IntType(8), ir.IntType(64), ir.VectorType(ir.IntType(8), BLOCK)
 
-        def codegen(context, builder, signature, args):
-            array = context.make_array(signature.args[0])(context, builder, args[0])
-            pointer = builder.gep(array.data, [args[1]])
-            wide = builder.bitcast(pointer, ir.IntType(64).as_pointer())
-            loaded = builder.load(wide)
-            loaded.align = 1
-            return loaded
+    def read(builder: Any, address: Any, what: Any) -> Any:
+        loaded = builder.load(builder.inttoptr(address, what.as_pointer()))
+        loaded.align = 1
+        return loaded
 
-        return types.uint64(data, types.int64), codegen
+    def splat(builder: Any, value: Any) -> Any:
+        one = builder.insert_element(ir.Constant(vector, ir.Undefined), builder.trunc(value, byte), ir.Constant(ir.IntType(32), 0))
+        return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), BLOCK), None))
 
     @intrinsic
-    def load1(typingctx, data, at):
-        """Return one byte; unlike indexing, positions are not checked for being negative."""
+    def matches(typing: Any, a: Any, fold: Any, low: Any, width: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            values = builder.sub(builder.or_(read(builder, args[0], vector), splat(builder, args[1])), splat(builder, args[2]))
+            return builder.bitcast(builder.icmp_unsigned("<", values, splat(builder, args[3])), word)
 
-        def codegen(context, builder, signature, args):
-            array = context.make_array(signature.args[0])(context, builder, args[0])
-            return builder.zext(builder.load(builder.gep(array.data, [args[1]])), ir.IntType(64))
-
-        return types.int64(data, types.int64), codegen
+        return types.uint64(types.int64, types.int64, types.int64, types.int64), code
 
     @intrinsic
-    def first_set(typingctx, x):
-        """Return the position of the lowest set bit of a number that is not zero."""
+    def load(typing: Any, a: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return read(builder, args[0], word)
 
-        def codegen(context, builder, signature, args):
-            return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+        return types.uint64(types.int64), code
 
-        return types.uint64(types.uint64), codegen
-else:
+    @intrinsic
+    def store(typing: Any, a: Any, value: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            builder.store(args[1], builder.inttoptr(args[0], word.as_pointer())).align = 1
+            return context.get_dummy_value()
 
-    def load8(data, at):
-        return np.uint64(int.from_bytes(data[at : at + 8].tobytes(), "little"))
+        return types.void(types.int64, types.uint64), code
 
-    def load1(data, at):
-        return int(data[at])
+    @intrinsic
+    def zeros(typing: Any, x: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
 
-    def first_set(x):
-        return np.uint64((int(x) & -int(x)).bit_length() - 1)
+        return types.int64(types.uint64), code
 
-
-# ---------------------------------------------------------------------------------------------- vocabulary
-
-
-class Vocabulary:
-    """Tokens with ids in order of their first appearance; grows as it is used.
-
-    Not for use by two threads at a time: give each its own and :meth:`map_to` one of them.
-    """
-
-    def __init__(self) -> None:
-        self.size = 0
-        #: open addressing: two words of the token (or its hash), then length << 32 | id + 1 (0: free)
-        self.table = np.zeros((1 << 12, 3), np.uint64)
-        self.arena = np.empty(1 << 15, np.uint8)
-        self.ends = np.zeros(1 << 11, np.int64)
-
-    @property
-    def tokens(self) -> list[str]:
-        """Return the tokens by id."""
-        whole, ends = self.arena[: self.ends[self.size]].tobytes(), self.ends[: self.size + 1].tolist()
-        return [whole[a:b].decode() for a, b in itertools.pairwise(ends)]
-
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return (bytes, offsets) of the tokens, to be kept; :meth:`of` makes a vocabulary of them."""
-        return self.arena[: self.ends[self.size]].copy(), self.ends[: self.size + 1].copy()
-
-    @classmethod
-    def of(cls, data: np.ndarray, offsets: np.ndarray) -> Vocabulary:
-        """Return the vocabulary that :meth:`arrays` described."""
-        out = cls()
-        out.add(data, offsets)
-        return out
-
-    def add(self, data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        """Add tokens (bytes, offsets) and return their ids, int32."""
-        padded = np.concatenate([np.asarray(data, np.uint8), np.zeros(PAD, np.uint8)])
-        offsets = np.ascontiguousarray(offsets, np.int64)
-        ids = np.empty(max(len(offsets) - 1, 0), np.int32)
-        self.reserve(len(ids), len(data))
-        self.size = intern_all(padded, offsets, self.table, self.arena, self.ends, self.size, ids)
-        return ids
-
-    def map_to(self, other: Vocabulary) -> np.ndarray:
-        """Add all tokens to another vocabulary and return the other's id of each."""
-        return other.add(*self.arrays())
-
-    def reserve(self, tokens: int, size: int) -> None:
-        """Make room for so many more tokens and bytes."""
-        need = self.size + tokens + 2
-        if need > len(self.ends):
-            self.ends = np.concatenate([self.ends, np.zeros(max(need, 2 * len(self.ends)) - len(self.ends), np.int64)])
-        used = int(self.ends[self.size])
-        if used + size > len(self.arena):
-            self.arena = np.concatenate([self.arena, np.empty(max(used + size, 2 * len(self.arena)) - len(self.arena), np.uint8)])
-        if 2 * need > len(self.table):
-            slots = 1 << int(2 * need - 1).bit_length()
-            bigger = np.zeros((slots, 3), np.uint64)
-            rehash(self.table, bigger)
-            self.table = bigger
+    return matches, load, store, zeros
 
 
-def pack(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return texts as UTF-8 bytes and offsets (documents + 1, int64)."""
-    encoded = [t.encode("utf-8", "replace") for t in texts]
-    return np.frombuffer(b"".join(encoded), np.uint8), np.concatenate([[0], np.cumsum([len(e) for e in encoded])]).astype(np.int64)
-
-
-# ------------------------------------------------------------------------------------------------ counting
-
-
-@dataclass
-class Counts:
-    """Words of groups, sparse: group g owns entries ``ptr[g]`` to ``ptr[g + 1]``; after :func:`merge_counts` words ascend.
-
-    Attributes
-    ----------
-    word: ids
-    count: how often the group's documents have it
-    documents: how many of them have it
-    total, size: per group its tokens and its documents
-    """
-
-    ptr: np.ndarray
-    word: np.ndarray
-    count: np.ndarray
-    documents: np.ndarray
-    total: np.ndarray
-    size: np.ndarray
-
-
-def count(ids: np.ndarray, ends: np.ndarray, groups: np.ndarray, group_count: int, words: int) -> Counts:
-    """Count words per group of documents.
-
-    Parameters
-    ----------
-    ids, ends: what :func:`tokenise` returned
-    groups: group of each document, int; −1 leaves it out. Documents of a group need not be neighbours
-    words: ids are below it
-    """
-    groups = np.asarray(groups)
-    order = np.arange(len(groups)) if len(groups) == 0 or (groups[1:] >= groups[:-1]).all() else np.argsort(groups, kind="stable")
-    order = order[groups[order] >= 0]
-    bounds = np.searchsorted(groups[order], np.arange(group_count + 1))
-    most = int((ends[order + 1] - ends[order]).sum())
-    word, times, documents = np.empty(most + 1, np.int32), np.empty(most, np.int32), np.empty(most, np.int32)
-    ptr = np.zeros(group_count + 1, np.int64)
-    seen = np.zeros((words, 4), np.int32)
-    count_groups(ids, ends, order, bounds, seen, word, times, documents, ptr)
-    kept = ptr[-1]
-    tokens = np.bincount(groups[order], (ends[order + 1] - ends[order]).astype(np.float64), group_count).astype(np.int64)
-    return Counts(ptr, word[:kept].copy(), times[:kept].copy(), documents[:kept].copy(), tokens, np.diff(bounds))
-
-
-def merge_counts(parts: Sequence[Counts], maps: Sequence[np.ndarray] | None = None) -> Counts:
-    """Return the sum of counts of the same groups, words ascending; ``maps`` gives for each part its ids' common ids."""
-    mapped = [np.asarray(p.word if maps is None else maps[i][p.word], np.int32) for i, p in enumerate(parts)]
-    word, times, documents = (np.concatenate(v) for v in (mapped, [p.count for p in parts], [p.documents for p in parts]))
-    bases = np.concatenate([[0], np.cumsum([len(m) for m in mapped])])[:-1]
-    ptrs = np.stack([p.ptr + b for p, b in zip(parts, bases, strict=True)])
-    seen = np.zeros((int(word.max(initial=-1)) + 1, 2), np.int64)
-    out = [np.empty(len(word), np.int32), np.empty(len(word), np.int64), np.empty(len(word), np.int64)]
-    ptr = np.zeros(ptrs.shape[1], np.int64)
-    merge_groups(word, times, documents, ptrs, seen, out[0], out[1], out[2], ptr)
-    kept = int(ptr[-1])
-    return Counts(ptr, out[0][:kept], out[1][:kept], out[2][:kept], np.sum([p.total for p in parts], 0), np.sum([p.size for p in parts], 0))
+# matches: bit k is set where ((byte a + k | fold) − low) mod 256 < width; load, store: 8 bytes at a; zeros: trailing zero bits
+_matches, _load, _store, _zeros = _intrinsics() if ENABLED else (_plain_matches, _plain_load, _plain_store, _plain_zeros)
 
 
 @jit
-def merge_groups(word, times, documents, ptrs, seen, out_word, out_times, out_documents, ptr):
-    """Add up the entries of each group over parts; ``seen`` (words × 2, zero) is zero again afterwards."""
-    parts, groups = ptrs.shape
-    n = 0
-    for g in range(groups - 1):
-        begin = n
-        for p in range(parts):
-            for k in range(ptrs[p, g], ptrs[p, g + 1]):
-                w = word[k]
-                row = seen[w]
-                out_word[n] = w
-                n += row[0] == 0
-                row[0] += times[k]
-                row[1] += documents[k]
-        found = n - begin
-        if found * 40 < seen.shape[0]:
-            out_word[begin:n] = np.sort(out_word[begin:n])
-        else:  # walking through all words is cheaper than sorting those that there are
-            at = begin
-            for w in range(seen.shape[0]):
-                out_word[at] = w
-                at += seen[w, 0] != 0
-                if at == n:
-                    break
-        for k in range(begin, n):
-            row = seen[out_word[k]]
-            out_times[k] = row[0]
-            out_documents[k] = row[1]
-            row[0] = 0
-            row[1] = 0
-        ptr[g + 1] = n
+def _byte(a: Any) -> Any:
+    return np.int64(_load(a) & np.uint64(0xFF))
 
 
-def bigrams(ids: np.ndarray, ends: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return neighbouring pairs of kept words within documents, as first << 32 | second, and where each document's begin.
+@jit
+def _field(a: Any) -> Any:
+    return np.int64(_load(a))
 
-    Parameters
-    ----------
-    keep: words, bool; a pair with another word is left out, so that their number stays bounded
+
+@jit
+def _first(n: Any) -> Any:
+    """Return a word with its lowest n bits set, n in 0..64."""
+    return ALL >> np.uint64(64 - n) if n > 0 else U0
+
+
+# ------------------------------------------------------------------------------------------- the table of tokens
+
+
+@jit
+def _short_key(a: Any, length: Any) -> Any:
+    """Return the key of a token of at most 11 bytes: its first 8; the other 3 with its length + 1. No token has a longer one's."""
+    rest = _load(a + 8) & ((U1 << np.uint64(8 * min(max(length - 8, 0), 3))) - U1)
+    return _load(a) & _first(8 * min(length, 8)), rest | np.uint64(min(length, SHORT + 1) + 1) << U24
+
+
+@jit
+def _long_key(a: Any, length: Any) -> Any:
+    h = np.uint64(length)
+    for q in range(0, length, 8):
+        h = (h ^ _load(a + q) & _first(8 * min(length - q, 8))) * MIX
+        h ^= h >> U32
+    return h, LONG
+
+
+@jit
+def _equal(a: Any, length: Any, table: Any, token: Any) -> bool:
+    start = _field(_field(table + ENDS) + 8 * token)
+    if _field(_field(table + ENDS) + 8 * token + 8) - start != length:
+        return False
+    b = _field(table + ARENA) + start
+    for q in range(0, length, 8):  # noqa: SIM110 (numba compiles no generators)
+        if (_load(a + q) ^ _load(b + q)) & _first(8 * min(length - q, 8)) != U0:
+            return False
+    return True
+
+
+@jit
+def _slot(first: Any, rest: Any, mask: Any) -> Any:
+    h = (first ^ rest * MIX2) * MIX
+    return np.int64(h ^ h >> U32) & mask
+
+
+@jit
+def _add(a: Any, length: Any, first: Any, rest: Any, slot: Any, table: Any) -> Any:
+    """Store a new token in an empty slot and return its id, or −1 when something must grow first."""
+    token, ends = _field(table + SIZE), _field(table + ENDS)
+    start = _field(ends + 8 * token)
+    if token >= _field(table + MOST) or start + length > _field(table + ROOM):
+        return -1
+    b = _field(table + ARENA) + start
+    for q in range(0, length, 8):
+        _store(b + q, _load(a + q))
+    _store(ends + 8 * (token + 1), np.uint64(start + length))
+    _store(slot, first)
+    _store(slot + 8, rest | np.uint64(token + 1) << U32)
+    _store(table + SIZE, np.uint64(token + 1))
+    return token
+
+
+@jit
+def _intern(a: Any, length: Any, table: Any) -> Any:
+    """Return the id of the token of so many bytes at a, which is stored if it is new; −1 when there is no room.
+
+    A slot is (first 8 bytes, id + 1 in the high half and the rest of the key in the low half); 0 is an empty slot.
     """
-    pairs = np.empty(max(len(ids), 1), np.int64)
-    out = np.zeros(len(ends), np.int64)
-    size = pair_up(ids, ends, keep, pairs, out)
-    return pairs[:size].copy(), out
+    first, rest = _short_key(a, length) if length <= SHORT else _long_key(a, length)
+    mask = _field(table + MASK)
+    p = _slot(first, rest, mask)
+    while True:
+        slot = _field(table + SLOTS) + 16 * p
+        other = _load(slot + 8)
+        if (_load(slot) ^ first) | ((other ^ rest) & LOW) == U0:
+            token = np.int64(other >> U32) - 1
+            if length <= SHORT or _equal(a, length, table, token):
+                return token
+        if other == U0:
+            return _add(a, length, first, rest, slot, table)
+        p = (p + 1) & mask
 
 
 @jit
-def count_groups(ids, ends, order, bounds, seen, word, times, documents, ptr):
-    """Count words of each group's documents; ``seen`` (words × 4, zero) is zero again afterwards."""
-    n = 0
-    stamp = 0
-    for g in range(bounds.size - 1):
-        begin = n
-        for k in range(bounds[g], bounds[g + 1]):
-            d = order[k]
-            stamp += 1
-            for j in range(ends[d], ends[d + 1]):
-                w = ids[j]
-                row = seen[w]
-                word[n] = w  # stays only if the word is new to the group; no branch that could be guessed wrongly
-                n += row[0] == 0
-                row[0] += 1
-                row[1] += row[2] != stamp
-                row[2] = stamp
-        for j in range(begin, n):
-            w = word[j]
-            times[j] = seen[w, 0]
-            documents[j] = seen[w, 1]
-            seen[w, 0] = 0
-            seen[w, 1] = 0
-        ptr[g + 1] = n
+def _intern_all(text: Any, spans: Any, k: Any, n: Any, table: Any, out: Any) -> Any:
+    """Write the ids of spans k … n − 1; return where there was no more room.
 
-
-@jit
-def pair_up(ids, ends, keep, pairs, out):
-    """Write pairs of neighbours; returns how many."""
-    n = 0
-    for d in range(ends.size - 1):
-        for j in range(ends[d], ends[d + 1] - 1):
-            if keep[ids[j]] and keep[ids[j + 1]]:
-                pairs[n] = (np.int64(ids[j]) << 32) | np.int64(ids[j + 1])
-                n += 1
-        out[d + 1] = n
+    First all short tokens of a batch that sit in their own slot, without one branch: the loads of many tokens overlap. Then, in
+    order, the others: new, long or displaced ones.
+    """
+    missed = np.empty(BATCH, np.int64)
+    while k < n:
+        slots, mask, m = _field(table + SLOTS), _field(table + MASK), 0
+        for j in range(k, min(k + BATCH, n)):
+            first, rest = _short_key(text + np.int64(spans[j] >> U32), np.int64(spans[j] & LOW))
+            slot = slots + 16 * _slot(first, rest, mask)
+            other = _load(slot + 8)
+            out[j] = np.int64(other >> U32) - 1
+            missed[m] = j
+            m += (_load(slot) ^ first) | ((other ^ rest) & LOW) != U0
+        for q in range(m):
+            j = missed[q]
+            out[j] = _intern(text + np.int64(spans[j] >> U32), np.int64(spans[j] & LOW), table)
+            if out[j] < 0:
+                return j
+        k = min(k + BATCH, n)
     return n
 
 
-# ---------------------------------------------------------------------------------------------- tokenising
+@jit
+def _rehash(old: Any, new: Any) -> None:
+    mask = new.shape[0] - 1
+    for q in range(old.shape[0]):
+        if old[q, 1] != U0:
+            p = _slot(old[q, 0], old[q, 1] & LOW, mask)
+            while new[p, 1] != U0:
+                p = (p + 1) & mask
+            new[p, 0], new[p, 1] = old[q, 0], old[q, 1]
 
 
-def tokenise(data: np.ndarray, offsets: np.ndarray, vocabulary: Vocabulary, pattern: str = "simple") -> tuple[np.ndarray, np.ndarray]:
-    """Return (ids, ends): the tokens of all documents, int32, and where each document's begin and end (documents + 1).
+class Vocabulary:
+    """Tokens and their ids 0, 1, … in order of first appearance. It grows; one thread writes to it at a time.
 
-    Parameters
-    ----------
-    data, offsets: UTF-8 bytes and documents + 1 offsets
-    pattern: ``simple``, ``extended`` or any regular expression; texts are lower-cased
+    ``arrays()`` can be saved (``np.savez(path, data=…, offsets=…)``) and given to ``Vocabulary(data, offsets)`` again.
     """
-    offsets = np.ascontiguousarray(offsets, np.int64)
-    count = len(offsets) - 1
-    if pattern not in PATTERNS:
-        return _by_regex(data, offsets, vocabulary, re.compile(pattern))
-    first, last = (int(offsets[0]), int(offsets[-1])) if count > 0 else (0, 0)
-    padded = np.concatenate([data[first:last], np.zeros(PAD, np.uint8)])
-    offsets = offsets - first
-    high = np.zeros(count, np.bool_)
-    find_high(padded, offsets, high)
-    odd = np.flatnonzero(high).tolist()
-    if odd:
-        padded, offsets, odd = _to_ascii(padded, offsets, odd, pattern)
-    share = 2 if pattern == "simple" else 1
-    ids = np.empty(int(offsets[-1]) // share + count + 8, np.int32)
-    ends = np.zeros(count + 1, np.int64)
-    at = 0
-    for stop in [*odd, count]:
-        at = _run(padded, offsets, at, stop, vocabulary, pattern == "extended", ids, ends)
-        if stop < count:
-            text = padded[offsets[stop] : offsets[stop + 1]].tobytes().decode("utf-8", "replace")
-            found = vocabulary.add(*pack(re.findall(PATTERNS[pattern], text.lower())))
-            need = int(ends[stop]) + len(found) + int(offsets[-1] - offsets[stop + 1]) // share + count + 8
-            if need > len(ids):
-                ids = np.concatenate([ids, np.empty(need - len(ids), np.int32)])
-            ends[stop + 1] = ends[stop] + len(found)
-            ids[ends[stop] : ends[stop + 1]] = found
-            at = stop + 1
-    return ids[: ends[count]].copy(), ends
+
+    def __init__(self, data: np.ndarray | None = None, offsets: np.ndarray | None = None) -> None:
+        self._slots = np.zeros((1 << 12, 2), np.uint64)
+        self._arena = np.zeros(1 << 14, np.uint8)
+        self._ends = np.zeros(1 << 11, np.int64)
+        self._header = np.zeros(7, np.int64)
+        self._describe()
+        if data is not None and offsets is not None:
+            ids = self.add(data, offsets)
+            if not np.array_equal(ids, np.arange(len(ids))):
+                raise ValueError(f"tokens of a vocabulary must be distinct; got {len(ids)} tokens, {len(self)} of them distinct")
+
+    def __len__(self) -> int:
+        return int(self._header[-1])
+
+    @property
+    def tokens(self) -> list[str]:
+        """Tokens in order of their ids."""
+        data, offsets = self.arrays()
+        whole = data.tobytes()
+        return [whole[a:b].decode() for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the tokens' UTF-8 (uint8) and offsets (int64, tokens + 1)."""
+        offsets = self._ends[: len(self) + 1].copy()
+        return self._arena[: offsets[-1]].copy(), offsets
+
+    @np.errstate(over="ignore")  # 64-bit products wrap, also in plain Python
+    def add(self, data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """Return the ids (int32) of the given tokens; new ones are added. Tokens are taken as they are, in any case."""
+        data, offsets = _checked(data, offsets)
+        out = np.empty(len(offsets) - 1, np.int32)
+        for first, after in _chunks(offsets):
+            base = int(offsets[first])
+            text = np.concatenate([data[base : offsets[after]], np.zeros(BLOCK, np.uint8)])
+            spans = (offsets[first:after] - base).astype(np.uint64) << U32 | np.diff(offsets[first : after + 1]).astype(np.uint64)
+            self.intern(text, spans, len(spans), out[first:after])
+        return out
+
+    def intern(self, text: np.ndarray, spans: np.ndarray, n: int, out: np.ndarray) -> None:
+        """Write the ids of n tokens, ``start << 32 | length`` in text that is readable for a block past its end."""
+        done = 0
+        while (done := _intern_all(text.ctypes.data, spans, done, n, self._header.ctypes.data, out)) < n:
+            self._grow(int(spans[done] & LOW))
+
+    def _grow(self, length: int) -> None:
+        """Make room for a token of so many bytes where room is short."""
+        used, n = int(self._ends[len(self)]), len(self)
+        if used + length > len(self._arena) - BLOCK:
+            self._arena = _enlarged(self._arena, used + length + BLOCK)
+        if n >= len(self._ends) - 1:
+            self._ends = _enlarged(self._ends, n + 2)
+        if 2 * n >= len(self._slots):
+            slots = np.zeros((2 * len(self._slots), 2), np.uint64)
+            _rehash(self._slots, slots)
+            self._slots = slots
+        self._describe()
+
+    def _describe(self) -> None:
+        most = min(len(self._slots) // 2, len(self._ends) - 1)
+        arena = self._arena
+        self._header[:-1] = self._slots.ctypes.data, len(self._slots) - 1, arena.ctypes.data, len(arena) - BLOCK, self._ends.ctypes.data, most
 
 
-def _run(data: np.ndarray, offsets: np.ndarray, at: int, stop: int, vocabulary: Vocabulary, extended: bool, ids: np.ndarray, ends: np.ndarray) -> int:
-    """Tokenise ASCII documents; the vocabulary grows whenever the next document might not fit. Returns ``stop``."""
-    while at < stop:
-        longest = int(offsets[at + 1] - offsets[at])
-        vocabulary.reserve(max(longest, 4096), max(longest, 1 << 15))
-        at, vocabulary.size = scan(data, offsets, at, stop, extended, vocabulary.table, vocabulary.arena, vocabulary.ends, vocabulary.size, ids, ends)
-    return stop
+def _enlarged(array: np.ndarray, least: int) -> np.ndarray:
+    out = np.zeros(2 * max(least, len(array)), array.dtype)
+    out[: len(array)] = array
+    return out
 
 
-def _by_regex(data: np.ndarray, offsets: np.ndarray, vocabulary: Vocabulary, pattern: re.Pattern[str]) -> tuple[np.ndarray, np.ndarray]:
-    whole = data.tobytes()
-    bounds = offsets.tolist()
-    found = [pattern.findall(whole[a:b].decode("utf-8", "replace").lower()) for a, b in itertools.pairwise(bounds)]
-    flat = [t if isinstance(t, str) else next((g for g in t if g), "") for tokens in found for t in tokens]
-    ends = np.concatenate([[0], np.cumsum([len(f) for f in found])]).astype(np.int64)
-    return vocabulary.add(*pack(flat)), ends
+def merge_vocabularies(parts: Sequence[Vocabulary]) -> tuple[Vocabulary, list[np.ndarray]]:
+    """Return a vocabulary of all parts and, for each part, the new id of each of its ids (int32).
+
+    Parts of consecutive documents, merged in their order, give the ids that all documents together would have given.
+    """
+    whole = Vocabulary()
+    return whole, [whole.add(*part.arrays()) for part in parts]
 
 
-class _Translation(dict[int, str]):
-    """Character → one of ASCII that separates words in the same way; '' marks those that only :mod:`re` can judge."""
+# ------------------------------------------------------------------------------------------- tokens
 
-    def __init__(self, pattern: str) -> None:
-        super().__init__({i: chr(i) for i in range(128)})
-        self._simple = pattern == "simple"
 
-    def __missing__(self, code: int) -> str:
-        character = chr(code)
-        if re.match(r"\d", character) or (not self._simple and (character in "₩￦" or 0xAC00 <= code <= 0xD7A3)):
-            self[code] = "\x80"
-        else:
-            self[code] = "_" if self._simple and re.match(r"\w", character) else " "
-        return self[code]
+@jit
+def _code_point(a: int) -> Any:
+    """Return (code point, bytes) of the character ≥ 0x80 at a."""
+    c, d = _byte(a), _byte(a + 1) & 0x3F
+    if c < 0xE0:
+        return (c & 0x1F) << 6 | d, 2
+    d = d << 6 | _byte(a + 2) & 0x3F
+    if c < 0xF0:
+        return (c & 0x0F) << 12 | d, 3
+    return (c & 0x07) << 18 | d << 6 | _byte(a + 3) & 0x3F, 4
+
+
+@jit
+def _foreign(a: int, n: int, leads: Any, classes: int) -> Any:
+    """Return bits of (digits, other word characters, Hangul) ≥ 0x80 in n bytes at a, and how many bytes are whole characters."""
+    digits, words, hangul = U0, U0, U0
+    while leads != U0:
+        p = _zeros(leads)
+        leads &= leads - U1
+        point, width = _code_point(a + p)
+        if p + width > n:
+            return digits, words, hangul, p
+        bits, kind = _first(width) << np.uint64(p), _byte(classes + point)
+        if kind == DIGIT:
+            digits |= bits
+        elif kind == HANGUL:
+            hangul |= bits
+        elif kind == WORD:
+            words |= bits
+    return digits, words, hangul, n
+
+
+@jit
+def _class_at(a: int, stop: int, classes: int) -> Any:
+    """Return (class, bytes) of the character at a; the end of the document is (OTHER, 1)."""
+    if a >= stop:
+        return OTHER, 1
+    c = _byte(a)
+    if c >= 0x80:
+        point, width = _code_point(a)
+        return _byte(classes + point), width
+    if 97 <= c | 0x20 <= 122:
+        return LETTER, 1
+    return (DIGIT, 1) if 48 <= c <= 57 else (WORD if c == 95 else OTHER, 1)
+
+
+@jit
+def _run_end(a: int, stop: int, classes: int) -> int:
+    """Return where the run of characters of one class that starts at a ends."""
+    kind, width = _class_at(a, stop, classes)
+    here = kind
+    while a < stop and here == kind:
+        a += width
+        here, width = _class_at(a, stop, classes)
+    return a
+
+
+@jit
+def _long_token(a: int, stop: int, extended: bool, classes: int) -> Any:
+    """Return (end, whether it is a token) of a run at a that does not end within a block."""
+    kind, _ = _class_at(a, stop, classes)
+    end = _run_end(a, stop, classes)
+    after, _ = _class_at(end, stop, classes)
+    if not extended:
+        return end, kind == DIGIT or after == OTHER
+    if kind == DIGIT and end < stop and _byte(end) == 46 and _class_at(end + 1, stop, classes)[0] == DIGIT:
+        end = _run_end(end + 1, stop, classes)
+    return end, True
+
+
+@jit
+def _won(a: int, begin: int) -> int:
+    """Return how many bytes before the number at a are a ₩ or ￦."""
+    if a < begin + 3:
+        return 0
+    sign = _load(a - 3) & np.uint64(0xFFFFFF)
+    return 3 if sign in (WON, WIDE_WON) else 0
+
+
+@jit
+def _find(text: int, offsets: Any, extended: bool, classes: int, spans: Any, doc_ends: Any) -> int:
+    """Write the spans of all tokens, ``start << 32 | length``, and how many there are up to each document's end; return how many.
+
+    A block that ends inside a token is read again from that token's start: no state crosses blocks but whether the
+    character before is a word character.
+    """
+    k = 0
+    for d in range(offsets.size - 1):
+        begin, stop, before = text + offsets[d], text + offsets[d + 1], U0
+        a = begin
+        while a < stop:
+            n = min(BLOCK, stop - a)
+            letters, digits, words, hangul = _matches(a, 0, 97, 26), _matches(a, 0, 48, 10), _matches(a, 0, 95, 1), U0
+            dollars, singles, points = _matches(a, 0, 36, 1), U0, U0
+            leads = _matches(a, 0, 0xC0, 0x40) & _first(n)
+            if leads != U0:
+                more_digits, more_words, hangul, n = _foreign(a, n, leads, classes)
+                digits, words = digits | more_digits, words | more_words
+            last = a + n == stop
+            if not last and dollars >> np.uint64(n - 1) & U1 != U0:
+                n -= 1
+            valid = _first(n)
+            letters, digits, hangul = letters & valid, digits & valid, hangul & valid
+            words = (words | letters | digits | hangul) & valid
+            signs = dollars & digits >> U1  # a $ that begins a number
+            starts = digits & ~((digits | signs) << U1) | signs
+            if extended:
+                singles = (dollars & ~signs | _matches(a, 0, 37, 1)) & valid
+                points = _matches(a, 0, 46, 1) & digits >> U1
+                starts |= letters & ~(letters << U1) | hangul & ~(hangul << U1) | singles
+            else:
+                starts |= letters & ~(words << U1 | before)
+            following, limit = a + n, BLOCK + 1 if last else (n - 1 if extended else n)
+            before = words >> np.uint64(n - 1)
+            while starts != U0:
+                s = _zeros(starts)
+                starts &= starts - U1
+                at, sign = U1 << np.uint64(s), np.int64(signs >> np.uint64(s) & U1)
+                run = letters if letters & at != U0 else digits
+                if extended and (hangul | singles) & at != U0:
+                    run = hangul if hangul & at != U0 else at
+                e = s + sign
+                e += _zeros(~(run >> np.uint64(e)))
+                if extended and e < 63 and points >> np.uint64(e) & digits >> np.uint64(e - 1) & U1 != U0:
+                    e += 1 + _zeros(~(digits >> np.uint64(e + 1)))
+                    starts &= ~_first(e)
+                b, end, token = a + s, a + e, True
+                if e >= limit and singles & at == U0:
+                    following, before = b, U0
+                    if s > 0:
+                        break
+                    end, token = _long_token(b + sign, stop, extended, classes)
+                    following, starts, before = end, U0, U1
+                elif not extended:
+                    token = letters & at & -(words >> U1 >> np.uint64(e - 1) & U1) == U0
+                if extended and classes != 0 and digits & at != U0:
+                    b -= _won(b, begin)
+                spans[k] = np.uint64(b - text) << U32 | np.uint64(end - b)
+                k += token
+            a = following
+        doc_ends[d + 1] = k
+    return k
+
+
+@jit
+def _lower(text: Any) -> None:
+    for i in range(text.size):
+        c = text[i]
+        text[i] = c | np.uint8(32 * (np.uint8(c - np.uint8(65)) < 26))
+
+
+@jit
+def _are_ascii(data: Any, offsets: Any) -> Any:
+    out = np.empty(offsets.size - 1, np.bool_)
+    for d in range(out.size):
+        text, seen = data[offsets[d] : offsets[d + 1]], np.uint8(0)
+        for i in range(text.size):
+            seen |= text[i]
+        out[d] = seen < 0x80
+    return out
 
 
 @cache
-def _translation(pattern: str) -> _Translation:
-    return _Translation(pattern)
+def _classes() -> np.ndarray:
+    """Return the class of each code point, as Python's ``re`` sees it."""
+    every = "".join(map(chr, range(sys.maxunicode + 1)))
+    out = np.zeros(len(every), np.uint8)
+    for kind, pattern in ((WORD, r"\w+"), (DIGIT, r"\d+"), (HANGUL, "[\uac00-\ud7a3]+")):
+        for found in re.finditer(pattern, every):
+            out[found.start() : found.end()] = kind
+    return out
 
 
-def _to_ascii(data: np.ndarray, offsets: np.ndarray, odd: list[int], pattern: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Replace documents that are not ASCII by equivalent ones that are; returns those left, which only :mod:`re` can read."""
-    table, left = _translation(pattern), []
-    sizes, parts, before = np.diff(offsets), [], 0
-    for document in odd:
-        begin, end = int(offsets[document]), int(offsets[document + 1])
-        raw = data[begin:end].tobytes()
-        text = raw.decode("utf-8", "replace").lower().translate(table)
-        if "\x80" in text:
-            left.append(document)
-            continue
-        parts += [data[before:begin], np.frombuffer(text.encode("ascii"), np.uint8)]
-        sizes[document] = len(text)
-        before = end
-    parts.append(data[before:])
-    return np.concatenate(parts), np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64), left
+def _checked(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    data, offsets = np.asarray(data), np.asarray(offsets)
+    if data.dtype != np.uint8 or data.ndim != 1 or offsets.ndim != 1 or not np.issubdtype(offsets.dtype, np.integer):
+        raise ValueError(f"text must be a flat uint8 array with flat integer offsets; got {data.dtype} {data.shape}, {offsets.dtype} {offsets.shape}")
+    offsets = np.ascontiguousarray(offsets, np.int64)
+    if len(offsets) == 0 or offsets[0] < 0 or offsets[-1] > len(data) or (np.diff(offsets) < 0).any():
+        raise ValueError(f"offsets must rise from ≥ 0 to ≤ {len(data)} (bytes of text); got {offsets[:1]} … {offsets[-1:]}, {len(offsets)} of them")
+    return np.ascontiguousarray(data), offsets
 
 
-@jit
-def find_high(data, offsets, high):
-    """Mark documents that have a byte of 0x80 or more."""
-    for d in range(offsets.size - 1):
-        i, end = offsets[d], offsets[d + 1]
-        found = np.uint64(0)
-        while i + 8 <= end:
-            found |= load8(data, i)
-            i += 8
-        while i < end:
-            found |= np.uint64(data[i])
-            i += 1
-        high[d] = (found & np.uint64(0x8080808080808080)) != np.uint64(0)
+def _chunks(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield ranges of documents of about CHUNK bytes, at least one document each."""
+    first = 0
+    while first < len(offsets) - 1:
+        after = int(np.searchsorted(offsets, offsets[first] + CHUNK, side="right")) - 1
+        yield first, (first := min(max(after, first + 1), len(offsets) - 1))
 
 
-@inline
-def _slot(k0, k1, bits):
-    """Return the slot of a key (Fibonacci hashing: the upper bits of a product)."""
-    return (k0 ^ (k1 * np.uint64(0x9FB21C651E98DF25)) ^ (k0 >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15) >> bits
+def _lowered(data: np.ndarray, offsets: np.ndarray, scratch: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Return documents as Python would lower-case them: (text that kernels may read past, offsets, whether all is ASCII)."""
+    foreign, sizes = np.flatnonzero(~_are_ascii(data, offsets)).tolist(), np.diff(offsets)
+    lowered = [data[offsets[d] : offsets[d + 1]].tobytes().decode().lower().encode() for d in foreign]
+    sizes[foreign] = [len(text) for text in lowered]
+    new = np.concatenate([[0], np.cumsum(sizes)])
+    if len(scratch) < new[-1] + BLOCK:
+        scratch = np.zeros(2 * int(new[-1]) + BLOCK, np.uint8)
+    done = 0
+    for d, text in zip(foreign, lowered, strict=True):
+        scratch[new[done] : new[d]] = data[offsets[done] : offsets[d]]
+        scratch[new[d] : new[d + 1]] = np.frombuffer(text, np.uint8)
+        done = d + 1
+    scratch[new[done] : new[-1]] = data[offsets[done] : offsets[-1]]
+    _lower(scratch[: new[-1]])
+    return scratch, new, not foreign
 
 
-@inline
-def _find(data, at, length, k0, k1, lower, table, bits, arena, ends, size):
-    """Return a token's id, which is ``size`` when it is new (and has been entered)."""
-    last = np.uint64(table.shape[0] - 1)
-    p = _slot(k0, k1, bits)
-    number = np.int64(-1)
-    while number < 0:
-        tag = table[p, 2]
-        if table[p, 0] == k0 and table[p, 1] == k1 and (tag >> np.uint64(32)) == np.uint64(length) and tag != np.uint64(0):
-            number = np.int64(tag & np.uint64(0xFFFFFFFF)) - 1
-            if length > 16:
-                a = ends[number]
-                for j in range(length):
-                    if arena[a + j] != data[at + j] | lower:
-                        number = np.int64(-1)
-                        break
-        elif tag == np.uint64(0):
-            table[p, 0] = k0
-            table[p, 1] = k1
-            table[p, 2] = (np.uint64(length) << np.uint64(32)) | np.uint64(size + 1)
-            a = ends[size]
-            for j in range(length):
-                arena[a + j] = data[at + j] | lower
-            ends[size + 1] = a + length
-            number = size
-        p = (p + np.uint64(1)) & last
-    return number
+@np.errstate(over="ignore")
+def tokenise(data: np.ndarray, offsets: np.ndarray, vocabulary: Vocabulary, pattern: str = "simple") -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids of all tokens (int32) and where each document's ends (int64, documents + 1, from 0).
+
+    Parameters
+    ----------
+    data, offsets: valid UTF-8 (uint8) and documents + 1 rising offsets into it
+    vocabulary: where new tokens are added, in order of appearance
+    pattern: ``simple``, ``extended`` (see ``PATTERNS``) or any regular expression, whose whole matches are the tokens.
+        Matches are those in the text's lower case: ``re.findall(pattern, text.lower())``. Only the named ones are fast.
+
+    Raises
+    ------
+    ValueError: arrays of another kind; offsets that fall or leave the text; text that is not UTF-8 (UnicodeDecodeError)
+    """
+    data, offsets = _checked(data, offsets)
+    if pattern not in PATTERNS:
+        return _matched(data, offsets, vocabulary, pattern)
+    doc_ends, k = np.zeros(len(offsets), np.int64), 0
+    out = np.empty(int(offsets[-1] - offsets[0]) // 4 + 1, np.int32)
+    scratch, spans = np.zeros(0, np.uint8), np.zeros(0, np.uint64)
+    for first, after in _chunks(offsets):
+        scratch, within, ascii = _lowered(data, offsets[first : after + 1], scratch)
+        if len(spans) <= within[-1]:
+            spans = np.empty(int(within[-1]) + CHUNK + 1, np.uint64)
+        chunk_ends = doc_ends[first : after + 1]
+        chunk_ends[0] = 0
+        classes = 0 if ascii else _classes().ctypes.data
+        n = _find(scratch.ctypes.data, within, pattern == "extended", classes, spans, chunk_ends)
+        chunk_ends += k
+        if len(out) < k + n:
+            out.resize(k + n + len(out) // 2, refcheck=False)
+        vocabulary.intern(scratch, spans, n, out[k : k + n])
+        k += n
+    out.resize(k, refcheck=False)
+    return out, doc_ends
 
 
-@inline
-def _keys(data, at, length, lower):
-    """Return two words that stand for a token: its bytes, or hashes of more than sixteen."""
-    if length <= 8:
-        k0 = (load8(data, at) | lower) & (np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(64 - 8 * length))
-        return k0, np.uint64(0)
-    k0 = load8(data, at) | lower
-    if length <= 16:
-        return k0, (load8(data, at + 8) | lower) & (np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(128 - 8 * length))
-    k1 = np.uint64(14695981039346656037)
-    for j in range(0, length - 8, 8):
-        word = load8(data, at + j) | lower
-        k0 = (k0 ^ word) * np.uint64(0x9E3779B97F4A7C15)
-        k1 = (k1 ^ word) * np.uint64(1099511628211)
-        k0 ^= k0 >> np.uint64(29)
-    word = load8(data, at + length - 8) | lower
-    return (k0 ^ word) * np.uint64(0x9E3779B97F4A7C15), (k1 ^ word) * np.uint64(1099511628211)
+def _matched(data: np.ndarray, offsets: np.ndarray, vocabulary: Vocabulary, pattern: str) -> tuple[np.ndarray, np.ndarray]:
+    rule, words, doc_ends = re.compile(pattern), [], [0]
+    for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        words += [found.group().encode() for found in rule.finditer(data[a:b].tobytes().decode().lower())]
+        doc_ends.append(len(words))
+    stops = np.cumsum([0, *map(len, words)])
+    return vocabulary.add(np.frombuffer(b"".join(words), np.uint8), stops), np.array(doc_ends, np.int64)
 
 
-@inline
-def _letters(data, at):
-    """Return how many letters (A–Z, a–z) begin at a position of ASCII bytes."""
-    i = at
-    while True:
-        y = load8(data, i) | np.uint64(0x2020202020202020)
-        low = y + np.uint64(0x1F1F1F1F1F1F1F1F)
-        above = y + np.uint64(0x0505050505050505)
-        other = ~(low & ~above) & np.uint64(0x8080808080808080)
-        if other != np.uint64(0):
-            return i - at + np.int64(first_set(other) >> np.uint64(3))
-        i += 8
-
-
-@jit
-def intern_all(data, offsets, table, arena, ends, size, ids):
-    """Enter tokens as they are; returns the size of the vocabulary."""
-    bits = np.uint64(64) - first_set(np.uint64(table.shape[0]))
-    for d in range(offsets.size - 1):
-        at, length = offsets[d], offsets[d + 1] - offsets[d]
-        k0, k1 = np.uint64(0), np.uint64(0)
-        if length > 0:
-            k0, k1 = _keys(data, at, length, np.uint64(0))
-        number = _find(data, at, length, k0, k1, np.uint8(0), table, bits, arena, ends, size)
-        if number == size:
-            size += 1
-        ids[d] = number
-    return size
-
-
-@jit
-def rehash(old, new):
-    """Move the entries of a table to a larger one."""
-    last = np.uint64(new.shape[0] - 1)
-    bits = np.uint64(64) - first_set(np.uint64(new.shape[0]))
-    for i in range(old.shape[0]):
-        if old[i, 2] != np.uint64(0):
-            p = _slot(old[i, 0], old[i, 1], bits)
-            while new[p, 2] != np.uint64(0):
-                p = (p + np.uint64(1)) & last
-            for j in range(3):
-                new[p, j] = old[i, j]
-
-
-@inline
-def _wordlike(c):
-    """True for letters and the underscore."""
-    return 97 <= (c | 0x20) <= 122 or c == 95
-
-
-@jit
-def scan(data, offsets, at, stop, extended, table, arena, ends, size, ids, out):
-    """Tokenise ASCII documents until ``stop`` or until one might not fit; returns (next document, size of the vocabulary)."""
-    lower = np.uint64(0x2020202020202020)
-    bits = np.uint64(64) - first_set(np.uint64(table.shape[0]))
-    n = out[at]
-    for d in range(at, stop):
-        i, end = offsets[d], offsets[d + 1]
-        room = end - i
-        if 2 * (size + room + 1) > table.shape[0] or size + room + 1 >= ends.size or ends[size] + room > arena.size:
-            return d, size
-        while i < end:
-            word = load8(data, i)
-            y = word | lower
-            other = ~((y + np.uint64(0x1F1F1F1F1F1F1F1F)) & ~(y + np.uint64(0x0505050505050505))) & np.uint64(0x8080808080808080)
-            begin = i
-            length = np.int64(first_set(other) >> np.uint64(3)) if other != np.uint64(0) else np.int64(8)
-            k0, k1 = y, np.uint64(0)
-            token = False
-            if length > 0 and i + length < end:
-                if length == 8:
-                    length = min(8 + _letters(data, i + 8), end - i)
-                after = load1(data, i + length) if i + length < end else np.int64(32)
-                i += length
-                if extended or not (after == 95 or 48 <= after <= 57):
-                    token = True
-                    if length < 8:
-                        k0 = y & ((np.uint64(1) << np.uint64(8 * length)) - np.uint64(1))
-                        i += after == 32
-                    else:
-                        k0, k1 = _keys(data, begin, length, lower)
-            elif length > 0:  # the document ends here; letters beyond it are not its own
-                length = end - i
-                i = end
-                token = True
-                k0, k1 = _keys(data, begin, length, lower)
-            else:
-                c = np.int64(word & np.uint64(0xFF))
-                if c == 36 and i + 1 < end and 48 <= load1(data, i + 1) <= 57:
-                    i += 1
-                    token = True
-                elif 48 <= c <= 57:
-                    token = True
-                if token:
-                    while i < end and 48 <= load1(data, i) <= 57:
-                        i += 1
-                    if extended and i + 1 < end and load1(data, i) == 46 and 48 <= load1(data, i + 1) <= 57:
-                        i += 1
-                        while i < end and 48 <= load1(data, i) <= 57:
-                            i += 1
-                else:
-                    i += 1
-                    token = extended and (c == 36 or c == 37)
-                    if c == 95 and not extended:  # a word that begins with an underscore has no letter tokens
-                        while i < end and _wordlike(load1(data, i)):
-                            i += 1
-                if token:
-                    length = i - begin
-                    k0, k1 = _keys(data, begin, length, lower)
-                    if not extended:  # letters right behind digits belong to the same word and are no tokens
-                        while i < end and _wordlike(load1(data, i)):
-                            i += 1
-            if token:
-                number = _find(data, begin, length, k0, k1, np.uint8(0x20), table, bits, arena, ends, size)
-                size += number == size
-                ids[n] = number
-                n += 1
-            elif length > 0:  # letters before a digit or underscore: the word's letters are no tokens
-                while i < end and _wordlike(load1(data, i)):
-                    i += 1
-        out[d + 1] = n
-    return stop, size
+def pack(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return texts as UTF-8 bytes and offsets (documents + 1, int64); what has no UTF-8 becomes ``?``."""
+    encoded = [t.encode("utf-8", "replace") for t in texts]
+    return np.frombuffer(b"".join(encoded), np.uint8), np.concatenate([[0], np.cumsum([len(e) for e in encoded])]).astype(np.int64)

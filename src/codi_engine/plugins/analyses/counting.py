@@ -9,7 +9,8 @@ import numpy as np
 
 from codi_engine.core.documents import Documents, TextPart
 from codi_engine.core.work import Partial, Work
-from codi_engine.kernels.words import Counts, Vocabulary, bigrams, count, merge_counts, tokenise
+from codi_engine.kernels.counts import Counts, bigrams, count, merge_counts
+from codi_engine.kernels.words import Vocabulary, tokenise
 
 #: entries of counts that are held at once, per byte of memory
 _ENTRY = 64
@@ -68,7 +69,7 @@ class Corpus:
         for part, partial in zip(self.parts, self.work.stream(stage, self.parts, self.documents_.read, compute), strict=True):  # type: ignore[arg-type]
             ids = self.vocabulary.add(partial["letters"], partial["bounds"])
             self._maps[stage, part.key] = ids
-            grown = self.vocabulary.size - len(self.total)
+            grown = len(self.vocabulary) - len(self.total)
             self.total = np.concatenate([self.total, np.zeros(grown, np.int64)])
             self.documents = np.concatenate([self.documents, np.zeros(grown, np.int64)])
             np.add.at(self.total, ids[partial["word"]], partial["count"])
@@ -148,7 +149,7 @@ class Corpus:
 def _partial(groups: np.ndarray, ids: np.ndarray, ends: np.ndarray, vocabulary: Vocabulary) -> Partial:
     there = np.unique(groups[groups >= 0])
     local = np.searchsorted(there, groups)
-    counts = count(ids, ends, np.where(groups >= 0, local, -1), len(there), max(vocabulary.size, 1))
+    counts = count(ids, ends, np.where(groups >= 0, local, -1), len(there), max(len(vocabulary), 1))
     letters, bounds = vocabulary.arrays()
     return {
         "letters": letters, "bounds": bounds, "group": there, "ptr": counts.ptr, "word": counts.word, "count": counts.count,

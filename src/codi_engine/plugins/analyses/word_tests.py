@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from codi_engine.kernels.counts import Counts
 from codi_engine.kernels.permutation import difference_p, weights
 from codi_engine.kernels.ttest import CONSTANT, Moments, paired
-from codi_engine.kernels.words import Counts
 
 
 def paired_shares(counts: Counts, groups: list[np.ndarray], terms: np.ndarray) -> np.ndarray:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from codi_engine.core.results import Run
     from codi_engine.core.work import Work
+    from codi_engine.kernels.counts import Counts
     from codi_engine.kernels.multiple import Family
-    from codi_engine.kernels.words import Counts
 
 
 class WordsOptions(StreamOptions):
