@@ -253,7 +253,7 @@ def ranks(targets: int, threads: int, rounds: int) -> None:
     """Mann–Whitney, five pairs against the first condition."""
     from scipy import stats
 
-    from codi_engine.kernels.ranks import mann_whitney
+    from codi_engine.kernels.ranks import mann_whitney_pairs, mann_whitney_sparse
 
     for name, x in (("dense", dense(targets)), ("codes", codes(targets))):
         print(f"\nMann–Whitney, {name}, {targets} targets × 5 pairs × {FEATURES:,} features, {TRIALS} trials")
@@ -267,9 +267,12 @@ def ranks(targets: int, threads: int, rounds: int) -> None:
 
         contenders: dict[str, Contender] = {
             "memory read (limit)": (lambda x=x: x.view(np.int32).max(), 1),  # type: ignore[misc]
-            "codi-engine, 1 thread": (lambda x=x: [mann_whitney(t, AGAINST_FIRST) for t in x], 1),  # type: ignore[misc]
+            "codi-engine, 1 thread": (lambda x=x: [mann_whitney_pairs(t, AGAINST_FIRST) for t in x], 1),  # type: ignore[misc]
             "scipy.stats.mannwhitneyu, 100 features": (by_scipy, targets * FEATURES / few),
         }
+        if name == "codes":
+            stored = [(*t, np.full(CONDITIONS, TRIALS), FEATURES, AGAINST_FIRST) for t in sparse(x)]
+            contenders["codi-engine, stored sparse, 1 thread"] = (lambda s=stored: [mann_whitney_sparse(*t) for t in s], 1)  # type: ignore[misc]
         if have("illico", "anndata"):
             prepared = [annotated(t) for t in x[:8]]
             contenders["illico, 8 targets"] = (lambda p=prepared: illico_test(p), targets / 8)  # type: ignore[misc]

@@ -39,7 +39,7 @@ def test_both_variants_are_examples_of_their_own(demo: Any, tmp_path: Path) -> N
     a = arrange(open_run(run), "test")
     assert len(a.examples) == 6
     assert sum(str(e).endswith("(clean)") for e in a.examples) == 3
-    there = (a.slots >= 0).any(-1)[0]
+    there = np.asarray((a.slots >= 0).any(-1))[0]
     assert there.sum(1).tolist() == [3, 3]
     assert not (there[0] & there[1]).any()
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from codi_engine.kernels.correlation import PANEL, Products, centred_ranks, correlation_p, critical_r, interval, pairs
+from codi_engine.kernels.correlation import Products, centred_ranks, correlation_p, critical_r, interval, pairs, panel_rows
 
 
 def correlated(rows: int, width: int, seed: int = 0) -> np.ndarray:
@@ -40,9 +40,10 @@ def test_a_huge_offset_in_double_precision() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_blocks_and_threads_do_not_matter(threads: int) -> None:
-    x = correlated(2 * PANEL + 77, 600).astype(np.float32)
+    panel = panel_rows(1200)
+    x = correlated(panel + 77, 1200).astype(np.float32)
     whole = products(x).matrix()
-    for cuts in ((1, 2, 500), (PANEL,), tuple(range(0, len(x), 999))):
+    for cuts in ((1, 2, 500), (panel,), tuple(range(0, len(x), 999))):
         assert products(x, cuts, threads=threads).matrix().tobytes() == whole.tobytes()
 
 

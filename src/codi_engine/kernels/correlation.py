@@ -21,9 +21,14 @@ import numpy as np
 
 from codi_engine.kernels.accelerate import jit
 
-#: rows multiplied at once, and columns of a tile
-PANEL, TILE = 4096, 512
+#: columns of a tile
+TILE = 704
 _STATE = ("sums", "shift", "low", "high", "nonzero", "missing", "_gram", "_both", "_panel", "_there")
+
+
+def panel_rows(width: int) -> int:
+    """Return how many rows are multiplied at once: more of narrow ones; it follows from the width alone."""
+    return max(1024, min(8192, (1 << 25) // width // 1024 * 1024))
 
 
 class Products:
@@ -45,8 +50,9 @@ class Products:
         self.nonzero, self.missing = np.zeros(width, np.int64), np.zeros(width, np.int64)
         self._gram = np.zeros((width, width))
         self._both = np.zeros((width, width)) if coactive else None
-        self._panel = np.empty((PANEL, width), dtype)
-        self._there = np.empty((PANEL, width), np.float32) if coactive else None
+        self._rows = panel_rows(width)
+        self._panel = np.empty((self._rows, width), dtype)
+        self._there = np.empty((self._rows, width), np.float32) if coactive else None
         self._filled, self._begun = 0, False
         bounds = [(a, min(a + TILE, width)) for a in range(0, width, TILE)]
         self._tiles = [(i, j) for k, i in enumerate(bounds) for j in bounds[: k + 1]]
@@ -55,20 +61,31 @@ class Products:
         """Add rows × width (float32 or float64); NaN are counted, and their columns have no correlation."""
         at = 0
         while at < len(rows):
-            take = min(PANEL - self._filled, len(rows) - at)
+            take = min(self._rows - self._filled, len(rows) - at)
             self._take(rows[at : at + take], self._panel[self._filled : self._filled + take])
             self._filled, at = self._filled + take, at + take
-            if self._filled == PANEL:
+            if self._filled == self._rows:
                 self._multiply()
 
     def _take(self, rows: np.ndarray, into: np.ndarray) -> None:
         """Copy rows into the panel, shifted once the shift is known."""
         if self._there is not None and rows is not into:
             np.not_equal(rows, 0, out=self._there[self._filled : self._filled + len(rows)], casting="unsafe")
-        if self._begun:
-            prepare(rows, into, self.shift, self.sums, self.low, self.high, self.nonzero, self.missing)
-        else:
+        if not self._begun:
             into[:] = rows
+            return
+        step = -(-self.width // self.threads)
+        facts = (self.shift, self.sums, self.low, self.high, self.nonzero, self.missing)
+
+        def some(first: int) -> None:
+            mine = slice(first, first + step)
+            prepare(rows[:, mine], into[:, mine], *(f[mine] for f in facts))
+
+        if self.threads == 1:
+            some(0)
+        else:
+            with ThreadPoolExecutor(self.threads) as pool:
+                list(pool.map(some, range(0, self.width, step)))
 
     def state(self) -> dict[str, np.ndarray]:
         """Return everything, to be kept and given to :meth:`restore`."""

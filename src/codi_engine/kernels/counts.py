@@ -60,11 +60,11 @@ def merge_counts(parts: Sequence[Counts], maps: Sequence[np.ndarray] | None = No
     bases = np.concatenate([[0], np.cumsum([len(m) for m in mapped])])[:-1]
     ptrs = np.stack([p.ptr + b for p, b in zip(parts, bases, strict=True)])
     seen = np.zeros((int(word.max(initial=-1)) + 1, 2), np.int64)
-    out = [np.empty(len(word), np.int32), np.empty(len(word), np.int64), np.empty(len(word), np.int64)]
+    words, sums, sizes = np.empty(len(word), np.int32), np.empty(len(word), np.int64), np.empty(len(word), np.int64)
     ptr = np.zeros(ptrs.shape[1], np.int64)
-    merge_groups(word, times, documents, ptrs, seen, out[0], out[1], out[2], ptr)
+    merge_groups(word, times, documents, ptrs, seen, words, sums, sizes, ptr)
     kept = int(ptr[-1])
-    return Counts(ptr, out[0][:kept], out[1][:kept], out[2][:kept], np.sum([p.total for p in parts], 0), np.sum([p.size for p in parts], 0))
+    return Counts(ptr, words[:kept], sums[:kept], sizes[:kept], np.sum([p.total for p in parts], 0), np.sum([p.size for p in parts], 0))
 
 
 @jit

@@ -68,7 +68,7 @@ def _plain_zeros(x: Any) -> int:
 
 def _intrinsics() -> tuple[Callable[..., Any], ...]:
     """Return matches, load, store and zeros as LLVM: vectors of 64 bytes in portable form, whatever the machine's width."""
-    from llvmlite import ir  # type: ignore[import-untyped]
+    from llvmlite import ir
     from numba import types
     from numba.extending import intrinsic
 

@@ -117,9 +117,9 @@ class Correlation(Analysis[CorrelationOptions]):
 
     def _groups(self, vectors: Vectors, chosen: list[int], kind: type[np.floating[Any]], work: Work) -> list[list[int]]:
         """Divide conditions into groups whose products fit into memory together; each group reads the run once."""
-        from codi_engine.kernels.correlation import PANEL
+        from codi_engine.kernels.correlation import panel_rows
 
-        each = vectors.width**2 * 8 * (2 if self.options.min_coactive else 1) + PANEL * vectors.width * np.dtype(kind).itemsize * 2
+        each = vectors.width**2 * 8 * (2 if self.options.min_coactive else 1) + panel_rows(vectors.width) * vectors.width * np.dtype(kind).itemsize * 2
         room = int(0.6 * work.memory) // each
         if room < 1:
             need = each / 0.6 / 1e9
@@ -162,7 +162,7 @@ class Correlation(Analysis[CorrelationOptions]):
 
     def _ranked(self, vectors: Vectors, group: list[int], by_example: bool, made: list[Products], work: Work) -> None:
         """Ranks need whole columns: rows go to a scratch file when they do not fit into memory."""
-        from codi_engine.kernels.correlation import PANEL, centred_ranks
+        from codi_engine.kernels.correlation import centred_ranks
 
         a = vectors.arrangement
         rows = len(a.targets) * len(a.examples) * (1 if by_example else a.replicates)
@@ -182,8 +182,8 @@ class Correlation(Analysis[CorrelationOptions]):
                     ranks = np.empty(columns.shape)
                     centred_ranks(columns, ranks)
                     mine[:, c : c + strip] = ranks
-                for r in range(0, len(mine), PANEL):
-                    products.add(np.asarray(mine[r : r + PANEL]))
+                for r in range(0, len(mine), 4096):
+                    products.add(np.asarray(mine[r : r + 4096]))
                 products.finish()
                 products.nonzero = raw_nonzero
                 products.shift, products.sums = mean - products.sums / max(products.n, 1), products.sums

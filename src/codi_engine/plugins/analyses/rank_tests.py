@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from codi_engine.kernels.permutation import difference_p, weights
-from codi_engine.kernels.ranks import mann_whitney, wilcoxon
+from codi_engine.kernels.ranks import mann_whitney_pairs, wilcoxon
 from codi_engine.kernels.ttest import CONSTANT, MISSING, TESTED, TINY, Moments, add_differences, paired, pooled_sd, two_sample
 
 
@@ -40,10 +40,12 @@ def rank_test(rows: np.ndarray, pairs: np.ndarray, test: str, permutations: int,
     """
     out = _described(rows, pairs, test == "wilcoxon" or (test == "permutation" and by_example))
     if test == "mann_whitney":
-        _, out.t, out.p = mann_whitney(rows, pairs)
+        found = mann_whitney_pairs(rows, pairs)
+        out.t, out.p = found.z, found.p
     elif test == "wilcoxon":
         for k, (a, b) in enumerate(pairs):
-            _, out.t[k], out.p[k] = wilcoxon(np.asarray(rows[a], np.float64) - rows[b])
+            signed = wilcoxon(np.asarray(rows[a], np.float64) - rows[b])
+            out.t[k], out.p[k] = signed.z, signed.p
     else:
         for k, (a, b) in enumerate(pairs):
             out.p[k] = _permuted(rows[a], rows[b], by_example, permutations, seed, stream * 4096 + k)
