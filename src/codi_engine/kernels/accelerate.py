@@ -28,7 +28,7 @@ def inline(function: F) -> F:
 
 def _compile(function: F, options: dict[str, Any]) -> F:
     if not ENABLED:
-        return function
+        return _plain(function)
     import numba
 
     options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}, **options}
@@ -37,3 +37,17 @@ def _compile(function: F, options: dict[str, Any]) -> F:
     except RuntimeError:  # no directory that can be written: compile afresh in every process
         compiled = numba.njit(**options)(function)
     return compiled
+
+
+def _plain(function: F) -> F:
+    """Return the function as it is, dividing by zero without a warning as the compiled one does."""
+    import functools
+
+    import numpy as np
+
+    @functools.wraps(function)
+    def quiet(*arguments: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return function(*arguments)
+
+    return quiet  # type: ignore[return-value]
