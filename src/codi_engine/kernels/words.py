@@ -49,8 +49,8 @@ MIX, MIX2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 # The caller holds the arrays. Little-endian, as all machines that numba compiles for.
 
 
-def _plain_matches(a: int, fold: int, low: int, width: int) -> Any:
-    values = (np.frombuffer(ctypes.string_at(int(a), BLOCK), np.uint8) | np.uint8(fold)) - np.uint8(low)
+def _plain_matches(a: int, low: int, width: int) -> Any:
+    values = np.frombuffer(ctypes.string_at(int(a), BLOCK), np.uint8) - np.uint8(low)
     return np.packbits(values < width, bitorder="little").view(np.uint64)[0]
 
 
@@ -84,12 +84,12 @@ def _intrinsics() -> tuple[Callable[..., Any], ...]:
         return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), BLOCK), None))
 
     @intrinsic
-    def matches(typing: Any, a: Any, fold: Any, low: Any, width: Any) -> Any:
+    def matches(typing: Any, a: Any, low: Any, width: Any) -> Any:
         def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            values = builder.sub(builder.or_(read(builder, args[0], vector), splat(builder, args[1])), splat(builder, args[2]))
-            return builder.bitcast(builder.icmp_unsigned("<", values, splat(builder, args[3])), word)
+            values = builder.sub(read(builder, args[0], vector), splat(builder, args[1]))
+            return builder.bitcast(builder.icmp_unsigned("<", values, splat(builder, args[2])), word)
 
-        return types.uint64(types.int64, types.int64, types.int64, types.int64), code
+        return types.uint64(types.int64, types.int64, types.int64), code
 
     @intrinsic
     def load(typing: Any, a: Any) -> Any:
@@ -116,7 +116,7 @@ def _intrinsics() -> tuple[Callable[..., Any], ...]:
     return matches, load, store, zeros
 
 
-# matches: bit k is set where ((byte a + k | fold) − low) mod 256 < width; load, store: 8 bytes at a; zeros: trailing zero bits
+# matches: bit k is set where (byte a + k − low) mod 256 < width; load, store: 8 bytes at a; zeros: trailing zero bits
 _matches, _load, _store, _zeros = _intrinsics() if ENABLED else (_plain_matches, _plain_load, _plain_store, _plain_zeros)
 
 
@@ -220,20 +220,20 @@ def _intern_all(text: Any, spans: Any, k: Any, n: Any, table: Any, out: Any) -> 
     """
     missed = np.empty(BATCH, np.int64)
     while k < n:
-        slots, mask, m = _field(table + SLOTS), _field(table + MASK), 0
-        for j in range(k, min(k + BATCH, n)):
-            first, rest = _short_key(text + np.int64(spans[j] >> U32), np.int64(spans[j] & LOW))
+        slots, mask, m = _field(table + SLOTS), _field(table + MASK), U0
+        some, ids = spans[k : min(k + BATCH, n)], out[k : min(k + BATCH, n)]
+        for j in range(some.size):  # from 0, and m unsigned: no index could be one from the end
+            first, rest = _short_key(text + np.int64(some[j] >> U32), np.int64(some[j] & LOW))
             slot = slots + 16 * _slot(first, rest, mask)
             other = _load(slot + 8)
-            out[j] = np.int64(other >> U32) - 1
+            ids[j] = np.int64(other >> U32) - 1
             missed[m] = j
-            m += (_load(slot) ^ first) | ((other ^ rest) & LOW) != U0
-        for q in range(m):
-            j = missed[q]
-            out[j] = _intern(text + np.int64(spans[j] >> U32), np.int64(spans[j] & LOW), table)
-            if out[j] < 0:
-                return j
-        k = min(k + BATCH, n)
+            m += np.uint64((_load(slot) ^ first) | ((other ^ rest) & LOW) != U0)
+        for j in missed[:m]:
+            ids[j] = _intern(text + np.int64(some[j] >> U32), np.int64(some[j] & LOW), table)
+            if ids[j] < 0:
+                return k + j
+        k += some.size
     return n
 
 
@@ -415,21 +415,21 @@ def _won(a: int, begin: int) -> int:
 
 
 @jit
-def _find(text: int, offsets: Any, extended: bool, classes: int, spans: Any, doc_ends: Any) -> int:
+def _find(text: int, offsets: Any, extended: bool, classes: int, spans: Any, doc_ends: Any) -> Any:
     """Write the spans of all tokens, ``start << 32 | length``, and how many there are up to each document's end; return how many.
 
     A block that ends inside a token is read again from that token's start: no state crosses blocks but whether the
     character before is a word character.
     """
-    k = 0
+    k = U0
     for d in range(offsets.size - 1):
         begin, stop, before = text + offsets[d], text + offsets[d + 1], U0
         a = begin
         while a < stop:
             n = min(BLOCK, stop - a)
-            letters, digits, words, hangul = _matches(a, 0, 97, 26), _matches(a, 0, 48, 10), _matches(a, 0, 95, 1), U0
-            dollars, singles, points = _matches(a, 0, 36, 1), U0, U0
-            leads = _matches(a, 0, 0xC0, 0x40) & _first(n)
+            letters, digits, words, hangul = _matches(a, 97, 26), _matches(a, 48, 10), _matches(a, 95, 1), U0
+            dollars, singles, points = _matches(a, 36, 1), U0, U0
+            leads = _matches(a, 0xC0, 0x40) & _first(n)
             if leads != U0:
                 more_digits, more_words, hangul, n = _foreign(a, n, leads, classes)
                 digits, words = digits | more_digits, words | more_words
@@ -442,8 +442,8 @@ def _find(text: int, offsets: Any, extended: bool, classes: int, spans: Any, doc
             signs = dollars & digits >> U1  # a $ that begins a number
             starts = digits & ~((digits | signs) << U1) | signs
             if extended:
-                singles = (dollars & ~signs | _matches(a, 0, 37, 1)) & valid
-                points = _matches(a, 0, 46, 1) & digits >> U1
+                singles = (dollars & ~signs | _matches(a, 37, 1)) & valid
+                points = _matches(a, 46, 1) & digits >> U1
                 starts |= letters & ~(letters << U1) | hangul & ~(hangul << U1) | singles
             else:
                 starts |= letters & ~(words << U1 | before)
@@ -473,10 +473,10 @@ def _find(text: int, offsets: Any, extended: bool, classes: int, spans: Any, doc
                 if extended and classes != 0 and digits & at != U0:
                     b -= _won(b, begin)
                 spans[k] = np.uint64(b - text) << U32 | np.uint64(end - b)
-                k += token
+                k += np.uint64(token)
             a = following
         doc_ends[d + 1] = k
-    return k
+    return np.int64(k)
 
 
 @jit
@@ -515,6 +515,8 @@ def _checked(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndar
     offsets = np.ascontiguousarray(offsets, np.int64)
     if len(offsets) == 0 or offsets[0] < 0 or offsets[-1] > len(data) or (np.diff(offsets) < 0).any():
         raise ValueError(f"offsets must rise from ≥ 0 to ≤ {len(data)} (bytes of text); got {offsets[:1]} … {offsets[-1:]}, {len(offsets)} of them")
+    if (longest := int(np.diff(offsets).max(initial=0))) >= 1 << 31:
+        raise ValueError(f"a document must be below 2 GiB; got {longest} bytes")
     return np.ascontiguousarray(data), offsets
 
 
