@@ -109,13 +109,16 @@ class Comparison:
         """Return the moments of one target: of each condition, or of each pair's differences; and how many values are NaN."""
         conditions = len(self.arrangement.conditions)
         if self.vectors.sparse and self.design.test != "paired":
+            own = _slice(data.own, number)
+            found = [(self.arrangement.own, own)] + ([(self.arrangement.shared, data.common)] if self.arrangement.shared else [])
+            made = [(places, _code_moments(codes, self.vectors.width, self.design.by_example)) for places, codes in found]
+            nan = float(np.isnan(own.value).sum())
+            if not self.arrangement.shared:
+                return made[0][1], nan
             moments = Moments.empty(conditions, self.vectors.width)
-            nan = 0.0
-            for place, codes in self._condition_codes(data, number):
-                found = _code_moments(codes, self.vectors.width, self.design.by_example)
-                nan += float(np.isnan(codes.value).sum())
+            for places, part_of in made:
                 for name in ("n", "shift", "s", "q"):
-                    getattr(moments, name)[place] = getattr(found, name)
+                    getattr(moments, name)[places] = getattr(part_of, name)
             return moments, nan
         rows, nan = self._rows(part, data, number)
         step = self.vectors.block if self.design.by_example else self.vectors.block * self.arrangement.replicates
@@ -149,12 +152,6 @@ class Comparison:
     def _dense(self, data: Any, number: int) -> np.ndarray:
         row: np.ndarray = dense_rows(_slice(data, number), self.vectors.stored) if isinstance(data, Codes) else data[number]
         return row
-
-    def _condition_codes(self, data: Read, number: int) -> Iterator[tuple[int, Codes]]:
-        """Yield (condition, its codes: examples × replicates) of one target."""
-        own = _slice(data.own, number)
-        for condition, (kind, place) in self._position.items():
-            yield condition, _slice(own if kind == "own" else data.common, place)
 
     def _finished(self, target: int, moments: Moments, nan: float) -> Partial:
         return _stacked([self._tests(target, moments, Tested.empty(len(self.design.pairs), self.vectors.width))], nan)
@@ -208,12 +205,13 @@ def _slice(codes: Codes, number: int) -> Codes:
 
 
 def _code_moments(codes: Codes, width: int, by_example: bool) -> Moments:
-    """Return the moments of one condition's codes (examples × replicates)."""
-    moments = Moments.empty(1, width)
-    if by_example and codes.present.shape[1] > 1:
-        moments.add_codes(*average_codes(codes.ptr, codes.index, codes.value, codes.present[None], width))
+    """Return the moments of codes: conditions × examples × replicates."""
+    conditions, examples, replicates = codes.present.shape
+    moments = Moments.empty(conditions, width)
+    if by_example and replicates > 1:
+        moments.add_codes(*average_codes(codes.ptr, codes.index, codes.value, codes.present, width))
     else:
-        moments.add_codes(np.array([0, len(codes.index)]), codes.index, codes.value, np.array([float(codes.present.sum())]))
+        moments.add_codes(codes.ptr[:: examples * replicates], codes.index, codes.value, codes.present.sum((1, 2)).astype(np.float64))
     return moments
 
 
