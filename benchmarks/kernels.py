@@ -494,7 +494,7 @@ def child(what: str, run: Path, share: float, threads: int) -> None:
                 while opened.readinto(buffer):
                     pass
     else:
-        for _ in work.stream("tests", parts, comparison._read, comparison._compute):
+        for _ in work.stream("tests", parts, comparison.read, comparison.compute):
             pass
     print(size / 1e9, time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 

@@ -63,3 +63,16 @@ def test_pairs_of_conditions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("label", "layer"), [("L26-1069", 26), ("layer 3 step 2", 3), ("layer=11", 11), ("XL9", None), ("head 3", None)])
 def test_layers_in_labels(label: str, layer: int | None) -> None:
     assert layer_of(label) == layer
+
+
+def test_a_synthetic_run_reads_alike_sparse_and_dense(tmp_path: Path) -> None:
+    values = []
+    for sparse in (True, False):
+        what = Synthetic(targets=3, features=20, conditions=2, trials=4, density=0.3, words=0, sparse=sparse)
+        run = open_run(write_synthetic(what, tmp_path / str(sparse)))
+        for edited in (True, False):
+            values.append(run.activations("sae", edited=edited))
+    for one, other in zip(values[:2], values[2:], strict=True):
+        assert one.dims == other.dims == ("cell", "feature")
+        assert one.identical(other)
+        assert (one.values == 0).any()

@@ -187,8 +187,8 @@ class Run:
 
         known = [a.split("/")[1] for a in self.store.arrays if a.startswith("activations/")]
         name = self._captured(site, known)
-        array = f"activations/{name}/value"
-        slots, values = self.store.read(array)
+        array = f"activations/{name}/ptr" if self.store.is_sparse(f"activations/{name}") else f"activations/{name}/value"
+        slots, values = self.store.read_codes(f"activations/{name}") if array.endswith("/ptr") else self.store.read(array)
         coded = self._coded
         # in an imported run without a baseline nothing tells edited cells apart: all are given
         keep = coded.index[((coded["condition"] != self._baseline_code).to_numpy() == edited) | (self._baseline_code < 0)]
@@ -196,7 +196,9 @@ class Run:
         rows = [where[s] for s in keep if s in where]
         spec = self.store.spec(array)
         frame = self.cells.set_index(coded.index).loc[[s for s in keep if s in where]]
-        data = xr.DataArray(values[rows], dims=spec.dims, coords=dict(spec.attrs.get("coords", {})), name=name)
+        coords = dict(spec.attrs.get("coords", {}))
+        dims = ("cell", *(coords or ("width",))) if array.endswith("/ptr") else spec.dims
+        data = xr.DataArray(values[rows], dims=dims, coords=coords, name=name)
         named = {a: f"edited_{a}" if a in data.dims else a for a in self.axes}  # where a cell was edited, not what was captured
         axes = {named[a]: ("cell", frame[a].to_numpy()) for a in self.axes if a in frame and frame[a].notna().any()}
         data = data.assign_coords(axes)

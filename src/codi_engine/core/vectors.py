@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ import numpy as np
 
 from codi_engine.core.arrange import Arrangement, arrange, layer_of
 from codi_engine.core.errors import UserError, nearest
+from codi_engine.store.sparse import to_dense
 
 if TYPE_CHECKING:
     from codi_engine.core.results import Run
@@ -76,7 +77,7 @@ class Vectors:
     def __init__(self, run: Run, site: str | None, where: str, at: Mapping[str, Any] | None = None) -> None:
         self.run, self.where = run, where
         self.name = captured(run, site, where)
-        self.sparse = f"activations/{self.name}/ptr" in run.store.arrays
+        self.sparse = run.store.is_sparse(f"activations/{self.name}")
         self.array = f"activations/{self.name}/{'ptr' if self.sparse else 'value'}"
         spec = run.store.spec(self.array)
         self.shape: tuple[int, ...] = (int(spec.attrs["width"]),) if self.sparse else spec.shape
@@ -237,13 +238,6 @@ class Vectors:
 
 def dense_rows(codes: Codes, width: int) -> np.ndarray:
     """Return the rows of codes as an array: shape of ``present`` × features, NaN where there is no cell."""
-    out = np.zeros((codes.present.size, width), codes.value.dtype)
+    out = to_dense(np.stack([codes.ptr[:-1], codes.ptr[1:]], 1), codes.index, codes.value, width)
     out[~codes.present.reshape(-1)] = np.nan
-    row = np.repeat(np.arange(codes.present.size), np.diff(codes.ptr))
-    out[row, codes.index] = codes.value
     return out.reshape(*codes.present.shape, width)
-
-
-def listed(names: Sequence[str], most: int = 6) -> str:
-    """Return names for a sentence, shortened."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")

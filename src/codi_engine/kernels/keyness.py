@@ -13,21 +13,17 @@ import numpy as np
 from codi_engine.kernels.accelerate import jit
 
 
-def log_odds(a: np.ndarray, b: np.ndarray, total_a: np.ndarray, total_b: np.ndarray, prior: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (log-odds-ratio, z) of words.
+def log_odds(
+    a: np.ndarray, b: np.ndarray, total_a: np.ndarray, total_b: np.ndarray, prior: np.ndarray, prior_total: float
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Return (log-odds-ratio, z) of words: eq. 16, and eqs. 20 and 22.
 
     Parameters
     ----------
     a, b: counts of the words in each collection
     total_a, total_b: tokens of each (broadcast)
-    prior: pseudo-counts of the same words, all above 0; their sum over the whole vocabulary is ``prior.sum()`` unless the
-        words are only some of it: then give counts of all words, zeros included
+    prior: pseudo-counts of the same words, all above 0; ``prior_total`` is their sum over the whole vocabulary
     """
-    return log_odds_of(a, b, total_a, total_b, prior, np.asarray(prior).sum())
-
-
-def log_odds_of(a: np.ndarray, b: np.ndarray, total_a: np.ndarray, total_b: np.ndarray, prior: np.ndarray, prior_total: float) -> tuple[np.ndarray, np.ndarray]:
-    """As :func:`log_odds` for some of the words; ``prior_total`` is the sum over the whole vocabulary (eq. 16; z: eqs. 20, 22)."""
     a, b, prior = (np.asarray(v, np.float64) for v in (a, b, prior))
     x, y = a + prior, b + prior
     ratio = np.log(x) - np.log(total_a + prior_total - x) - np.log(y) + np.log(total_b + prior_total - y)

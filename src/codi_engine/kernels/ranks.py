@@ -457,10 +457,3 @@ def _signed(u2: np.ndarray, ties: np.ndarray, n: np.ndarray, zeros: np.ndarray) 
     out = tuple(np.empty(len(u2), t) for t in (float, float, float, float, np.int64, np.int8))
     _signed_rows(u2, ties, n, zeros, *out)
     return out
-
-
-@jit
-def _exceed(drawn: np.ndarray, least: np.ndarray, larger: np.ndarray) -> None:
-    for k in range(drawn.shape[0]):
-        for f in range(drawn.shape[1]):
-            larger[f] += abs(drawn[k, f]) >= least[f]

@@ -23,8 +23,6 @@ Test = Literal["welch", "pooled", "paired"]
 
 #: what ``status`` says: tested; a group without values; too few values; no spread and no difference; no spread but a difference
 TESTED, MISSING, TINY, CONSTANT, SEPARATED = range(5)
-#: features worked on together, so that their sums stay in the fastest cache
-STRIP = 512
 
 
 @dataclass
@@ -217,7 +215,7 @@ def add_rows(x, n, shift, s, q):
     """Add groups × rows × features to shifted sums, groups × features."""
     groups, rows, features = x.shape
     for g in range(groups):
-        for f0 in range(0, features, 512):
+        for f0 in range(0, features, 512):  # few enough that their sums stay in the fastest cache
             f1 = min(f0 + 512, features)
             ng, cg, sg, qg = n[g, f0:f1], shift[g, f0:f1], s[g, f0:f1], q[g, f0:f1]
             i = 0

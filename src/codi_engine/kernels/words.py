@@ -323,15 +323,6 @@ def _enlarged(array: np.ndarray, least: int) -> np.ndarray:
     return out
 
 
-def merge_vocabularies(parts: Sequence[Vocabulary]) -> tuple[Vocabulary, list[np.ndarray]]:
-    """Return a vocabulary of all parts and, for each part, the new id of each of its ids (int32).
-
-    Parts of consecutive documents, merged in their order, give the ids that all documents together would have given.
-    """
-    whole = Vocabulary()
-    return whole, [whole.add(*part.arrays()) for part in parts]
-
-
 # ------------------------------------------------------------------------------------------- tokens
 
 

@@ -16,6 +16,7 @@ from codi_engine.store.files import CheckedFiles, difference, read_file
 from codi_engine.store.layout import DATA, LEDGER, PARTIAL, PROVENANCE, STATUS, TEXTS, ArraySpec, text_file, unit_of
 from codi_engine.store.ledger import read_ledger
 from codi_engine.store.provenance import read_provenance
+from codi_engine.store.sparse import to_dense
 from codi_engine.store.state import State
 from codi_engine.store.texts import decode_texts, join_texts
 
@@ -213,6 +214,21 @@ class RunReader:
         if min(len(index), len(value)) < count or (np.diff(ptr, axis=1) < 0).any() or (ptr < 0).any():
             raise StoreError(f"{self.path}: unit {unit}: {name}/ptr does not fit its entries")
         return ptr, index[:count], value[:count]
+
+    def is_sparse(self, name: str) -> bool:
+        """Say whether ``name`` is stored as sparse codes."""
+        return f"{name}/ptr" in self.specs
+
+    def read_codes(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return (slots, values) of the finished cells that have sparse codes of ``name``, zeros filled in (slots × width)."""
+        width = int(self.spec(f"{name}/ptr").attrs["width"])
+        slots = self.read_slots(f"{name}/ptr")
+        out = np.zeros((len(slots), width), np.dtype(self.spec(f"{name}/value").dtype))
+        for unit in np.unique(slots // self.unit_cells).tolist():
+            mine = slots // self.unit_cells == unit
+            ptr, index, value = self.codes_of(name, unit)
+            out[mine] = to_dense(ptr[slots[mine] % self.unit_cells], index, value, width)
+        return slots, out
 
     def _shard(self, name: str, unit: int) -> np.ndarray:
         """Return a committed shard's bytes after comparing its size (its checksums are compared when it is decoded).

@@ -35,8 +35,9 @@ def to_codes(name: str, rows: np.ndarray, unit: int, unit_cells: int) -> dict[st
 
 
 def to_dense(ptr: np.ndarray, index: np.ndarray, value: np.ndarray, width: int) -> np.ndarray:
-    """Return cells × width of codes."""
+    """Return cells × width of codes; ``ptr`` (cells × 2) says where each cell's entries lie, in any order."""
     out = np.zeros((len(ptr), width), value.dtype)
-    cell = np.repeat(np.arange(len(ptr)), ptr[:, 1] - ptr[:, 0])
-    out[cell, index] = value
+    length = ptr[:, 1] - ptr[:, 0]
+    entry = np.repeat(ptr[:, 0] - (np.cumsum(length) - length), length) + np.arange(length.sum())
+    out[np.repeat(np.arange(len(ptr)), length), index[entry]] = value[entry]
     return out

@@ -71,7 +71,7 @@ class Comparison:
             size = max(p.bytes for p in parts)
             raise UserError(f"{self.vectors.where}: test {self.design.test} needs all rows of a target at once; raise `memory` (a part has {size:,} bytes)")
         waiting: list[Partial] = []
-        for part, partial in zip(parts, self.work.stream("tests", parts, self._read, self._compute), strict=True):
+        for part, partial in zip(parts, self.work.stream("tests", parts, self.read, self.compute), strict=True):
             if "moments" not in partial:
                 yield partial
                 continue
@@ -82,7 +82,8 @@ class Comparison:
 
     # -------------------------------------------------------------------------------------------- reading
 
-    def _read(self, part: VectorPart, used: Read | None) -> Read:
+    def read(self, part: VectorPart, used: Read | None) -> Read:
+        """Read a part; ``used`` is an earlier one whose memory may be taken."""
         key = (part.begin, part.end)
         if self.arrangement.shared and self._common[0] != key:
             self._common = (key, self.vectors.read_common(*key))
@@ -90,7 +91,8 @@ class Comparison:
 
     # ------------------------------------------------------------------------------------------- computing
 
-    def _compute(self, part: VectorPart, data: Read) -> Partial:
+    def compute(self, part: VectorPart, data: Read) -> Partial:
+        """Test the targets of a part, or return the moments of a piece of one target."""
         whole = part.begin == 0 and part.end == len(self.arrangement.examples)
         out, gone, room = [], 0.0, Tested.empty(len(self.design.pairs), self.vectors.width)
         for number, target in enumerate(range(part.first, part.last)):

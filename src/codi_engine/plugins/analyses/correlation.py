@@ -166,7 +166,7 @@ class Correlation(Analysis[CorrelationOptions]):
 
         a = vectors.arrangement
         rows = len(a.targets) * len(a.examples) * (1 if by_example else a.replicates)
-        with _scratch(work, len(group) * rows, vectors.width) as store:
+        with _Scratch(work, len(group) * rows, vectors.width) as store:
             at = np.arange(len(group)) * rows
             for _, part, data in work.read_ahead("correlation", vectors.parts(work.piece), lambda p, used: _read(vectors, p, used)):
                 for i, block in enumerate(_rows(vectors, part, data, group, by_example)):
@@ -281,7 +281,7 @@ def _rows(vectors: Vectors, part: VectorPart, data: tuple[Any, Any], group: list
     return out
 
 
-class _scratch:
+class _Scratch:
     """Rows × width of double precision, in memory or in a file that is removed afterwards."""
 
     def __init__(self, work: Work, rows: int, width: int) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 POSITIVE, NEGATIVE = DIVERGING(0.95), DIVERGING(0.08)
 
 
-def draw(table: pd.DataFrame, graph: nx.DiGraph, most: int, nan: float) -> dict[str, Figure]:
+def draw(table: pd.DataFrame, graph: nx.DiGraph, most: int) -> dict[str, Figure]:
     """Return name → figure; none where nothing is significant."""
     if graph.number_of_edges() == 0:
         return {}

@@ -86,7 +86,7 @@ class Pathways(Analysis[PathwaysOptions]):
         graph = pathway_graph.graph(found.table, options.direction)
         chains = pathway_graph.chains(graph, options.chains)
         tables = {"pathways": found.table, "chains": chains, "pairs": _pair_table(found, arrangement, design)}
-        figures = pathway_figures.draw(found.table, graph, options.draw, found.nan)
+        figures = pathway_figures.draw(found.table, graph, options.draw)
         files = pathway_graph.files(graph)
         return AnalysisResult(tables, figures, self._summary(found, chains, vectors, design), files)
 

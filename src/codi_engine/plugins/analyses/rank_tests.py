@@ -8,22 +8,16 @@ import numpy as np
 
 from codi_engine.kernels.permutation import difference_p, weights
 from codi_engine.kernels.ranks import mann_whitney_pairs, wilcoxon
-from codi_engine.kernels.ttest import CONSTANT, MISSING, TESTED, TINY, Moments, add_differences, paired, pooled_sd, two_sample
+from codi_engine.kernels.ttest import CONSTANT, MISSING, TESTED, TINY, Moments, Tested, add_differences, paired, pooled_sd, two_sample
 
 
 @dataclass
-class RankTested:
-    """As :class:`codi_engine.kernels.ttest.Tested`; ``t`` is the rank test's z (NaN for permutations), ``df`` infinite.
+class RankTested(Tested):
+    """``t`` is the rank test's z (NaN for permutations), ``df`` infinite.
 
     ``n_a``, ``n_b``: values; ``sd``: what effects are divided by for g.
     """
 
-    effect: np.ndarray
-    se: np.ndarray
-    t: np.ndarray
-    df: np.ndarray
-    p: np.ndarray
-    status: np.ndarray
     n_a: np.ndarray
     n_b: np.ndarray
     sd: np.ndarray

@@ -144,7 +144,7 @@ class Words(Analysis[WordsOptions]):
         return first + np.arange(documents.examples)
 
     def _one(self, corpus: Corpus, counts: Counts, groups: list[np.ndarray], target: int, pair: int, prior: np.ndarray) -> Tests:
-        from codi_engine.kernels.keyness import g2, log_odds_of, log_ratio
+        from codi_engine.kernels.keyness import g2, log_odds, log_ratio
 
         sides = [_side(counts, rows) for rows in groups]
         terms = np.union1d(sides[0].term, sides[1].term)
@@ -153,7 +153,7 @@ class Words(Analysis[WordsOptions]):
         terms, x, y, dx, dy = (v[enough] for v in (terms, x, y, dx, dy))
         total = [int(counts.total[rows].sum()) for rows in groups]
         size = [int(counts.size[rows].sum()) for rows in groups]
-        odds, z = log_odds_of(x, y, np.array(total[0]), np.array(total[1]), prior[terms], self.options.prior)
+        odds, z = log_odds(x, y, np.array(total[0]), np.array(total[1]), prior[terms], self.options.prior)
         columns = {
             "count": x, "count_against": y, "texts": dx, "texts_against": dy, "share": dx / max(size[0], 1), "share_against": dy / max(size[1], 1),
             "log_odds": odds, "z": z, "g2": g2(x, y, np.array(total[0]), np.array(total[1])),
