@@ -106,6 +106,11 @@ def test_planted_words_are_found(tmp_path: Path) -> None:
     assert len(found) - len(hit) <= 0.15 * len(found)
 
 
+def test_few_examples_are_said_to_tell_little(tmp_path: Path) -> None:
+    assert "can hardly tell anything" in one(synthetic(tmp_path / "few", examples=2)).summary
+    assert "can hardly tell anything" not in one(synthetic(tmp_path / "enough", examples=6, trials=3)).summary
+
+
 def test_pairs_of_words(tmp_path: Path) -> None:
     run = synthetic(tmp_path / "run")
     overall = table(one(run, ngrams=2, least=3), "vocabulary").set_index("word")["count"]

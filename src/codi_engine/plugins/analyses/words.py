@@ -225,7 +225,8 @@ class Words(Analysis[WordsOptions]):
         trials = f", {a.replicates:,} texts each" if a.replicates > 1 else ""
         if documents.by_example:
             how = "texts exchange conditions within their example" if self.options.test == "permutation" else "shares of texts, paired by example"
-            return f"unit: the example ({len(a.examples):,}{trials}); {how}"
+            few = "; so few examples can hardly tell anything: test=documents speaks about sampling from these prompts" if len(a.examples) < 6 else ""
+            return f"unit: the example ({len(a.examples):,}{trials}); {how}{few}"
         if len(a.examples) > 1:
             return "texts of one example are taken for independent: p-values are too small; use test=examples"
         return "one prompt per condition: its texts are the only replication, so this speaks about sampling from these prompts and nothing wider"
