@@ -91,7 +91,9 @@ def _places(columns: list[tuple[int | None, list[str]]], edges: list[tuple[str, 
 
 def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], g: float, strongest: float) -> None:
     share = abs(g) / strongest
-    bend = 0.0 if start[0] != end[0] else 0.4
+    columns, level = abs(end[0] - start[0]), abs(end[1] - start[1]) < 0.03
+    # a level one that passes other columns goes round what stands there; within a column it must leave it
+    bend = 0.4 if columns == 0 else -0.5 / columns if level and columns > 1 else 0.0
     axes.add_patch(
         FancyArrowPatch(
             start,
