@@ -1,34 +1,129 @@
-"""Which other examples a resampled cell takes its values from."""
+"""Which other examples an edited cell takes its values from, and what the algebra predicts of the exchange."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from codi_engine.core.errors import UserError
+from codi_engine.core.algebra import Solution, parse_solution
+from codi_engine.core.errors import UserError, nearest
+from codi_engine.core.plugin import Data, Example
 from codi_engine.core.sampling import generator
 
 if TYPE_CHECKING:
-    from codi_engine.core.plan import Condition
+    from codi_engine.core.conditions import Condition
 
-_orders: dict[tuple[Any, ...], list[str]] = {}
+#: number of tokens of a prompt's text
+Length = Callable[[str], int]
+#: what donors may be matched by beside the data's own fields
+MEANINGS = ("answer", "length", "value")
 
 
-def donors_of(seed: int, example: str, pool: Sequence[str], condition: Condition, point: Mapping[str, Any]) -> str:
-    """Return the donor of one cell: the ``donor``-th of a sequence drawn without replacement for its example.
+class Donors:
+    """Draws donors without replacement: the ``donor``-th of a sequence of its own for every example.
 
-    The sequence is keyed by (seed, example), and by the set of steps or positions with ``donors: per_place``; it does
-    not depend on ``limit`` or on how many donors are asked for.
+    The sequence is keyed by (seed, example), and by the set of steps or positions with ``donors: per_place``; it does not
+    depend on ``limit`` or on how many donors are asked for. ``match`` keeps the examples of the same or another
+    answer, prompt length, intermediate value (that of step ``carries`` of the written solution) or field.
     """
-    if condition.options.get("self_donor"):
-        return example
-    place = [point.get("step"), point.get("position")] if condition.options.get("donors") == "per_place" else []
-    key = (seed, example, tuple(map(str, place)), len(pool), hash(tuple(pool)))
-    if key not in _orders:
-        others = [i for i in pool if i != example]
-        order = generator("donors", seed, example, place).permutation(len(others))
-        _orders[key] = [others[i] for i in order]
-    index = int(point["donor"])
-    if index >= len(_orders[key]):
-        raise UserError(f"sweep.donor: {index + 1} donors asked for, but only {len(_orders[key])} other examples exist")
-    return _orders[key][index]
+
+    def __init__(self, seed: int, data: Data, length: Length | None = None) -> None:
+        self.seed = seed
+        self.pool = list(data.pool)
+        self.examples = {e.id: e for e in [*data.pool, *data.examples]}
+        self.swept = [e.id for e in data.examples]
+        self.length: Length = length or (lambda text: len(text.split()))
+        self._orders: dict[tuple[Any, ...], list[str]] = {}
+        self._solutions: dict[str, Solution | None] = {}
+        self._lengths: dict[str, int] = {}
+
+    def has(self, example: str, condition: Condition, point: Mapping[str, Any]) -> bool:
+        """False where ``match`` leaves too few donors for a cell; True where it takes none."""
+        if condition.plugin.source != "donor" or not condition.options.get("match"):
+            return True
+        return int(point["donor"]) < len(self._order(example, condition, point))
+
+    def of(self, example: str, condition: Condition, point: Mapping[str, Any]) -> str:
+        """Return the donor of one cell.
+
+        Raises
+        ------
+        UserError: more donors asked for than there are other examples
+        """
+        if condition.options.get("self_donor"):
+            return example
+        order = self._order(example, condition, point)
+        index = int(point["donor"])
+        if index >= len(order):
+            raise UserError(f"sweep.donor: {index + 1} donors asked for, but only {len(order)} other examples exist")
+        return order[index]
+
+    def shuffled(self, example: str) -> str:
+        """Return another of the swept examples, for the control that takes its values from an unrelated one."""
+        others = [i for i in self.swept if i != example]
+        return others[int(generator("shuffled", self.seed, example).integers(len(others)))]
+
+    def _order(self, example: str, condition: Condition, point: Mapping[str, Any]) -> list[str]:
+        place = [point.get("step"), point.get("position")] if condition.options.get("donors") == "per_place" else []
+        match = {} if condition.control == "shuffled" else dict(condition.options.get("match") or {})
+        key = (example, tuple(map(str, place)), tuple(sorted(match.items())), condition.options.get("carries"))
+        if key not in self._orders:
+            others = [e.id for e in self.pool if e.id != example]
+            order = generator("donors", self.seed, example, place).permutation(len(others))
+            drawn = [others[i] for i in order]
+            self._orders[key] = [o for o in drawn if self._fits(example, o, match, condition)] if match else drawn
+        return self._orders[key]
+
+    def _fits(self, example: str, other: str, match: Mapping[str, str], condition: Condition) -> bool:
+        for meaning, wanted in match.items():
+            a, b = (self._meaning(i, meaning, condition) for i in (example, other))
+            if a is None or b is None or (a == b) != (wanted == "same"):
+                return False
+        return True
+
+    def _meaning(self, name: str, meaning: str, condition: Condition) -> Any:
+        example = self.examples[name]
+        prompt = example.prompts[condition.variant]
+        if meaning == "answer":
+            return prompt.answer
+        if meaning == "length":
+            if name not in self._lengths:
+                self._lengths[name] = self.length(prompt.text)
+            return self._lengths[name]
+        if meaning == "value":
+            return self.value(name, int(condition.options["carries"]))
+        if not any(meaning in e.fields for e in self.pool):
+            known = [*MEANINGS, *dict.fromkeys(f for e in self.pool for f in e.fields)]
+            raise UserError(f"match: the data has no field '{meaning}'; {nearest(meaning, known)}")
+        return example.fields.get(meaning)
+
+    # ------------------------------------------------------------------------------------------ algebra
+
+    def solution(self, name: str) -> Solution | None:
+        """Return an example's written solution, read from its field ``steps`` or ``solution``; None without one."""
+        if name not in self._solutions:
+            self._solutions[name] = solution_of(self.examples[name])
+        return self._solutions[name]
+
+    def value(self, name: str, step: int) -> float | None:
+        """Return the ``step``-th intermediate value of an example's solution."""
+        solution = self.solution(name)
+        return solution.values[step] if solution is not None and step < len(solution.values) else None
+
+    def predicted(self, example: str, donor: str, condition: Condition) -> float | None:
+        """Return the answer that follows when the value which ``carries`` names is the donor's; None when nothing does."""
+        step = condition.options.get("carries")
+        solution = self.solution(example)
+        if step is None or solution is None or step >= len(solution.values):
+            return None
+        value = self.value(donor, int(step))
+        return None if value is None else solution.with_result(int(step), value)
+
+
+def solution_of(example: Example) -> Solution | None:
+    """Parse the written solution that an example's fields hold."""
+    for name in ("steps", "solution"):
+        text = example.fields.get(name)
+        if isinstance(text, str):
+            return parse_solution(text, next(iter(example.prompts.values())).text)
+    return None

@@ -26,6 +26,8 @@ from codi_engine.core.wavefront import Edit
 
 #: the group that pins values to the unedited run (``downstream: freeze``, and the gate's self-patch)
 OWN = 0
+#: the group that puts the row's own current value back: an edit that fires and changes nothing
+HOLD = 1
 
 
 @dataclass
@@ -58,12 +60,13 @@ class _Group:
 
 @dataclass(frozen=True)
 class Placed:
-    """A cell with its prompts found: indices into the run's prompt table."""
+    """A cell with its prompts found: indices into the run's prompt table. ``source`` is the one that values are taken from."""
 
     cell: Cell
     prompt: int
     partner: int
     donor: int | None
+    source: int
 
 
 class Editor:
@@ -79,6 +82,7 @@ class Editor:
     seed: the run's
     common: leave the condition out of random keys
     record: keep what fired (the gate and ``check``)
+    own_source: take every value from the row's own prompt: with it, a replacement must be an identity (the gate)
     """
 
     def __init__(
@@ -91,15 +95,16 @@ class Editor:
         seed: int,
         common: bool = False,
         record: bool = False,
+        own_source: bool = False,
     ) -> None:
         self.net, self.conditions, self.build, self.sources = net, conditions, build, sources
-        self.lengths, self.seed, self.common, self.record = lengths, seed, common, record
+        self.lengths, self.seed, self.common, self.record, self.own_source = lengths, seed, common, record, own_source
         self.groups: list[_Group] = []
         self._group_ids: dict[str, int] = {}
         self.fired: dict[tuple[str, str], Fired] = {}
         self.placed: Sequence[Placed] = ()
         if conditions:
-            self.groups.append(_Group(None, None, conditions[0]))
+            self.groups += [_Group(None, None, conditions[0])] * 2  # OWN and HOLD
 
     # --------------------------------------------------------------------------------------------- tasks
 
@@ -111,30 +116,59 @@ class Editor:
     def _task(self, placed: Placed, local: Mapping[int, int], own: bool) -> Task:
         condition = self.conditions[placed.cell.condition]
         values = placed.cell.values
-        group = OWN if own else self._group(condition, values)
-        places = self._places(condition, values, placed.prompt)
-        layers: Sequence[int | None] = values["layer"] if "layer" in values else (None,)
-        signature = self._signature(group, placed)
-        edits: dict[Phase, list[Edit]] = {condition.phase: []}
-        for place in places:
-            for layer in layers:
-                edits[condition.phase].append(Edit(condition.site.at(layer), place, group, signature))
-        if condition.downstream == "freeze" and self.net.info.latents:
-            edits.setdefault("latent", []).extend(self._frozen(condition, places))
-        for phase in edits:
-            edits[phase].sort(key=lambda e: (e.place, e.site.entry(self.net.info.layers)))
+        group = self._group(condition, values)
         cell = placed.cell
         name = "" if self.common else condition.name
         axes = {} if self.common else dict(values)
         key = int.from_bytes(generator("trial", self.seed, cell.example, name, axes, cell.trial).bytes(16), "little")
-        return Task(local[placed.prompt], edits, key=key)
+        if condition.plugin.ends_latents:
+            return Task(local[placed.prompt], {}, key=key, latents=None if own else min(values["step"]))
+        return Task(local[placed.prompt], self._edits(placed, condition, group, own), key=key)
+
+    def _edits(self, placed: Placed, condition: Condition, group: int, own: bool) -> dict[Phase, list[Edit]]:
+        """Return a cell's edits by phase, in the order in which they are reached."""
+        values = placed.cell.values
+        layers: Sequence[int | None] = values["layer"] if "layer" in values else (None,)
+        signature = self._signature(OWN if own else group, placed)
+        edits: dict[Phase, list[Edit]] = {condition.phase: []}
+        for phase, places in self.reach(condition, group, values, placed.prompt).items():
+            held = set(places[1:]) if condition.options.get("chain") else set()
+            for place in places:
+                number = HOLD if place in held or (own and condition.tokens is not None) else OWN if own else group
+                for layer in layers:
+                    site = Site(condition.site.component, layer, phase)
+                    edits.setdefault(phase, []).append(Edit(site, place, number, "held" if number == HOLD else signature))
+        if condition.downstream == "freeze" and self.net.info.latents:
+            edits.setdefault("latent", []).extend(self._frozen(condition, self._addressed(condition, values, placed.prompt)))
+        for phase in edits:
+            edits[phase].sort(key=lambda e: (e.place is None, e.place or 0, e.site.entry(self.net.info.layers)))
+        return edits
+
+    def group_of(self, placed: Placed) -> int:
+        """Return the number of the intervention that edits a cell."""
+        return self._group(self.conditions[placed.cell.condition], placed.cell.values)
+
+    def addressed(self, placed: Placed) -> list[int]:
+        """Return the places that a cell addresses."""
+        return self._addressed(self.conditions[placed.cell.condition], placed.cell.values, placed.prompt)
+
+    def reach(self, condition: Condition, group: int, values: Mapping[str, Any], prompt: int) -> Mapping[Phase, Sequence[int | None]]:
+        """Return where a cell is edited, by phase; None stands for every token from there on."""
+        latents = self.net.info.latents
+        if condition.tokens is not None:
+            first = [-1] if condition.tokens == "last" else list(range(-self.lengths[prompt], 0))
+            return {"prompt": first, **({"latent": list(range(latents))} if latents else {}), "answer": [None]}
+        addressed = self._addressed(condition, values, prompt)
+        intervention = self.groups[group].intervention
+        assert intervention is not None
+        return intervention.edits(condition.phase, addressed, latents)
 
     def _frozen(self, condition: Condition, places: Sequence[int]) -> list[Edit]:
         """Pin the latents after the first edit to the unedited run; steps edited at ``latent_in`` keep their edit."""
         first = min(places) + 1 if condition.phase == "latent" else 0
         edited = set(places) if condition.site.component == "latent_in" else set()
         steps = range(first, self.net.info.latents) if condition.phase != "answer" else ()
-        return [Edit(Site("latent_in"), step, OWN, "frozen") for step in steps if step not in edited]
+        return [Edit(Site("latent_in", None, "latent"), step, OWN, "frozen") for step in steps if step not in edited]
 
     def _group(self, condition: Condition, values: Mapping[str, Any]) -> int:
         options = {**condition.options, **{k: v for k, v in values.items() if k not in PLACES}}
@@ -147,11 +181,13 @@ class Editor:
 
     def _signature(self, group: int, placed: Placed) -> tuple[Any, ...]:
         intervention = self.groups[group].intervention
-        if intervention is not None and intervention.random:
+        if intervention is None:
+            return (group, None)
+        if intervention.random or self.groups[group].condition.control == "random":
             return (group, placed.cell.key)
-        return (group, placed.donor if intervention is not None and intervention.source == "donor" else None)
+        return (group, placed.source if intervention.source in ("donor", "partner") else None)
 
-    def _places(self, condition: Condition, values: Mapping[str, Any], prompt: int) -> list[int]:
+    def _addressed(self, condition: Condition, values: Mapping[str, Any], prompt: int) -> list[int]:
         if condition.phase == "latent":
             return list(values["step"])
         places = values["position"]
@@ -175,12 +211,11 @@ class Editor:
         columns = self._columns(group, site)
         old = values if columns is None else values[:, columns]
         placed = [self.placed[c] for c in cells]
-        rows = self._rows(group, site, place, placed, old, columns)
-        if group.intervention is None:
-            assert rows.source is not None
-            new = rows.source.to(old.dtype)
+        if number == HOLD:
+            new = old.clone()
         else:
-            new = group.intervention.apply(rows)
+            rows = self._rows(number, site, place, placed, old, columns)
+            new = self._new_values(group, rows)
         if new.shape != old.shape or new.dtype != old.dtype:
             name = group.intervention.name if group.intervention else "own"
             raise GateError(f"intervention '{name}' returned {list(new.shape)} {new.dtype} for {list(old.shape)} {old.dtype} at {site}")
@@ -193,22 +228,34 @@ class Editor:
         out[:, columns] = new
         return out
 
+    def _new_values(self, group: _Group, rows: Rows) -> torch.Tensor:
+        if group.intervention is None:
+            assert rows.source is not None
+            return rows.source.to(rows.values.dtype)
+        new = group.intervention.apply(rows)
+        if group.condition.control != "random":
+            return new
+        step, direction = (new - rows.values).norm(dim=-1, keepdim=True), rows.draws()
+        aside: torch.Tensor = step / direction.norm(dim=-1, keepdim=True) * direction  # as far, but nowhere in particular
+        return rows.values + aside
+
     def _columns(self, group: _Group, site: Site) -> torch.Tensor | None:
         if group.heads is None:
             return None
         size = self.net.info.head_dim
         return torch.tensor([h * size + i for h in group.heads for i in range(size)], device=self.net.device)
 
-    def _rows(self, group: _Group, site: Site, place: int, placed: Sequence[Placed], old: torch.Tensor, columns: torch.Tensor | None) -> Rows:
-        condition = self.conditions[placed[0].cell.condition]
-        phase: Phase = condition.phase if group.intervention is not None or site.component == condition.site.component else "latent"
+    def _rows(self, number: int, site: Site, place: int, placed: Sequence[Placed], old: torch.Tensor, columns: torch.Tensor | None) -> Rows:
+        condition, group = self.conditions[placed[0].cell.condition], self.groups[number]
+        phase = site.phase
+        assert phase is not None
         labels = {
             "example": np.array([p.cell.example for p in placed], object),
             "layer": np.full(len(placed), -1 if site.layer is None else site.layer),
             "position" if phase != "latent" else "step": np.full(len(placed), place),
             "donor": np.array([p.cell.values.get("donor", -1) for p in placed]),
         }
-        source = self._source(group, condition, phase, site, place, placed)
+        source = self._source(group, condition, site, place, placed)
         if source is not None:
             source = source.to(old.device)
             source = source if columns is None else source[:, columns]
@@ -217,22 +264,30 @@ class Editor:
             value = self.sources.scale(site.component, site.layer, phase, condition.variant, place)
             scale = torch.full((len(placed),), value, device=old.device)
         self.sources.phase, self.sources.variant = phase, condition.variant
-        return Rows(old, labels, site.component, site.layer, place, source, scale, lambda: self._draws(placed, site, place, old))
+        return Rows(old, labels, site.component, site.layer, place, source, scale, lambda: self._draws(placed, site, place, old), phase)
 
-    def _source(self, group: _Group, condition: Condition, phase: Phase, site: Site, place: int, placed: Sequence[Placed]) -> torch.Tensor | None:
+    def _source(self, group: _Group, condition: Condition, site: Site, place: int, placed: Sequence[Placed]) -> torch.Tensor | None:
         kind = "own" if group.intervention is None else group.intervention.source
+        phase = site.phase
+        assert phase is not None
         if kind is None:
             return None
         if kind in ("mean", "mean_over_steps"):
             places = [place] if kind == "mean" else self._all_places(condition, phase, place)
             mean = self.sources.mean(site.component, site.layer, phase, condition.variant, places)
             return torch.from_numpy(np.repeat(mean[None].astype(np.float32), len(placed), 0))
-        prompts = [{"own": p.prompt, "partner": p.partner, "donor": p.donor}[kind] for p in placed]
-        assert all(p is not None for p in prompts)
-        places = [self._source_place(condition, place, p.prompt, q) for p, q in zip(placed, prompts, strict=True)]  # type: ignore[arg-type]
-        if phase != "prompt" or kind == "own":
-            places = [place] * len(placed)
-        values = self.sources.values(site.component, site.layer, phase, prompts, places)  # type: ignore[arg-type]
+        if group.intervention is None or kind == "own":
+            read, at, prompts = site, place, [p.prompt for p in placed]
+        else:
+            prompts = [p.prompt if self.own_source else p.source for p in placed]
+            read, at = group.intervention.source_at(site, place)
+            if condition.control == "wrong_step" and not self.own_source:
+                at = (at + 1) % self.net.info.latents
+        places = [at] * len(placed)
+        if read.phase == "prompt" and kind != "own":
+            places = [self._source_place(condition, at, p.prompt, q) for p, q in zip(placed, prompts, strict=True)]
+        assert read.phase is not None
+        values = self.sources.values(read.component, read.layer, read.phase, prompts, places)
         return torch.from_numpy(values)
 
     def _all_places(self, condition: Condition, phase: Phase, place: int) -> list[int]:

@@ -31,7 +31,7 @@ def estimate(prepared: Prepared) -> tuple[int, int, float]:
     share = 0.0
     for condition in plan.conditions:
         for point in condition.points():
-            share += _tokens_of(point, condition.phase, info.layers, info.latents, answer)
+            share += info.latents + answer + 1.0 if condition.tokens is not None else _tokens_of(point, condition.phase, info.layers, info.latents, answer)
     tokens += share * len(plan.data.examples) * plan.trials
     flops = 2.0 * info.parameters * tokens
     return int(tokens), _disk(prepared, lengths), flops / (_matrix_rate() * EFFICIENCY) + 2.0

@@ -44,6 +44,7 @@ class InterventionSpec(PluginRef):
     direction: Literal["denoise", "noise"] | None = None
     on: Literal["clean", "corrupted"] | None = None
     downstream: Literal["propagate", "freeze"] = "propagate"
+    tokens: Literal["last", "all"] | None = None
 
 
 class Condition(Options):
@@ -95,6 +96,8 @@ class Experiment(Options):
     memory: float | None = Field(default=None, gt=0.0)
     common_random_numbers: bool = False
     allow_vacuous: bool = False
+    controls: list[Literal["random", "wrong_step", "shuffled"]] = Field(default_factory=list)
+    sources: str | None = None
     output: str | None = None
     notes: str | None = None
     hypothesis: str | None = None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from codi_engine.core.editing import Editor, Placed
 from codi_engine.core.errors import GateError
-from codi_engine.core.plan import Cell
+from codi_engine.core.plan import Cell, Condition
 from codi_engine.core.plugin import Outcome
 from codi_engine.core.sources import Sources
 
@@ -42,9 +42,11 @@ def run_gate(job: Job, bank: Bank, exact: bool = True) -> list[dict[str, Any]]:
         editor = editor_for(job, bank, record=True)
         unedited = bank.outcome([job.order[p.prompt] for p in placed], [p.cell.trial for p in placed])
         edited, _, _ = edited_batch(job, placed, want, editor)
-        _fired_as_planned(job, placed, editor)
-        identity = _identity(job, bank, placed, unedited, exact)
-        if editor.groups[1:] and all(g.intervention is not None and g.intervention.identity() for g in editor.groups[1:]):
+        exempt = condition.plugin.gate_exempt
+        _fired_as_planned(job, placed, editor, condition, exempt)
+        identity = f"exempt: {exempt}" if exempt else _identities(job, bank, placed, unedited, exact)
+        interventions = [g.intervention for g in editor.groups[2:] if g.intervention is not None]
+        if interventions and all(i.identity() for i in interventions) and condition.control is None:
             _exact(condition.name, "its options change nothing (identity)", edited, unedited, exact)
         records += _records(condition.name, editor, identity)
         _changed(condition.name, editor)
@@ -65,26 +67,50 @@ def _chosen(job: Job, condition: int) -> list[Placed]:
     return [place(job, c) for c in chosen]
 
 
-def _fired_as_planned(job: Job, placed: Sequence[Placed], editor: Editor) -> None:
-    """Every (site, place) of the plan, and no other, must have been edited."""
-    local = {p.prompt: 0 for p in placed}
+def _fired_as_planned(job: Job, placed: Sequence[Placed], editor: Editor, condition: Condition, exempt: str) -> None:
+    """Every (site, place) that the cells address, and no other, must have been edited."""
     planned: dict[str, set[int]] = {}
-    for task in editor.tasks(placed, local):
+    opened: set[str] = set()
+    for task in editor.tasks(placed, {p.prompt: 0 for p in placed}):
         for edits in task.edits.values():
             for edit in edits:
-                planned.setdefault(str(edit.site), set()).add(edit.place)
+                if edit.place is None:
+                    opened.add(str(edit.site))
+                else:
+                    planned.setdefault(str(edit.site), set()).add(edit.place)
     fired: dict[str, set[int]] = {}
     for (_, site), record in editor.fired.items():
         fired.setdefault(site, set()).update(record.places)
+    for site in opened:
+        planned[site] = fired.get(site, set())  # as many as the text is long
     if planned != fired:
         missing = {s: sorted(p - fired.get(s, set())) for s, p in planned.items() if p - fired.get(s, set())}
         extra = {s: sorted(p - planned.get(s, set())) for s, p in fired.items() if p - planned.get(s, set())}
         raise GateError(f"gate: edits did not fire as planned; missing {missing or 'none'}, unplanned {extra or 'none'}")
+    if not exempt and condition.tokens is None and not condition.plugin.ends_latents:
+        _as_addressed(placed, editor, condition)
+
+
+def _as_addressed(placed: Sequence[Placed], editor: Editor, condition: Condition) -> None:
+    """An intervention may not edit in another phase or at other places than the cell addresses."""
+    for p in placed:
+        group = editor.group_of(p)
+        reached = {phase: sorted(x for x in places if x is not None) for phase, places in editor.reach(condition, group, p.cell.values, p.prompt).items()}
+        addressed = {condition.phase: sorted(editor.addressed(p))}
+        if {k: v for k, v in reached.items() if v} != addressed:
+            raise GateError(
+                f"gate: condition '{condition.name}': '{condition.plugin.name}' edits at {_places(reached)}, but the cell addresses {_places(addressed)}.\n"
+                "A hook that fires elsewhere (in the prefill, for instance), or not at all, measures something else."
+            )
+
+
+def _places(by_phase: Mapping[Any, Sequence[int]]) -> str:
+    return ", ".join(f"{phase}{list(places)}" for phase, places in by_phase.items() if places) or "no place"
 
 
 def _changed(condition: str, editor: Editor) -> None:
     """An intervention that is no identity must change its site somewhere."""
-    groups = [g.intervention for g in editor.groups[1:] if g.intervention is not None]
+    groups = [g.intervention for g in editor.groups[2:] if g.intervention is not None]
     if all(g.identity() for g in groups):
         return
     for (name, site), record in editor.fired.items():
@@ -92,25 +118,34 @@ def _changed(condition: str, editor: Editor) -> None:
             raise GateError(f"gate: condition '{condition}' edited {record.rows} rows at {site} and changed none of them")
 
 
-def _identity(job: Job, bank: Bank, placed: Sequence[Placed], unedited: Outcome, exact: bool) -> str:
-    """Self-patch: put each row's own value back at every planned place; nothing may change."""
+def _identities(job: Job, bank: Bank, placed: Sequence[Placed], unedited: Outcome, exact: bool) -> str:
+    """Three identities: the site's own value put back; the intervention fed with the row's own values; its neutral options."""
     from codi_engine.core.stages import edited_batch, editor_for
 
+    want, condition = job.want((), ()), job.plan.conditions[placed[0].cell.condition]
     values = _own_values(job, placed)
     editor = editor_for(job, bank, sources=values)
-    edited, _, _ = edited_batch(job, placed, job.want((), ()), editor, own=True)
-    return _exact(job.plan.conditions[placed[0].cell.condition].name, "self-patch", edited, unedited, exact)
+    said = _exact(condition.name, "self-patch", edited_batch(job, placed, want, editor, own=True)[0], unedited, exact)
+    probe = editor.groups[editor.group_of(placed[0])].intervention
+    if probe is not None and probe.source in ("own", "partner", "donor") and condition.control is None:
+        swap = editor_for(job, bank, own_source=True)
+        _exact(condition.name, "self-swap (its own values in place of the source's)", edited_batch(job, placed, want, swap)[0], unedited, exact)
+    if probe is not None and probe.neutral() is not None:
+        neutral = editor_for(job, bank, neutral=True)
+        _exact(condition.name, "the intervention with neutral options", edited_batch(job, placed, want, neutral)[0], unedited, exact)
+    return said
 
 
 def _own_values(job: Job, placed: Sequence[Placed]) -> Sources:
     """Capture the unedited values at the planned places (they need not be among the run's sources)."""
     from codi_engine.core.rollout import Task, Want
     from codi_engine.core.sources import array_name
+    from codi_engine.core.stages import editor_for
 
-    probe = Editor(job.net, job.plan.conditions, lambda *_: None, Sources(_nowhere, _nothing), job.lengths, 0)  # type: ignore[arg-type]
+    probe = editor_for(job, None, Sources(_nowhere, _nothing))
     prompts = sorted({p.prompt for p in placed})
     local = {p: i for i, p in enumerate(prompts)}
-    sites = {(e.site, phase, e.place) for t in probe.tasks(placed, local, own=True) for phase, edits in t.edits.items() for e in edits}
+    sites = {(e.site, phase, e.place) for t in probe.tasks(placed, local, own=True) for phase, edits in t.edits.items() for e in edits if e.place is not None}
     wanted: dict[Any, tuple[set[Any], set[int]]] = {}
     for site, phase, at in sites:
         layers, places = wanted.setdefault((site.component, phase), (set(), set()))

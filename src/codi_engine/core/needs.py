@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from codi_engine.core.captures import position_block
-from codi_engine.core.plan import PLACES, Condition, Plan, build_intervention
+from codi_engine.core.conditions import Condition, build_intervention, layers_of
+from codi_engine.core.plan import Plan
+from codi_engine.core.plugin import Intervention
 from codi_engine.core.plugins import Plugins
-from codi_engine.core.sites import Phase
+from codi_engine.core.sites import Phase, Site
 from codi_engine.core.sources import array_name
 
 #: (component, layer, phase) of a source array and the places it holds
@@ -24,26 +27,32 @@ def source_arrays(plan: Plan, plugins: Plugins, lengths: Sequence[int], answer_p
     """
     needs: dict[str, Need] = {}
     for condition in plan.conditions:
-        if _takes_values(condition, plugins):
-            for layer in _layers(condition):
+        if (intervention := _taking(condition, plugins)) is not None:
+            for layer in layers_of(condition):
                 for places in _blocks(condition, plan, lengths, answer_places):
-                    name, _ = array_name(condition.site.component, layer, condition.phase, places[0])
-                    needs[name] = (condition.site.component, layer, condition.phase, tuple(places))
+                    _add(needs, intervention, condition, layer, places)
         if condition.downstream == "freeze" and plan.info.latents and condition.phase != "answer":
             name, _ = array_name("latent_in", None, "latent", 0)
             needs[name] = ("latent_in", None, "latent", tuple(range(plan.info.latents)))
     return dict(sorted(needs.items()))
 
 
-def _takes_values(condition: Condition, plugins: Plugins) -> bool:
-    first = {n: v[0] for n, v in condition.axes.items() if n not in PLACES}
-    probe = build_intervention(plugins, condition.plugin, {**condition.options, **first}, "", "")
-    return probe.source is not None or probe.needs_scale or condition.options.get("difference") is not None
+def _add(needs: dict[str, Need], intervention: Intervention[Any], condition: Condition, layer: int | None, places: Sequence[int]) -> None:
+    """Add the array that a block of places is read from: the edited site's, or another that the intervention reads."""
+    site, first = intervention.source_at(Site(condition.site.component, layer, condition.phase), places[0])
+    assert site.phase is not None
+    if site.phase == condition.phase:
+        first = places[0]
+    name, _ = array_name(site.component, site.layer, site.phase, first)
+    held = tuple(places) if site.phase == condition.phase else tuple(position_block(first)) if site.phase == "prompt" else tuple(places)
+    needs[name] = (site.component, site.layer, site.phase, held)
 
 
-def _layers(condition: Condition) -> list[int | None]:
-    values = condition.axes.get("layer") or ((condition.fixed["layer"],) if "layer" in condition.fixed else ())
-    return sorted({layer for v in values for layer in v}) or [None]
+def _taking(condition: Condition, plugins: Plugins) -> Intervention[Any] | None:
+    """Return the condition's intervention when it takes values of the unedited run."""
+    probe = build_intervention(plugins, condition.plugin, condition.first_options, "", "")
+    takes = probe.source is not None or probe.needs_scale or condition.options.get("difference") is not None
+    return probe if takes else None
 
 
 def _blocks(condition: Condition, plan: Plan, lengths: Sequence[int], answer_places: int) -> list[list[int]]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from codi_engine.core.model import ModelAdapter, ModelInfo
     from codi_engine.core.results import Run
+    from codi_engine.core.sites import Phase, Site
     from codi_engine.core.sources import Sources
     from codi_engine.core.work import Work
 
@@ -120,7 +121,7 @@ class Rows:
     source: rows × width, what ``Intervention.source`` asked for (partner's, donor's, own baseline, mean), or None
     scale: rows, the site's own scale at this place (RMS deviation from the data set's mean), or None
     labels: per axis one value a row (``example``, ``layer``, ``step`` or ``position``, ``donor``)
-    site, layer, place: where; ``place`` is the step k or the prompt/answer position
+    site, layer, phase, place: where; ``place`` is the step k or the prompt/answer position
     draws: counter-based standard normal values keyed by (run seed, cell, site, place), rows × width, made on call
     """
 
@@ -132,6 +133,7 @@ class Rows:
     source: torch.Tensor | None = None
     scale: torch.Tensor | None = None
     draws: Any = None
+    phase: Phase = "latent"
 
 
 class Intervention(Plugin[OptionsT]):
@@ -140,12 +142,19 @@ class Intervention(Plugin[OptionsT]):
     ``source`` says which baseline value it takes: None, ``own`` (same prompt, unedited), ``partner`` (the pair's
     other prompt), ``donor`` (another example's), ``mean`` (the data set's at the same place) or ``mean_over_steps``.
     ``needs_scale`` asks for ``Rows.scale``. ``prepare`` is called once with all baseline values.
+
+    ``edits`` and ``source_at`` say where it writes and what it reads there; the gate holds them to the address and to the
+    identity (a value put back where it came from changes nothing), unless ``gate_exempt`` gives the reason why not.
     """
 
     source: Literal["own", "partner", "donor", "mean", "mean_over_steps"] | None = None
     needs_scale: bool = False
     #: True when ``Rows.draws`` is used; cells then never share a row because of equal edits
     random: bool = False
+    #: True where the step that a cell addresses is the first that is left out: the answer begins in its place
+    ends_latents: ClassVar[bool] = False
+    #: why the gate lets this pass although it edits elsewhere or is no identity; empty for everything that is sound
+    gate_exempt: ClassVar[str] = ""
 
     def prepare(self, sources: Sources) -> None:
         """Compute what is needed once (a steering direction, for instance) from the baseline's values."""
@@ -154,9 +163,21 @@ class Intervention(Plugin[OptionsT]):
     def apply(self, rows: Rows) -> torch.Tensor:
         """Return the new values, rows × width, same dtype and device; never change ``rows.values`` in place."""
 
+    def edits(self, phase: Phase, places: Sequence[int], latents: int) -> Mapping[Phase, Sequence[int]]:
+        """Return where a cell is edited, by phase: at the places that it addresses."""
+        return {phase: places}
+
+    def source_at(self, site: Site, place: int) -> tuple[Site, int]:
+        """Return where the source's value is read for an edit at ``site`` (with its phase) and ``place``: at the same."""
+        return site, place
+
     def identity(self) -> bool:
         """True when these options leave every value as it is (α = 0); the gate then demands exact equality."""
         return False
+
+    def neutral(self) -> Intervention[OptionsT] | None:
+        """Return this intervention with options that leave every value as it is, for the gate; None where there are none."""
+        return None
 
 
 # --------------------------------------------------------------------------------------------- metrics
@@ -195,6 +216,7 @@ class Readings:
 
     ``gold`` and ``other`` are the numeric answers (NaN where there is none): gold belongs to the prompt that was run,
     other to its partner (pairs) or donor (resample). ``gold_token`` / ``other_token`` are the ids of their first number tokens (−1: none).
+    ``predicted`` is the answer that the recipient's solution gives with the donor's intermediate value (NaN where nothing is predicted).
     ``edited`` is the row's own outcome, ``baseline`` the same prompt unedited. For pairs, ``clean`` and ``corrupted`` are the
     two unedited outcomes, and ``clean_is_gold`` says per row whether the clean answer is ``gold``. For baseline rows ``edited is baseline``.
     """
@@ -209,6 +231,7 @@ class Readings:
     clean: Outcome | None = None
     corrupted: Outcome | None = None
     clean_is_gold: np.ndarray | None = None
+    predicted: np.ndarray | None = None
 
 
 class Metric(Plugin[OptionsT]):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,7 +27,8 @@ class Task:
     """One cell as the rollout sees it.
 
     ``prompt`` indexes the batch's prompts; ``edits`` are keyed by phase; ``gold`` and ``other`` are answers in tokens
-    (after the forced prefix), empty when there is none; ``key`` seeds the cell's random numbers.
+    (after the forced prefix), empty when there is none; ``key`` seeds the cell's random numbers. ``latents``: how many latents
+    are consumed before the answer begins (None: all).
     """
 
     prompt: int
@@ -35,6 +36,7 @@ class Task:
     gold: Sequence[int] = ()
     other: Sequence[int] = ()
     key: int = 0
+    latents: int | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Want:
 
     ``captures`` maps (component, phase) to (layers, places): places are negative prompt positions, latent steps or
     answer indices; ``generate`` asks for text of at most ``max_new_tokens``; ``read`` for the forced reading of
-    the answer's number; ``first`` for the logits at the first answer token.
+    the answer's number; ``first`` for the logits at the first answer token; ``observers`` read states along the generated text.
     """
 
     captures: Mapping[tuple[str, Phase], tuple[tuple[int | None, ...], tuple[int, ...]]] = field(default_factory=dict)
@@ -54,6 +56,22 @@ class Want:
     prefix: Sequence[int] = ()
     sampler: Sampler | None = None
     reference_slice: bool = False
+    observers: Sequence[Observer] = ()
+
+
+class Observer(Protocol):
+    """Reads states while a text comes into being: of its prompt, its latents and its generated tokens."""
+
+    #: (component, layer) that are read
+    sites: frozenset[tuple[str, int | None]]
+    #: the prompt's last token only, or all of them
+    whole_prompt: bool
+
+    def begin(self, cells: int) -> None:
+        """A batch of so many cells begins."""
+
+    def see(self, cells: np.ndarray, rows: np.ndarray, values: Mapping[tuple[str, int | None], torch.Tensor]) -> None:
+        """Cells have passed S tokens: ``values`` are states × S × width, ``rows`` says which state is a cell's."""
 
 
 @dataclass
@@ -207,7 +225,10 @@ class _Batch:
         self.same_place = not want.prefix
         self.rows = 0
         self.forwarded = 0
-        self.reached: set[tuple[int, Phase, int]] = set()
+        self.reached: set[tuple[int, Phase, int | None]] = set()
+        self.opened: dict[tuple[Edit, int], Edit] = {}
+        for observer in want.observers:
+            observer.begin(len(tasks))
         cells = len(tasks)
         vocabulary = net_vocabulary(self.net)
         self.tokens: list[list[int]] = [[] for _ in tasks]
@@ -224,7 +245,7 @@ class _Batch:
         for cell, task in enumerate(self.tasks):
             for phase, edits in task.edits.items():
                 for edit in edits:
-                    if (cell, phase, edit.place) not in self.reached:
+                    if edit.place is not None and (cell, phase, edit.place) not in self.reached:
                         raise RuntimeError(f"an edit at {edit.site}@{phase}[{edit.place}] was never reached")
         first = self.number if self.want.first and self.want.read and self.same_place else self.first
         return Produced(
@@ -236,8 +257,11 @@ class _Batch:
         """Group cells by the slot of their earliest prompt edit (None: the prompt is untouched)."""
         groups: dict[int | None, list[int]] = defaultdict(list)
         captured = [p for (_, phase), (_, places) in self.want.captures.items() if phase == "prompt" for p in places]
+        captured += [-1] if self.want.observers else []
+        whole = any(o.whole_prompt for o in self.want.observers)
         for cell, task in enumerate(self.tasks):
-            places = [e.place for e in task.edits.get("prompt", ())] + captured
+            places = [e.place for e in task.edits.get("prompt", ()) if e.place is not None] + captured
+            places += [-int(self.lengths[task.prompt])] if whole else []
             groups[self.kv.slots + min(places) if places else None].append(cell)
         return groups
 
@@ -254,10 +278,22 @@ class _Batch:
         else:
             state, cell_row = self._prompt(slot, used, cell_row)
         for step in range(self.net.info.latents):
+            cell_row = self._leave(state, cell_row, step)
+            if not (cell_row >= 0).any():
+                return
             inputs = self.net.project(state.last)[:, None]
             state, cell_row, _ = self._stage(state, cell_row, inputs, "latent", step, last="latent_out", consume=True)
         if self.want.read or self.want.generate or self.want.first:
             self._answer(state, cell_row)
+
+    def _leave(self, state: State, cell_row: np.ndarray, step: int) -> np.ndarray:
+        """Let the cells that answer in place of this step answer now; return the others' rows."""
+        early = np.array([task.latents == step for task in self.tasks]) & (cell_row >= 0)
+        if not early.any():
+            return cell_row
+        leaving, leaving_row = _compact(state, np.where(early, cell_row, -1))
+        self._answer(leaving if leaving is not state else state.fork(), leaving_row)
+        return np.where(early, -1, cell_row)
 
     def _prompt(self, slot: int, used: np.ndarray, cell_row: np.ndarray) -> tuple[State, np.ndarray]:
         """Run the prompt's tokens from ``slot`` on, for rows whose prompt is edited (or captured) from there."""
@@ -288,25 +324,49 @@ class _Batch:
 
     def _stage(
         self, state: State, cell_row: np.ndarray, inputs: torch.Tensor, phase: Phase, place: int, last: str | None = None,
-        edited: bool = True, captured: bool = True, keep: bool = True, consume: bool = False,
+        edited: bool = True, captured: bool = True, keep: bool = True, consume: bool = False, observed: bool = True,
     ) -> tuple[State, np.ndarray, StageResult]:  # fmt: skip
         """Run one stage whose first token stands at ``place``; edits and captures of these places apply."""
         tokens = inputs.shape[1]
         edits: dict[int, list[tuple[int, Edit]]] = {}
         for cell in np.flatnonzero(cell_row >= 0).tolist() if edited else ():
-            due = [(e.place - place, e) for e in self.tasks[cell].edits.get(phase, ()) if 0 <= e.place - place < tokens]
+            due = self._due(self.tasks[cell].edits.get(phase, ()), place, tokens)
             if due:
                 edits[cell] = due
                 self.reached.update((cell, phase, e.place) for _, e in due)
         wanted = self._wanted(phase, place, tokens) if captured else {}
+        watched = {site for o in self.want.observers for site in o.sites} if observed else set()
         result = run_stage(
-            self.net, self.batch, state, inputs, cell_row, self.apply, edits, frozenset(wanted), last, keep, consume
+            self.net, self.batch, state, inputs, cell_row, self.apply, edits, frozenset(wanted) | watched, last, keep, consume
         )  # fmt: skip
+        if watched:
+            self._observe(result)
         self.rows = max(self.rows, result.state.rows)
         self.forwarded += result.state.rows * tokens
         for (component, layer), places in wanted.items():
             self._keep(component, layer, phase, place, places, result)
         return result.state, result.cell_row, result
+
+    def _due(self, edits: Sequence[Edit], place: int, tokens: int) -> list[tuple[int, Edit]]:
+        """Return the edits of a stage as (token offset, edit); an open edit stands at every token."""
+        due: list[tuple[int, Edit]] = []
+        for edit in edits:
+            if edit.place is None:
+                due += [(offset, self._placed(edit, place + offset)) for offset in range(tokens)]
+            elif 0 <= edit.place - place < tokens:
+                due.append((edit.place - place, edit))
+        return due
+
+    def _placed(self, edit: Edit, place: int) -> Edit:
+        key = (edit, place)
+        if key not in self.opened:
+            self.opened[key] = replace(edit, place=place)
+        return self.opened[key]
+
+    def _observe(self, result: StageResult) -> None:
+        cells = np.flatnonzero(result.cell_row >= 0)
+        for observer in self.want.observers:
+            observer.see(cells, result.cell_row[cells], result.captured)
 
     def _wanted(self, phase: Phase, place: int, tokens: int) -> dict[tuple[str, int | None], list[int]]:
         wanted: dict[tuple[str, int | None], list[int]] = {}
@@ -342,7 +402,7 @@ class _Batch:
         normed = None
         if forced:
             inputs = self._embedded([forced] * state.rows)
-            state, cell_row, result = self._stage(state, cell_row, inputs, "answer", 0)
+            state, cell_row, result = self._stage(state, cell_row, inputs, "answer", 0, observed=self._continues())
             normed = result.normed
             origin = np.arange(state.rows) if state.rows == rows_before else None
             if predictions and origin is None:
@@ -353,9 +413,13 @@ class _Batch:
             self._scatter(self.first, cell_row, predictions[0])
         if want.read:
             self._scatter(self.number, cell_row, predictions[-1])
-            self._read_answers(state, cell_row, predictions[-1])
+            self._read_answers(state, cell_row, predictions[-1], len(forced))
         if want.generate:
             self._generate_from(state, cell_row, predictions, before, before_row)
+
+    def _continues(self) -> bool:
+        """True when every generation goes on from the forced stage, because nothing is forced but what begins an answer."""
+        return not (self.want.read and self.want.prefix)
 
     def _read_at(self, start: int, forced: int) -> list[int]:
         """Return the forced tokens whose next-token logits are needed: all to follow a generation, else first and last."""
@@ -367,7 +431,7 @@ class _Batch:
         """Continue rows whose own tokens are the forced prefix; start the others again right after the latents."""
         prefix = list(self.want.prefix) if self.want.read else []
         agrees = np.full(state.rows, not prefix)
-        if prefix and self.want.sampler is None and len(prefix) < self.want.max_new_tokens:
+        if prefix and self.want.sampler is None and not self.want.observers and len(prefix) < self.want.max_new_tokens:
             chosen = np.stack([self._greedy(p).cpu().numpy() for p in predictions[:-1]])
             agrees = (chosen == np.array(prefix)[:, None]).all(0)
         live = np.flatnonzero(cell_row >= 0)
@@ -402,7 +466,9 @@ class _Batch:
             for cell, token in zip(cells.tolist(), tokens.tolist(), strict=True):
                 self.tokens[cell].append(token)
             going = np.array([t not in stop for t in tokens.tolist()])
-            going &= np.array([len(self.tokens[c]) < self.want.max_new_tokens for c in cells.tolist()])
+            full = np.array([len(self.tokens[c]) >= self.want.max_new_tokens for c in cells.tolist()])
+            if not self.want.observers:  # the last token of a text is read by nothing else
+                going &= ~full
             if not going.any():
                 return
             cell_row = cell_row.copy()
@@ -413,6 +479,10 @@ class _Batch:
             state = state.select(unique // (net_vocabulary(self.net) + 1))
             inputs = self._embedded([[int(t)] for t in unique % (net_vocabulary(self.net) + 1)])
             state, cell_row, result = self._stage(state, cell_row, inputs, "answer", place, captured=False, consume=True)
+            if self.want.observers:
+                cell_row = _without(cell_row, cells[full])
+                if not (cell_row >= 0).any():
+                    return
             logits = self.net.logits(result.normed[:, -1])
             place += 1
 
@@ -435,7 +505,7 @@ class _Batch:
     def _greedy(self, logits: torch.Tensor) -> torch.Tensor:
         return self._allowed(logits).argmax(-1)
 
-    def _read_answers(self, state: State, cell_row: np.ndarray, logits: torch.Tensor) -> None:
+    def _read_answers(self, state: State, cell_row: np.ndarray, logits: torch.Tensor, place: int) -> None:
         """Teacher-force the gold and the other answer; several tokens need one further stage per answer length."""
         norms = _log_norms(logits)
         for name in ("gold", "other"):
@@ -446,9 +516,9 @@ class _Batch:
             self._keep_token(name, [c for cells in groups.values() for c in cells], cell_row, 0, logits, norms)
             for length, cells in groups.items():
                 if length > 1:
-                    self._read_longer(name, state, cell_row, cells, length)
+                    self._read_longer(name, state, cell_row, cells, length, place)
 
-    def _read_longer(self, name: str, state: State, cell_row: np.ndarray, cells: list[int], length: int) -> None:
+    def _read_longer(self, name: str, state: State, cell_row: np.ndarray, cells: list[int], length: int, place: int) -> None:
         keys = {(int(cell_row[c]), tuple(getattr(self.tasks[c], name))): 0 for c in cells}
         nodes = {key: i for i, key in enumerate(sorted(keys))}
         forked = state.select(np.array([row for row, _ in nodes]))
@@ -458,7 +528,7 @@ class _Batch:
         rows = np.full_like(cell_row, -1)
         for c in cells:
             rows[c] = nodes[int(cell_row[c]), tuple(getattr(self.tasks[c], name))]
-        _, rows, result = self._stage(forked, rows, inputs, "answer", 0, edited=False, captured=False)
+        _, rows, result = self._stage(forked, rows, inputs, "answer", place, captured=False, observed=False)
         for i in range(length - 1):
             logits = self.net.logits(result.normed[:, i])
             self._keep_token(name, cells, rows, i + 1, logits, _log_norms(logits))
@@ -497,6 +567,12 @@ def _first_cell(cell_row: np.ndarray) -> np.ndarray:
     cells = np.flatnonzero(cell_row >= 0)
     _, first = np.unique(cell_row[cells], return_index=True)
     return cells[first]
+
+
+def _without(cell_row: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    out = cell_row.copy()
+    out[cells] = -1
+    return out
 
 
 def _compact(state: State, cell_row: np.ndarray) -> tuple[State, np.ndarray]:

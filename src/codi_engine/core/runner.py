@@ -119,7 +119,7 @@ class Runner:
         from codi_engine.core.stages import Job
 
         experiment, plugins, data = self.experiment, self.prepared.plugins, self.plan.data
-        self.plan = build_plan(experiment, plugins, data, adapter.info, net.components)
+        self.plan = build_plan(experiment, plugins, data, adapter.info, net.components, lambda text: len(adapter.encode_prompt(text)))
         prompts = {p.key: p for p in self.plan.prompts}
         chat = bool(experiment.data.model_dump().get("chat_template"))
         ids = {key: tuple(self._encode(adapter, p, chat)) for key, p in prompts.items()}
@@ -162,7 +162,7 @@ class Runner:
     def _check_positions(self, ids: Mapping[str, Sequence[int]], prompts: Mapping[str, PromptRef]) -> None:
         """Every swept prompt position must lie inside every prompt that it is applied to."""
         for condition in self.plan.conditions:
-            if condition.phase != "prompt":
+            if condition.phase != "prompt" or condition.tokens is not None:
                 continue
             values = condition.axes.get("position") or (condition.fixed["position"],)
             low, high = min(p for v in values for p in v), max(p for v in values for p in v)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from codi_engine.core.captures import Capture, block, captured, merge
-from codi_engine.core.donors import donors_of
 from codi_engine.core.editing import Editor, Placed
 from codi_engine.core.generations import Unit
 from codi_engine.core.memory import in_batches, rows_at_once
@@ -342,17 +341,23 @@ class Bank:
 # -------------------------------------------------------------------------------------------------- sweep
 
 
-def editor_for(job: Job, bank: Bank, sources: Sources | None = None, record: bool = False) -> Editor:
-    """Return an editor over the committed baseline."""
-    values = sources or bank.sources()
+def editor_for(
+    job: Job, bank: Bank | None, sources: Sources | None = None, record: bool = False, own_source: bool = False, neutral: bool = False
+) -> Editor:
+    """Return an editor over the committed baseline (``own_source`` and ``neutral`` make identities of it, for the gate)."""
+    if sources is None:
+        assert bank is not None
+        sources = bank.sources()
+    values = sources
 
     def build(condition: Any, options: Mapping[str, Any]) -> Intervention[Any]:
         intervention = build_intervention(job.plugins, condition.plugin, options, f"conditions.{condition.name}", job.experiment.source)
+        intervention = (intervention.neutral() or intervention) if neutral else intervention
         intervention.prepare(values)
         return intervention
 
     experiment = job.experiment
-    return Editor(job.net, job.plan.conditions, build, values, job.lengths, experiment.seed, experiment.common_random_numbers, record)
+    return Editor(job.net, job.plan.conditions, build, values, job.lengths, experiment.seed, experiment.common_random_numbers, record, own_source)
 
 
 def place(job: Job, cell: Cell) -> Placed:
@@ -362,10 +367,14 @@ def place(job: Job, cell: Cell) -> Placed:
     prompt = job.index[prompt_ref(example, condition.variant, condition.template).key]
     partner = prompt if condition.partner == condition.variant else job.index[prompt_ref(example, condition.partner, condition.template).key]
     donor = None
+    source = partner
     if condition.plugin.source == "donor":
-        name = donors_of(job.experiment.seed, cell.example, job.pool_ids, condition, cell.values)
-        donor = job.index[prompt_ref(job.examples[name], condition.variant, condition.template).key]
-    return Placed(cell, prompt, partner, donor)
+        name = job.plan.donors.of(cell.example, condition, cell.values)
+        source = donor = job.index[prompt_ref(job.examples[name], condition.variant, condition.template).key]
+    elif condition.control == "shuffled":
+        other = job.examples[job.plan.donors.shuffled(cell.example)]
+        source = job.index[prompt_ref(other, condition.partner, condition.template).key]
+    return Placed(cell, prompt, partner, donor, source)
 
 
 def run_sweep(job: Job, unit: Unit, bank: Bank, editor: Editor) -> tuple[dict[str, np.ndarray], dict[str, list[Any]]]:
@@ -406,7 +415,7 @@ def edited_batch(job: Job, placed: Sequence[Placed], want: Want, editor: Editor,
     for task, p in zip(editor.tasks(placed, local, own), placed, strict=True):
         gold, other = answers_of(job, p)
         ids = (job.answers.tokens(gold), job.answers.tokens(other)) if want.read else ((), ())
-        tasks.append(Task(task.prompt, task.edits, ids[0], ids[1], task.key))
+        tasks.append(replace(task, gold=ids[0], other=ids[1]))
     produced = job.rollout.run([job.ids[job.order[p]] for p in used], tasks, want, editor.apply)
     job.forwarded += produced.forwarded
     lengths = np.array([job.lengths[p.prompt] for p in placed])
@@ -445,9 +454,19 @@ def _metrics(job: Job, placed: Sequence[Placed], bank: Bank, done: Outcome) -> d
         },
         gold=_numbers(g for g, _ in both), other=_numbers(o for _, o in both),
         gold_token=_first(job, [g for g, _ in both]), other_token=_first(job, [o for _, o in both]),
-        edited=done, baseline=bank.outcome(keys, trials), **sides,
+        edited=done, baseline=bank.outcome(keys, trials), predicted=_predicted(job, placed), **sides,
     )  # fmt: skip
     return measure(job.metrics, read, job.column)
+
+
+def _predicted(job: Job, placed: Sequence[Placed]) -> np.ndarray:
+    """The answer that the algebra predicts of each exchange; NaN where it predicts none."""
+    out = []
+    for p in placed:
+        donor = None if p.donor is None else job.prompts[job.order[p.donor]].example
+        condition = job.plan.conditions[p.cell.condition]
+        out.append(None if donor is None else job.plan.donors.predicted(p.cell.example, donor, condition))
+    return _numbers(out)
 
 
 def _cell_axes(job: Job, placed: Sequence[Placed]) -> dict[str, np.ndarray]:

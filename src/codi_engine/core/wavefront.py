@@ -27,11 +27,12 @@ class Edit:
     """One edit of one cell: where, and what makes it equal to another cell's.
 
     ``group`` names the intervention (edits of one group at one place are applied in one call);
-    cells that share a row and have edits of equal ``signature`` go on sharing it.
+    cells that share a row and have edits of equal ``signature`` go on sharing it. ``place`` None is every token of the phase
+    from where it is reached.
     """
 
     site: Site
-    place: int
+    place: int | None
     group: int
     signature: Hashable
 
@@ -282,7 +283,7 @@ class Stage:
 
     def _queue(self, due: Mapping[int, list[tuple[int, Edit]]], representative: np.ndarray) -> None:
         """Group the edits of this boundary by component, place and intervention, for one call each."""
-        groups: dict[tuple[Site, int, int, int, int], tuple[list[int], list[int], Edit]] = {}
+        groups: dict[tuple[Site, int, int | None, int, int], tuple[list[int], list[int], Edit]] = {}
         for row, cell in enumerate(representative.tolist()):
             for order, (offset, edit) in enumerate(due.get(cell, ())):
                 rows, cells, _ = groups.setdefault((edit.site, offset, edit.place, edit.group, order), ([], [], edit))
@@ -310,6 +311,7 @@ class Stage:
         out = flat.clone()
         for rows, offset, edit, cells in items:
             index = torch.from_numpy(rows * self.tokens + offset).to(out.device)
+            assert edit.place is not None  # open edits are placed before a stage begins
             out[index] = self.apply(edit.group, edit.site, edit.place, cells, out[index])
         return out
 

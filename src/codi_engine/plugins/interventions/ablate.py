@@ -75,3 +75,6 @@ class Noise(Intervention[NoiseOptions]):
 
     def identity(self) -> bool:
         return self.options.sigma == 0
+
+    def neutral(self) -> Noise:
+        return Noise(self.options.model_copy(update={"sigma": 0.0}))

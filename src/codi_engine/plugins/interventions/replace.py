@@ -5,12 +5,19 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from pydantic import Field, model_validator
 
 from codi_engine.core.plugin import Intervention, Options, Rows
 
 
 class PatchOptions(Options):
-    """No options beyond the address; ``direction`` says which prompt is run and which one is the source."""
+    """``direction`` (an address key) says which prompt is run and which one is the source.
+
+    ``chain``: of a set of steps only the first takes the partner's value; each further step takes the patched run's own
+    next state. (That is what a latent loop does by itself: the plan says so.)
+    """
+
+    chain: bool = False
 
 
 class Patch(Intervention[PatchOptions]):
@@ -33,11 +40,22 @@ class Patch(Intervention[PatchOptions]):
 class ResampleOptions(Options):
     """``donors``: the same for all steps of an example (``shared``), or drawn anew for each set of steps (``per_place``).
 
-    ``self_donor`` takes the example itself: an identity, for checks.
+    ``match``: donors by meaning, ``{answer: different, length: same}``: the same or a different ``answer``, ``length`` (prompt
+    tokens), ``value`` (the intermediate value that ``carries`` names) or field of the data. ``carries``: which step of the
+    written solution the swapped state is taken to carry (0 is the first); with it the metric ``equals_predicted`` knows which
+    answer the algebra predicts. ``self_donor`` takes the example itself: an identity, for checks.
     """
 
     donors: Literal["shared", "per_place"] = "shared"
+    match: dict[str, Literal["same", "different"]] = Field(default_factory=dict)
+    carries: int | None = Field(default=None, ge=0)
     self_donor: bool = False
+
+    @model_validator(mode="after")
+    def _value_is_named(self) -> ResampleOptions:
+        if "value" in self.match and self.carries is None:
+            raise ValueError("match: value needs carries: which step of the solution is meant")
+        return self
 
 
 class Resample(Intervention[ResampleOptions]):

@@ -133,3 +133,6 @@ class Steer(Intervention[SteerOptions]):
 
     def identity(self) -> bool:
         return self.options.alpha == 0
+
+    def neutral(self) -> Steer:
+        return Steer(self.options.model_copy(update={"alpha": 0.0}))
