@@ -92,3 +92,38 @@ def site_of(hook: Any) -> str | None:
     except UserError:
         return None
     return site.component if site.layer is None else f"{site.component}.{site.layer}"
+
+
+def load_pickled(path: Path) -> Any:
+    """Return what a torch file holds, which may be tensors, numbers, text and containers of them, and nothing else.
+
+    Raises
+    ------
+    UserError: damaged, or a pickle that names any other class or function (it is not loaded)
+    """
+    try:
+        with torch.serialization.safe_globals(_numbers_of_numpy()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for damaged files; none of them may reach the user raw
+        reason = "it holds more than tensors and numbers, and is not loaded" if "weights_only" in str(error).lower() else "it is damaged or no torch file"
+        raise UserError(f"sae: '{path}' cannot be read: {reason}") from None
+
+
+def read_pickled(path: Path, key: str) -> Tensors:
+    """Return the tensors of a torch file: a state dict, or one under ``key``."""
+    loaded = load_pickled(path)
+    tensors = loaded.get(key, loaded) if isinstance(loaded, dict) else None
+    if not isinstance(tensors, dict) or not all(isinstance(v, torch.Tensor) for v in tensors.values()):
+        raise UserError(f"sae: '{path}' is no state dict of tensors (at its top, or under '{key}')")
+    return {str(k): v for k, v in tensors.items()}
+
+
+def _numbers_of_numpy() -> list[Any]:
+    """Return what numpy's scalars are pickled with: losses and metrics beside the weights are often such numbers."""
+    import _codecs
+
+    import numpy as np
+
+    scalar = np.float64(0.0).__reduce__()[0]
+    kinds = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
+    return [scalar, (scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype, _codecs.encode, *kinds]
