@@ -30,6 +30,7 @@ QUANTUM = 16
 #: bytes of tensors that a store keeps
 BUDGET = 4 << 30
 _EPSILON = 1e-5
+_MOST_LAYERS = 512
 _HUB = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(/[^/]+)*/?")
 _SEPARABLE: frozenset[str] = frozenset({"relu", "jumprelu", "gated"})
 
@@ -108,6 +109,13 @@ class SAE:
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)}
+
+    def summary(self) -> dict[str, str]:
+        """Return what it is, in words."""
+        activation = self.activation + ("" if self.k is None else f", k = {self.k}") + (", gated linear unit" if self.glu is not None else "")
+        norm = {"none": "none", "rescale": "every state to length √d", "layer_norm": "every state to mean 0, std 1"}[self.norm]
+        size = {"width": f"{self.width:,}", "features": f"{self.features:,}", "activation": activation, "normalisation": norm}
+        return {"format": self.format, **size, "site": self.site or "not stated", "bytes": f"{self.bytes:,}"}
 
     # --------------------------------------------------------------------------------------------- what it does
 
@@ -307,6 +315,16 @@ class SaeStore:
             self._digests[key] = digest.hexdigest()
         return self._digests[key]
 
+    def layers(self, path: str) -> list[int | None]:
+        """Return the layers that a path has an autoencoder of on this machine; [None] for a path without ``{layer}``."""
+        name = self._named(path)
+        if "{layer}" not in name:
+            return [None]
+        found = [layer for layer in range(_MOST_LAYERS) if Path(filled(name, layer)).expanduser().exists()]
+        if not found:
+            raise UserError(f"sae: '{path}' names one autoencoder per layer; say which layer")
+        return list(found)
+
     def format_of(self, place: Path) -> SaeFormat:
         """Return the first format that knows a file or directory."""
         for one in self.formats:
@@ -327,13 +345,15 @@ class SaeStore:
 
     def _place(self, path: str, layer: int | None) -> Path:
         """Return where an autoencoder lies on this machine, fetched from the Hub if it must be."""
-        if not Path(path.split("{")[0]).expanduser().exists():
-            path = next((f.shortcuts[path] for f in self.formats if path in f.shortcuts), path)
-        name = filled(path, layer)
+        name = filled(self._named(path), layer)
         if name not in self._places:
             local = Path(name).expanduser()
             self._places[name] = local if local.exists() else _fetched(name)
         return self._places[name]
+
+    def _named(self, path: str) -> str:
+        """Return the path that a format's shortcut stands for; what is on disk under that name comes first."""
+        return path if Path(path).exists() else next((f.shortcuts[path] for f in self.formats if path in f.shortcuts), path)
 
 
 def filled(path: str, layer: int | None) -> str:
