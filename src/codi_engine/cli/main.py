@@ -191,6 +191,22 @@ def plugins(action: str, name: str | None, debug: bool) -> None:
         show.plugin_list(manager)
 
 
+@cli.command()
+@click.argument("action", type=click.Choice(["show"]))
+@click.argument("path")
+@click.option("--layer", type=click.IntRange(min=0), help="Fills in {layer}. Default: every layer there is.")
+@_DEBUG
+def sae(action: str, path: str, layer: int | None, debug: bool) -> None:
+    """Say what the sparse autoencoder at PATH is: file, directory, Hub address owner/name/folder, or `demo`."""
+    from codi_engine.cli import show
+    from codi_engine.core.plugins import plugin_manager
+    from codi_engine.core.sae import SaeStore
+
+    store = SaeStore(plugin_manager(), "cpu")
+    layers = [layer] if layer is not None else store.layers(path)
+    show.autoencoders([(store.get(path, one), store.digest(path, one)) for one in layers])
+
+
 def _ours(error: BaseException) -> bool:
     """True for errors that are messages to the user."""
     from codi_engine.core.errors import CodiEngineError

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from codi_engine.core.importing import Imported
     from codi_engine.core.plugins import Plugins, Registered
     from codi_engine.core.run import Finished
+    from codi_engine.core.sae import SAE
 
 #: columns where the output is no terminal and nothing else is said
 WIDTH = 100
@@ -144,6 +145,21 @@ def _ranges(places: str) -> str:
         else:
             runs.append([number])
     return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}…{r[-1]}" for r in runs)
+
+
+# --------------------------------------------------------------------------------------------- autoencoders
+
+
+def autoencoders(found: Sequence[tuple[SAE, str]]) -> None:
+    """Print what autoencoders are, one column each."""
+    grid = Table.grid(padding=(0, 3))
+    grid.add_column(style="dim", no_wrap=True)
+    for _ in found:
+        grid.add_column(overflow="fold")
+    rows = [(sae.summary() | {"digest": digest[:16]}) for sae, digest in found]
+    for label in rows[0]:
+        grid.add_row(plain(label), *(plain(row[label]) for row in rows))
+    _console().print(grid)
 
 
 # -------------------------------------------------------------------------------------------------- plugins

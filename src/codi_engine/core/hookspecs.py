@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from codi_engine.core.plugin import Analysis, AnalysisResult, Dataset, Intervention, Metric, Model, Tracker
+    from codi_engine.core.plugin import Analysis, AnalysisResult, Dataset, Intervention, Metric, Model, SaeFormat, Tracker
 
 PROJECT = "codi_engine"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -47,6 +47,11 @@ def analyses() -> list[type[Analysis[Any]]]:  # type: ignore[empty-body]
 @hookspec
 def trackers() -> list[type[Tracker[Any]]]:  # type: ignore[empty-body]
     """Return tracker classes."""
+
+
+@hookspec
+def sae_formats() -> list[type[SaeFormat]]:  # type: ignore[empty-body]
+    """Return classes that read a file format of sparse autoencoders."""
 
 
 @hookspec

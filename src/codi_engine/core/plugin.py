@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from codi_engine.core.model import ModelAdapter, ModelInfo
     from codi_engine.core.results import Run
+    from codi_engine.core.results import Run
+    from codi_engine.core.sae import SAE
     from codi_engine.core.sites import Phase, Site
     from codi_engine.core.sources import Sources
     from codi_engine.core.work import Work
@@ -30,6 +32,10 @@ class Options(BaseModel):
     """Base of options models: strict types, unknown keys refused, never mutated."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class NoOptions(Options):
+    """No options."""
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -286,3 +292,26 @@ class Tracker(Plugin[OptionsT]):
     def committed(self, unit: int, units: int, aggregates: Mapping[str, float]) -> None: ...
 
     def finished(self, run: Path, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Path]) -> None: ...
+
+
+# ------------------------------------------------------------------------------------- autoencoder formats
+
+
+class SaeFormat(Plugin[NoOptions]):
+    """A file format of sparse autoencoders. Formats have no options; the first one that knows a file reads it."""
+
+    Options = NoOptions
+    #: names that stand for paths, as ``demo`` does; ``{layer}`` in the path is filled in
+    shortcuts: ClassVar[Mapping[str, str]] = {}
+
+    @abstractmethod
+    def matches(self, path: Path) -> bool:
+        """Return whether a file or directory is of this format, as far as names and headers say; never raise."""
+
+    @abstractmethod
+    def read(self, path: Path) -> SAE:
+        """Return the autoencoder on the CPU; raise UserError naming what is missing, unexpected, damaged or unknown."""
+
+    def files(self, path: Path) -> Sequence[Path]:
+        """Return the files that decide its numbers (for the digest): the file, or all files of a directory."""
+        return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())

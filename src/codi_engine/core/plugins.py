@@ -13,7 +13,7 @@ import pluggy
 
 from codi_engine.core import hookspecs
 from codi_engine.core.errors import UserError, nearest
-from codi_engine.core.plugin import SPEC_VERSION, Analysis, Dataset, Intervention, Metric, Model, Options, Plugin, Tracker
+from codi_engine.core.plugin import SPEC_VERSION, Analysis, Dataset, Intervention, Metric, Model, Options, Plugin, SaeFormat, Tracker
 
 KINDS: dict[str, type[Plugin[Any]]] = {
     "model": Model,
@@ -22,6 +22,7 @@ KINDS: dict[str, type[Plugin[Any]]] = {
     "metric": Metric,
     "analysis": Analysis,
     "tracker": Tracker,
+    "sae_format": SaeFormat,
 }
 #: kind → the hook that contributes it
 HOOKS = {kind: "analyses" if kind == "analysis" else f"{kind}s" for kind in KINDS}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from codi_engine.core.hookspecs import hookimpl
-from codi_engine.core.plugin import Analysis, Dataset, Intervention, Metric, Model, Tracker
+from codi_engine.core.plugin import Analysis, Dataset, Intervention, Metric, Model, SaeFormat, Tracker
 
 
 @hookimpl
@@ -48,3 +48,10 @@ def trackers() -> list[type[Tracker[Any]]]:
     from codi_engine.plugins.trackers import TRACKERS
 
     return TRACKERS
+
+
+@hookimpl
+def sae_formats() -> list[type[SaeFormat]]:
+    from codi_engine.plugins.saes import SAE_FORMATS
+
+    return SAE_FORMATS

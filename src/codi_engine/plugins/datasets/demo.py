@@ -1,15 +1,16 @@
-"""The packaged data of the demo model: held-out problems and clean/corrupted pairs."""
+"""The packaged data of the demo model: held-out problems, clean/corrupted pairs and prompts of two groups."""
 
 from __future__ import annotations
 
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from codi_engine.core.plugin import Data, Dataset, Options
 from codi_engine.plugins.datasets.pairs import PairsOptions, load_pairs
 from codi_engine.plugins.datasets.problems import ProblemsOptions, load_problems
+from codi_engine.plugins.datasets.prompts import PromptsOptions, load_prompts
 from codi_engine.plugins.datasets.records import Sample
 
 
@@ -24,6 +25,12 @@ class DemoPairsOptions(DemoOptions):
     """``both_correct: true`` keeps the pairs of which the demo model answers both sides right."""
 
     both_correct: bool | None = None
+
+
+class DemoPromptsOptions(DemoOptions):
+    """``group``: ``more`` or ``less`` keeps the prompts of that group only."""
+
+    group: Literal["more", "less"] | None = None
 
 
 def _packaged(name: str) -> str:
@@ -50,3 +57,15 @@ class DemoPairs(Dataset[DemoPairsOptions]):
         options = self.options
         where: dict[str, Any] = {} if options.both_correct is None else {"both_correct": options.both_correct}
         return load_pairs(PairsOptions(path=_packaged("pairs.jsonl"), limit=options.limit, sample=options.sample, where=where))
+
+
+class DemoPrompts(Dataset[DemoPromptsOptions]):
+    """Twelve held-out prompts for the demo as a plain model: later steps add or multiply (more), subtract or divide (less)."""
+
+    name = "demo-prompts"
+    Options = DemoPromptsOptions
+
+    def load(self) -> Data:
+        options = self.options
+        where: dict[str, Any] = {} if options.group is None else {"group": options.group}
+        return load_prompts(PromptsOptions(path=_packaged("prompts.jsonl"), limit=options.limit, sample=options.sample), where)

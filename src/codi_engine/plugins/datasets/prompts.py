@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -21,6 +22,21 @@ class PromptsOptions(Options):
     sample: Sample | None = None
 
 
+def load_prompts(options: PromptsOptions, where: Mapping[str, Any] | None = None) -> Data:
+    """Read and validate prompts; ``where`` keeps those whose fields have these values."""
+    records, digest = read_records(options.path)
+    findings = Findings(records[0][0].split(":")[0].split("[")[0], options.on_invalid == "drop")
+    items = []
+    for number, (place, record) in enumerate(records):
+        text = text_of(record, options.text_field, place)
+        name = str(record["id"]) if "id" in record else str(number)
+        example = Example(name, {"main": Prompt(text)}, scalar_fields(record, (options.text_field, "id")))
+        if all(example.fields.get(key) == value for key, value in (where or {}).items()):
+            items.append((place, example))
+    examples = without_duplicates(items, lambda e: folded(e.prompts["main"].text), findings)
+    return finish("prompts", examples, findings, digest, options.limit, options.sample)
+
+
 class Prompts(Dataset[PromptsOptions]):
     """Prompts without answers (``text`` and any fields); metrics that need an answer do not apply."""
 
@@ -28,13 +44,4 @@ class Prompts(Dataset[PromptsOptions]):
     Options = PromptsOptions
 
     def load(self) -> Data:
-        options = self.options
-        records, digest = read_records(options.path)
-        findings = Findings(records[0][0].split(":")[0].split("[")[0], options.on_invalid == "drop")
-        items = []
-        for number, (place, record) in enumerate(records):
-            text = text_of(record, options.text_field, place)
-            name = str(record["id"]) if "id" in record else str(number)
-            items.append((place, Example(name, {"main": Prompt(text)}, scalar_fields(record, (options.text_field, "id")))))
-        examples = without_duplicates(items, lambda e: folded(e.prompts["main"].text), findings)
-        return finish("prompts", examples, findings, digest, options.limit, options.sample)
+        return load_prompts(self.options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,12 +12,16 @@ import torch
 from codi_engine.core.errors import UserError
 from codi_engine.core.model import ModelAdapter, ModelInfo
 from codi_engine.core.plugin import Model, Options
+from codi_engine.plugins.models.codi import Codi, CodiOptions
 from codi_engine.plugins.models.hf import DTYPES, describe, find, quiet, read_config, read_tokenizer, resolve_device, stop_ids
 from codi_engine.plugins.models.weights import check_header, file_digest
 
 
 class CausalLMOptions(Options):
-    """``path``: directory or Hub id. ``answer_prefix``: words after which the answer's number is read (none: right away)."""
+    """``path``: directory or Hub id; ``demo`` is the packaged CODI model as its own teacher, which writes its steps.
+
+    ``answer_prefix``: words after which the answer's number is read (none: right away).
+    """
 
     path: str
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -37,9 +43,13 @@ class CausalLM(Model[CausalLMOptions]):
         return read_config(options.path, "model.path", revision=options.revision, trust_remote_code=options.trust_remote_code)
 
     def describe(self) -> ModelInfo:
+        if _is_demo(self.options.path):
+            return replace(_demo(self.options).describe(), latents=0)
         return describe(self._config(), 0, self.options.dtype, resolve_device(self.options.device))
 
     def load(self) -> ModelAdapter:
+        if _is_demo(self.options.path):
+            return _teacher(self.options)
         options, config = self.options, self._config()
         device = resolve_device(options.device)
         tokenizer = read_tokenizer(options.tokenizer or options.path, "model.path", revision=options.revision)
@@ -91,6 +101,28 @@ class CausalLM(Model[CausalLMOptions]):
             return file_digest(Path("/dev/null"), labels, self.options.path, getattr(config, "_commit_hash", None))
         files = sorted([*place.glob("*.safetensors"), *place.glob("*.bin")])
         return file_digest(Path("/dev/null"), labels, [file_digest(f) for f in files])
+
+
+def _is_demo(path: str) -> bool:
+    return path == "demo" and not Path(path).exists()
+
+
+def _demo(options: CausalLMOptions) -> Codi:
+    for key in ("tokenizer", "revision"):
+        if getattr(options, key) is not None:
+            raise UserError(f"model.{key}: does not apply to path: demo, which has its own")
+    return Codi(CodiOptions(checkpoint="demo", dtype=options.dtype, device=options.device))
+
+
+def _teacher(options: CausalLMOptions) -> ModelAdapter:
+    """Return the packaged CODI model without bot, latents and eot: question in, written steps and answer out."""
+    adapter = _demo(options).load()
+    return replace(
+        adapter, info=replace(adapter.info, latents=0), encode_prompt=lambda text: adapter.encode(text.strip().replace("  ", " ")),
+        projection=None, answer_start=(), answer_prefix=options.answer_prefix,
+        digest=hashlib.sha256(f"teacher {options.answer_prefix} {adapter.digest}".encode()).hexdigest(),
+        report=(*adapter.report, "as a plain language model: no bot, latents or eot"),
+    )  # fmt: skip
 
 
 def _chat(tokenizer: Any) -> Any:

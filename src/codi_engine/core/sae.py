@@ -1,0 +1,387 @@
+"""Sparse autoencoders in one form: every file format is read into this one, and everything else sees nothing of formats.
+
+A state h (width d) is normalised, encoded into F codes and decoded again; what the formats differ in is which normalisation,
+which activation and which units the codes have. Codes are in the units of the file's own library; states are those of the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from codi_engine.core.errors import UserError
+from codi_engine.core.plugin import NoOptions, SaeFormat
+
+if TYPE_CHECKING:
+    from codi_engine.core.plugins import Plugins
+
+Activation = Literal["relu", "jumprelu", "gated", "topk", "abs_topk"]
+Norm = Literal["none", "rescale", "layer_norm"]
+
+#: rows and columns of every matrix product are padded to a multiple of this, so that bits do not depend on how many there are
+QUANTUM = 16
+#: bytes of tensors that a store keeps
+BUDGET = 4 << 30
+_EPSILON = 1e-5
+_MOST_LAYERS = 512
+_HUB = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(/[^/]+)*/?")
+_SEPARABLE: frozenset[str] = frozenset({"relu", "jumprelu", "gated"})
+
+
+@dataclass(frozen=True)
+class SAE:
+    """A sparse autoencoder: f = act(W_enc·(norm(h) − center) + b_enc), h ≈ un-norm(f·W_dec + b_dec); float32, rows independent.
+
+    Attributes
+    ----------
+    format, path: name of the format it was read from, and where
+    w_enc, b_enc, w_dec, b_dec: d × F, F, F × d, d; a fixed scale of the data set is folded into them by the reader
+    activation: ``relu``; ``jumprelu`` (pre where pre·gauge > threshold and pre > 0); ``gated`` (Rajamanoharan et al. 2024);
+        ``topk`` (the k largest of pre·gauge, then relu unless ``signed``); ``abs_topk`` (the k largest by \\|pre\\|, signs kept)
+    k: of top-k kinds
+    threshold: F, of jumprelu
+    gate_bias, mag_scale, mag_bias: F each, of gated: on where W_enc·x + gate_bias > 0, size relu(W_enc·x · mag_scale + mag_bias)
+    gauge: F or None; what pre is multiplied by where the activation decides, not in the codes
+    glu, glu_bias: d × F and F, or None; pre is multiplied by sigmoid(x·glu + glu_bias)
+    center: d or None; subtracted from the normalised state
+    norm: ``rescale`` (to length √d, per state; a zero state stays zero) and ``layer_norm`` (mean 0, unbiased std 1, eps 1e-5) are undone by ``decode``
+    site: where its states come from, as an address (``resid_post.26``), when the file says so
+    """
+
+    format: str
+    path: str
+    w_enc: torch.Tensor
+    b_enc: torch.Tensor
+    w_dec: torch.Tensor
+    b_dec: torch.Tensor
+    activation: Activation
+    k: int | None = None
+    threshold: torch.Tensor | None = None
+    gate_bias: torch.Tensor | None = None
+    mag_scale: torch.Tensor | None = None
+    mag_bias: torch.Tensor | None = None
+    gauge: torch.Tensor | None = None
+    glu: torch.Tensor | None = None
+    glu_bias: torch.Tensor | None = None
+    center: torch.Tensor | None = None
+    norm: Norm = "none"
+    signed: bool = False
+    site: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, tensor in self._tensors().items():
+            object.__setattr__(self, name, tensor.detach().to(torch.float32).contiguous())
+        self._check()
+
+    # --------------------------------------------------------------------------------------------- what it is
+
+    @property
+    def width(self) -> int:
+        return self.w_dec.shape[-1]
+
+    @property
+    def features(self) -> int:
+        return self.w_dec.shape[0]
+
+    @property
+    def separable(self) -> bool:
+        """True when a feature's code does not depend on the other features (not so for top-k kinds)."""
+        return self.activation in _SEPARABLE
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self._tensors().values())
+
+    @property
+    def device(self) -> torch.device:
+        return self.w_dec.device
+
+    def to(self, device: str | torch.device) -> SAE:
+        """Return the same autoencoder on a device."""
+        return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)}
+
+    def summary(self) -> dict[str, str]:
+        """Return what it is, in words."""
+        activation = self.activation + ("" if self.k is None else f", k = {self.k}") + (", gated linear unit" if self.glu is not None else "")
+        norm = {"none": "none", "rescale": "every state to length √d", "layer_norm": "every state to mean 0, std 1"}[self.norm]
+        size = {"width": f"{self.width:,}", "features": f"{self.features:,}", "activation": activation, "normalisation": norm}
+        return {"format": self.format, **size, "site": self.site or "not stated", "bytes": f"{self.bytes:,}"}
+
+    # --------------------------------------------------------------------------------------------- what it does
+
+    @torch.no_grad()
+    def encode(self, h: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
+        """Return codes: rows × width → rows × F float32, or rows × len(features) of the features named.
+
+        Where ``separable``, only those are computed, with the same bits as among all.
+        """
+        rows = h.shape[0]
+        x, _, _ = self._normalised(_padded(h.to(torch.float32)))
+        if self.center is not None:
+            x = x - self.center
+        if features is None:
+            return self._codes(x, None)[:rows]
+        if not self.separable:
+            return self._codes(x, None)[:rows, features]
+        chosen = torch.cat([features, features.new_zeros(-len(features) % QUANTUM)])
+        return self._codes(x, chosen)[:rows, : len(features)]
+
+    @torch.no_grad()
+    def decode(self, codes: torch.Tensor, h: torch.Tensor | None = None) -> torch.Tensor:
+        """Return states: rows × F → rows × width, in the dtype of ``h`` (float32 without it).
+
+        ``h`` is the state whose length, or mean and std, undo the normalisation, where that is per state.
+        """
+        rows = codes.shape[0]
+        out = _padded(codes.to(torch.float32)) @ self.w_dec + self.b_dec
+        if self.norm != "none":
+            if h is None:
+                raise ValueError("an autoencoder that normalises every state needs h to decode")
+            _, shift, scale = self._normalised(_padded(h.to(torch.float32)))
+            out = out * scale + shift
+        return out[:rows].to(torch.float32 if h is None else h.dtype)
+
+    def reconstruct(self, h: torch.Tensor) -> torch.Tensor:
+        """Return decode(encode(h)), in the dtype of h."""
+        return self.decode(self.encode(h), h)
+
+    @torch.no_grad()
+    def add(self, h: torch.Tensor, features: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+        """Return h + delta·W_dec[features], un-normalised: rows × width; delta is rows × len(features).
+
+        What the autoencoder does not explain stays as it is. Rows whose delta is zero come back bit for bit. Features are
+        added one after the other in the order given, so a feature that a row leaves alone changes nothing of its bits.
+        """
+        total = torch.zeros(h.shape, dtype=torch.float32, device=h.device)
+        for index, feature in enumerate(features.tolist()):
+            total += delta[:, index : index + 1].to(torch.float32) * self.w_dec[feature]
+        if self.norm != "none":
+            rows = h.shape[0]
+            _, _, scale = self._normalised(_padded(h.to(torch.float32)))
+            total = total * scale[:rows]
+        touched = (delta != 0).any(1, keepdim=True)
+        return torch.where(touched, (h.to(torch.float32) + total).to(h.dtype), h)
+
+    def _normalised(self, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float, torch.Tensor]:
+        """Return normalised states, and the shift and scale (rows × 1) that bring a decoded state back."""
+        if self.norm == "rescale":
+            length = h.norm(dim=1, keepdim=True)
+            size = float(self.width) ** 0.5
+            scale = torch.where(length > 0, length / size, torch.ones_like(length))
+            return h * torch.where(length > 0, size / length, torch.ones_like(length)), 0.0, scale
+        if self.norm == "layer_norm":
+            mean = h.mean(1, keepdim=True)
+            centred = h - mean
+            std = centred.std(1, keepdim=True)
+            return centred / (std + _EPSILON), mean, std
+        return h, 0.0, h.new_ones(h.shape[0], 1)
+
+    def _codes(self, x: torch.Tensor, chosen: torch.Tensor | None) -> torch.Tensor:
+        def pick(value: torch.Tensor | None) -> torch.Tensor | None:
+            return value if value is None or chosen is None else value[..., chosen]
+
+        encoder = self.w_enc if chosen is None else self.w_enc[:, chosen]
+        linear = x @ _columns(encoder)
+        linear = linear[:, : encoder.shape[1]]
+        if self.activation == "gated":
+            gate, size, bias = pick(self.gate_bias), pick(self.mag_scale), pick(self.mag_bias)
+            assert gate is not None and size is not None and bias is not None
+            return torch.where(linear + gate > 0, torch.relu(linear * size + bias), torch.zeros_like(linear))
+        bias = pick(self.b_enc)
+        assert bias is not None
+        pre = linear + bias
+        glu, glu_bias = pick(self.glu), pick(self.glu_bias)
+        if glu is not None and glu_bias is not None:
+            pre = pre * torch.sigmoid((x @ _columns(glu))[:, : glu.shape[1]] + glu_bias)
+        gauge = pick(self.gauge)
+        judged = pre if gauge is None else pre * gauge
+        if self.activation == "relu":
+            return torch.relu(pre)
+        if self.activation == "jumprelu":
+            threshold = pick(self.threshold)
+            assert threshold is not None
+            return torch.where(judged > threshold, torch.relu(pre), torch.zeros_like(pre))
+        return self._largest(pre, judged)
+
+    def _largest(self, pre: torch.Tensor, judged: torch.Tensor) -> torch.Tensor:
+        """Keep the k largest of every row."""
+        assert self.k is not None
+        by = judged.abs() if self.activation == "abs_topk" else judged
+        kept = torch.zeros_like(pre, dtype=torch.bool).scatter_(1, by.topk(self.k, dim=1).indices, True)
+        values = pre if self.signed or self.activation == "abs_topk" else torch.relu(pre)
+        return torch.where(kept, values, torch.zeros_like(pre))
+
+    # ------------------------------------------------------------------------------------------------- checks
+
+    def _check(self) -> None:
+        """Refuse shapes that do not fit together, values that are not finite, and parts that the activation lacks."""
+        if self.w_dec.ndim != 2 or min(self.w_dec.shape) == 0:
+            raise UserError(f"sae: '{self.path}': W_dec must be features × width; it is {_shape(self.w_dec)}")
+        f, d = self.w_dec.shape
+        wanted: dict[str, Sequence[int]] = {"w_enc": (d, f), "w_dec": (f, d), "b_dec": (d,), "center": (d,), "glu": (d, f)}
+        for name, tensor in self._tensors().items():
+            want = wanted.get(name, (f,))
+            if tuple(tensor.shape) != tuple(want):
+                raise UserError(
+                    f"sae: '{self.path}': {_shown(name)} is {_shape(tensor)}; with {f} features and width {d} it must be {'×'.join(map(str, want))}"
+                )
+            if not torch.isfinite(tensor).all() and not (name == "threshold" and not tensor.isnan().any()):
+                raise UserError(f"sae: '{self.path}': {_shown(name)} holds NaN or infinite values")
+        needs = {"jumprelu": ("threshold",), "gated": ("gate_bias", "mag_scale", "mag_bias"), "topk": ("k",), "abs_topk": ("k",)}
+        missing = [name for name in needs.get(self.activation, ()) if getattr(self, name) is None]
+        if missing:
+            raise UserError(f"sae: '{self.path}': {self.activation} without {', '.join(map(_shown, missing))}")
+        if self.k is not None and not 1 <= self.k <= f:
+            raise UserError(f"sae: '{self.path}': k is {self.k}; it must lie between 1 and its {f} features")
+
+
+def _padded(rows: torch.Tensor) -> torch.Tensor:
+    extra = -rows.shape[0] % QUANTUM
+    return torch.cat([rows, rows.new_zeros(extra, rows.shape[1])]) if extra else rows.contiguous()
+
+
+def _columns(matrix: torch.Tensor) -> torch.Tensor:
+    extra = -matrix.shape[1] % QUANTUM
+    return torch.cat([matrix, matrix.new_zeros(matrix.shape[0], extra)], 1) if extra else matrix.contiguous()
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "one number"
+
+
+def _shown(name: str) -> str:
+    return {"w_enc": "W_enc", "w_dec": "W_dec", "gate_bias": "b_gate", "mag_scale": "r_mag", "mag_bias": "b_mag"}.get(name, name)
+
+
+class SaeStore:
+    """The autoencoders of a session.
+
+    Parameters
+    ----------
+    plugins: whose ``sae_formats`` are asked, in their order, which of them knows a file
+    device: where their tensors are put
+    budget_bytes: of tensors; the one asked for last always stays
+    """
+
+    def __init__(self, plugins: Plugins, device: str | torch.device, budget_bytes: int = BUDGET) -> None:
+        self.formats: list[SaeFormat] = [r.cls(NoOptions()) for r in plugins.registered if r.kind == "sae_format"]  # type: ignore[misc]
+        self.device, self.budget = device, budget_bytes
+        self._loaded: OrderedDict[tuple[str, int | None], SAE] = OrderedDict()
+        self._digests: dict[tuple[str, int | None], str] = {}
+        self._places: dict[str, Path] = {}
+
+    def get(self, path: str, layer: int | None = None, width: int | None = None) -> SAE:
+        """Return an autoencoder, read now if it is not in memory.
+
+        Parameters
+        ----------
+        path: file, directory, Hub address (``owner/name/folder``) or a format's shortcut (``demo``); ``{layer}`` is filled in
+        width: of the model; another one is refused
+        """
+        key = (path, layer)
+        sae = self._loaded.get(key)
+        if sae is None:
+            place = self._place(path, layer)
+            sae = self.format_of(place).read(place).to(self.device)
+            self._loaded[key] = sae
+        self._loaded.move_to_end(key)
+        if width is not None and sae.width != width:
+            raise UserError(f"sae: '{filled(path, layer)}' reads states of width {sae.width}; the model's are {width} wide")
+        self._trim()
+        return sae
+
+    def digest(self, path: str, layer: int | None = None) -> str:
+        """Return the sha256 of the files that an autoencoder is read from."""
+        key = (path, layer)
+        if key not in self._digests:
+            place = self._place(path, layer)
+            root = place if place.is_dir() else place.parent
+            digest = hashlib.sha256()
+            for file in self.format_of(place).files(place):
+                digest.update(f"{file.relative_to(root).as_posix()}\0{file.stat().st_size}\0".encode())
+                with file.open("rb") as stream:
+                    while chunk := stream.read(1 << 22):
+                        digest.update(chunk)
+            self._digests[key] = digest.hexdigest()
+        return self._digests[key]
+
+    def layers(self, path: str) -> list[int | None]:
+        """Return the layers that a path has an autoencoder of on this machine; [None] for a path without ``{layer}``."""
+        name = self._named(path)
+        if "{layer}" not in name:
+            return [None]
+        found = [layer for layer in range(_MOST_LAYERS) if Path(filled(name, layer)).expanduser().exists()]
+        if not found:
+            raise UserError(f"sae: '{path}' names one autoencoder per layer; say which layer")
+        return list(found)
+
+    def format_of(self, place: Path) -> SaeFormat:
+        """Return the first format that knows a file or directory."""
+        for one in self.formats:
+            if one.matches(place):
+                return one
+        if place.suffix == ".dcp" or (place.is_dir() and (any(place.glob("*.dcp")) or (place / ".metadata").is_file())):
+            raise UserError(f"sae: '{place}' is a sharded .dcp checkpoint, which is a pickle inside; save it as safetensors with the library that wrote it")
+        raise UserError(f"sae: '{place}' is in no known format ({', '.join(f.name for f in self.formats)}); 'codi-engine plugins' lists them")
+
+    @property
+    def loaded(self) -> tuple[tuple[str, int | None], ...]:
+        """What is in memory, the least recently used first."""
+        return tuple(self._loaded)
+
+    def _trim(self) -> None:
+        while len(self._loaded) > 1 and sum(s.bytes for s in self._loaded.values()) > self.budget:
+            self._loaded.popitem(last=False)
+
+    def _place(self, path: str, layer: int | None) -> Path:
+        """Return where an autoencoder lies on this machine, fetched from the Hub if it must be."""
+        name = filled(self._named(path), layer)
+        if name not in self._places:
+            local = Path(name).expanduser()
+            self._places[name] = local if local.exists() else _fetched(name)
+        return self._places[name]
+
+    def _named(self, path: str) -> str:
+        """Return the path that a format's shortcut stands for; what is on disk under that name comes first."""
+        return path if Path(path).exists() else next((f.shortcuts[path] for f in self.formats if path in f.shortcuts), path)
+
+
+def filled(path: str, layer: int | None) -> str:
+    """Return a path with ``{layer}`` filled in; a path that needs a layer and gets none is refused."""
+    if "{layer}" in path and layer is None:
+        raise UserError(f"sae: '{path}' names one autoencoder per layer; say which layer")
+    return path.replace("{layer}", str(layer))
+
+
+def _fetched(name: str) -> Path:
+    """Return the local copy of a Hub folder or file ``owner/name/folder``.
+
+    Raises
+    ------
+    UserError: no such file here, and not reachable or not there on the Hub
+    """
+    if not _HUB.fullmatch(name) or name.startswith((".", "/", "~")):
+        raise UserError(f"sae: no such file or directory: '{name}'")
+    from huggingface_hub import snapshot_download
+
+    owner, repository, *rest = name.strip("/").split("/")
+    inner = "/".join(rest)
+    wanted = {"allow_patterns": [inner, f"{inner}/*"]} if inner else {"ignore_patterns": ["*/*"]}
+    try:
+        folder = Path(snapshot_download(f"{owner}/{repository}", **wanted))
+    except Exception as error:  # the Hub's client raises many types; none of them may reach the user raw
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        raise UserError(f"sae: '{name}' is neither a path here nor reachable on the Hub: {reason}") from None
+    if not (folder / inner).exists():
+        raise UserError(f"sae: the Hub repository {owner}/{repository} has no '{inner}'")
+    return folder / inner
