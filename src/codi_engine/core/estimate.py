@@ -57,7 +57,7 @@ def _disk(prepared: Prepared, lengths: list[int]) -> int:
     rows = len(plan.prompts) * plan.trials
     scalars = 8 * (len(prepared.metrics) + 1) + 4 * (len(plan.axes) + 3) + 160
     total = (len(plan.cells) + rows) * scalars + rows * info.vocab_size * 4
-    for capture in parse_captures(experiment.capture, info, frozenset(COMPONENTS), max(lengths), experiment.source):
+    for capture in parse_captures(experiment.site_captures, info, frozenset(COMPONENTS), max(lengths), experiment.source):
         width = info.vocab_size if capture.site.component == "logits" else info.width
         total += (len(plan.cells) + rows) * len(capture.layers) * len(capture.places) * width * 4
     for _, _, _, places in source_arrays(plan, prepared.plugins, lengths, 6).values():

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from codi_engine.core.errors import UserError, nearest
+from codi_engine.core.features import table_digest
 from codi_engine.core.plugin import Options, Plugin
 from codi_engine.core.yamlfile import Lines, line_of, parse_yaml, read_yaml
 
@@ -75,6 +76,23 @@ class Generate(Options):
     slice: Literal["safe", "reference"] = "safe"
 
 
+class CodeSpec(Options):
+    """An entry of ``capture`` that keeps codes: ``sae`` (a path, ``{layer}`` filled in), which ``features``, of which tokens.
+
+    ``features``: ``all`` of the ``layers``, a list of labels (L2-17), or ``{from: features.csv}``. ``at``: ``last`` reads the
+    prompt's last token, the latents and every generated token, ``all`` the whole prompt too. ``reduce``: the ``last`` token's
+    codes, their ``mean`` or their ``max`` over these tokens. ``name`` is the array's (default: sae).
+    """
+
+    sae: str
+    features: str | list[str] | dict[str, Any] = "all"
+    layers: Any = "all"
+    site: str = "resid_post"
+    at: Literal["last", "all"] = "last"
+    reduce: Literal["last", "mean", "max"] = "last"
+    name: str = Field(default="sae", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+
+
 class Experiment(Options):
     """One experiment, from a file or built in Python. ``docs/experiment-file.md`` describes every key."""
 
@@ -86,7 +104,7 @@ class Experiment(Options):
     sweep: dict[str, Axis] = Field(default_factory=dict)
     trials: int = Field(default=1, ge=1, le=100_000)
     metrics: list[PluginRef] = Field(default_factory=list)
-    capture: list[str] = Field(default_factory=list)
+    capture: list[str | CodeSpec] = Field(default_factory=list)
     generate: Generate = Field(default_factory=Generate)
     seed: int = Field(default=0, ge=0)
     analyses: list[PluginRef] = Field(default_factory=list)
@@ -137,6 +155,16 @@ class Experiment(Options):
         if self.trials > 1 and not self.generate.do_sample:
             raise ValueError("trials above 1 repeat the same greedy answer; set generate.do_sample: true")
         return self
+
+    @property
+    def site_captures(self) -> list[str]:
+        """The captured sites."""
+        return [c for c in self.capture if isinstance(c, str)]
+
+    @property
+    def code_captures(self) -> list[CodeSpec]:
+        """The captured codes of sparse autoencoders."""
+        return [c for c in self.capture if not isinstance(c, str)]
 
     @property
     def source(self) -> str:
@@ -203,7 +231,7 @@ class Experiment(Options):
         conditions = {name: {"intervention": spec(c.intervention), "prompt": c.prompt, "on": c.on} for name, c in self.conditions.items()}
         return {
             "model": model, "data": data, "intervention": spec(self.intervention), "conditions": conditions,
-            "metrics": [m.model_dump(mode="json") for m in self.metrics], "capture": self.capture,
+            "metrics": [m.model_dump(mode="json") for m in self.metrics], "capture": [_captured(c) for c in self.capture],
             "generate": self.generate.model_dump(mode="json"), "seed": self.seed,
             "common_random_numbers": self.common_random_numbers,
         }  # fmt: skip
@@ -213,6 +241,16 @@ class Experiment(Options):
         from codi_engine.core.run import run_experiment
 
         return run_experiment(self, output, limit=limit, device=device, progress=progress)
+
+
+def _captured(entry: str | CodeSpec) -> Any:
+    """What makes a captured array comparable: for a table of features also the file's content."""
+    if isinstance(entry, str):
+        return entry
+    value = entry.model_dump(mode="json", exclude_defaults=True)
+    if isinstance(entry.features, dict) and isinstance(entry.features.get("from"), str):
+        value["table"] = table_digest(entry.features["from"])
+    return value
 
 
 # ----------------------------------------------------------------------------------------------- overrides

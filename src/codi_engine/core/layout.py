@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.reading import ANSWER_TOKENS
 from codi_engine.store.layout import ArraySpec
+from codi_engine.store.sparse import sparse_specs
 
 if TYPE_CHECKING:
     from codi_engine.core.stages import Job
@@ -38,6 +39,9 @@ def _activations(job: Job) -> list[ArraySpec]:
         width = job.net.width_of(capture.site.component)
         shape = (*tuple(len(v) for v in coords.values()), width)
         specs.append(_values(capture.array, capture.dims, shape, coords))
+    for code in job.code_captures:
+        labels = code.labels
+        specs += sparse_specs(code.array, len(labels), {"coords": {"feature": labels}})
     return specs
 
 

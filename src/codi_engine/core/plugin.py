@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from codi_engine.core.model import ModelAdapter, ModelInfo
     from codi_engine.core.results import Run
-    from codi_engine.core.results import Run
     from codi_engine.core.sae import SAE
     from codi_engine.core.sites import Phase, Site
     from codi_engine.core.sources import Sources

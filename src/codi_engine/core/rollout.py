@@ -70,7 +70,7 @@ class Observer(Protocol):
     def begin(self, cells: int) -> None:
         """A batch of so many cells begins."""
 
-    def see(self, cells: np.ndarray, rows: np.ndarray, values: Mapping[tuple[str, int | None], torch.Tensor]) -> None:
+    def see(self, phase: Phase, cells: np.ndarray, rows: np.ndarray, values: Mapping[tuple[str, int | None], torch.Tensor]) -> None:
         """Cells have passed S tokens: ``values`` are states × S × width, ``rows`` says which state is a cell's."""
 
 
@@ -340,7 +340,7 @@ class _Batch:
             self.net, self.batch, state, inputs, cell_row, self.apply, edits, frozenset(wanted) | watched, last, keep, consume
         )  # fmt: skip
         if watched:
-            self._observe(result)
+            self._observe(phase, result)
         self.rows = max(self.rows, result.state.rows)
         self.forwarded += result.state.rows * tokens
         for (component, layer), places in wanted.items():
@@ -363,10 +363,10 @@ class _Batch:
             self.opened[key] = replace(edit, place=place)
         return self.opened[key]
 
-    def _observe(self, result: StageResult) -> None:
+    def _observe(self, phase: Phase, result: StageResult) -> None:
         cells = np.flatnonzero(result.cell_row >= 0)
         for observer in self.want.observers:
-            observer.see(cells, result.cell_row[cells], result.captured)
+            observer.see(phase, cells, result.cell_row[cells], result.captured)
 
     def _wanted(self, phase: Phase, place: int, tokens: int) -> dict[tuple[str, int | None], list[int]]:
         wanted: dict[tuple[str, int | None], list[int]] = {}

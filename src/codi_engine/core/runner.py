@@ -113,9 +113,11 @@ class Runner:
     def job(self, adapter: ModelAdapter, net: Any, writer: RunWriter) -> Job:
         """Put together what all units share."""
         from codi_engine.core.captures import parse_captures
+        from codi_engine.core.codes import resolve_codes
         from codi_engine.core.needs import source_arrays
         from codi_engine.core.reading import Answers, Needs
         from codi_engine.core.rollout import Rollout
+        from codi_engine.core.sae import SaeStore
         from codi_engine.core.stages import Job
 
         experiment, plugins, data = self.experiment, self.prepared.plugins, self.plan.data
@@ -128,11 +130,13 @@ class Runner:
         self._check_length(adapter, ids, prompts, len(answers.prefix))
         self._check_positions(ids, prompts)
         lengths = [len(i) for i in ids.values()]
-        captures = parse_captures(experiment.capture, adapter.info, net.components, max(lengths), experiment.source)
+        captures = parse_captures(experiment.site_captures, adapter.info, net.components, max(lengths), experiment.source)
+        saes = SaeStore(plugins, net.device)
+        codes = resolve_codes(experiment.code_captures, adapter.info, saes, experiment.source)
         arrays = source_arrays(self.plan, plugins, lengths, len(adapter.answer_start) + len(answers.prefix))
         return Job(
             experiment, plugins, self.plan, net, Rollout(net), answers, self.prepared.metrics, self.prepared.column, needs,
-            captures, arrays, writer, self.progress.note, prompts, ids, {c.key: c for c in self.plan.cells},
+            captures, arrays, writer, self.progress.note, prompts, ids, {c.key: c for c in self.plan.cells}, codes, saes,
         )  # fmt: skip
 
     def _encode(self, adapter: ModelAdapter, prompt: PromptRef, chat: bool) -> list[int]:

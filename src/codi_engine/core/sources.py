@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from codi_engine.core.errors import UserError
 from codi_engine.core.sites import Phase
+
+if TYPE_CHECKING:
+    from codi_engine.core.sae import SaeStore
 
 #: prompt positions are stored in blocks of so many, counted from the prompt's end
 POSITIONS = 16
@@ -48,6 +52,8 @@ class Sources:
     pool: prompts that means, scales and differences are taken over
     phase_of: the phase that a place of the running condition belongs to is given with each call
     budget: bytes of arrays kept in memory
+
+    ``saes`` holds the run's sparse autoencoders.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class Sources:
         self._cache: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
         self._size = 0
         self._statistics: dict[tuple[object, ...], np.ndarray] = {}
+        self.saes: SaeStore | None = None
         self.phase: Phase = "latent"
         self.variant: str = "main"
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from codi_engine.core.captures import Capture, block, captured, merge
+from codi_engine.core.codes import CodeCapture, CodeReader
 from codi_engine.core.editing import Editor, Placed
 from codi_engine.core.generations import Unit
 from codi_engine.core.memory import in_batches, rows_at_once
@@ -22,10 +23,12 @@ from codi_engine.core.rollout import Rollout, Task, Want
 from codi_engine.core.sampling import Sampler, generator
 from codi_engine.core.sources import Sources, Stored
 from codi_engine.store.errors import StoreError
+from codi_engine.store.sparse import to_codes
 
 if TYPE_CHECKING:
     from codi_engine.core.experiment import Experiment
     from codi_engine.core.plugins import Plugins
+    from codi_engine.core.sae import SaeStore
     from codi_engine.store.writer import RunWriter
 
 OUTCOME = ("gold_logprob", "other_logprob", "gold_logit", "other_logit")
@@ -51,6 +54,8 @@ class Job:
     prompts: dict[str, PromptRef] = field(default_factory=dict)
     ids: dict[str, tuple[int, ...]] = field(default_factory=dict)
     cells: dict[str, Cell] = field(default_factory=dict)
+    code_captures: Sequence[CodeCapture] = ()
+    saes: SaeStore | None = None
     rows: int | None = None
     forwarded: int = 0
 
@@ -69,7 +74,12 @@ class Job:
     def generate(self) -> Any:
         return self.experiment.generate
 
-    def want(self, sources: Sequence[Need], captures: Sequence[Capture]) -> Want:
+    def readers(self) -> list[CodeReader]:
+        """Return what collects the codes of a batch's cells."""
+        assert self.saes is not None or not self.code_captures
+        return [CodeReader(c, self.saes, self.net.device) for c in self.code_captures if self.saes is not None]
+
+    def want(self, sources: Sequence[Need], captures: Sequence[Capture], readers: Sequence[CodeReader] = ()) -> Want:
         """Return what the rollout shall produce for a unit."""
         values = [(c, layer, phase, p) for c, layer, phase, places in sources for p in places]
         sampler = None
@@ -79,7 +89,7 @@ class Job:
         generate = self.generate
         return Want(
             merge(captures, values), self.needs.generation, self.needs.number, first, generate.max_new_tokens,
-            self.answers.prefix, sampler, generate.slice == "reference",
+            self.answers.prefix, sampler, generate.slice == "reference", readers,
         )  # fmt: skip
 
     def batch_rows(self, tokens: int) -> int:
@@ -104,11 +114,13 @@ def run_unedited(job: Job, unit: Unit) -> tuple[dict[str, np.ndarray], dict[str,
     is_baseline = unit.stage == "baseline"
     rows = [(key, unit.first_trial + t) for key in unit.keys for t in range(unit.trials)]
     captures = job.captures if is_baseline else ()
-    want = job.want(list(sources.values()), captures)
+    readers = job.readers() if is_baseline else []
+    want = job.want(list(sources.values()), captures, readers)
     parts: list[tuple[Outcome, list[str], dict[str, np.ndarray]]] = []
 
     def run(batch: Sequence[tuple[str, int]]) -> None:
-        parts.append(_unedited_batch(job, batch, want, sources, captures))
+        done, rules, values = _unedited_batch(job, batch, want, sources, captures)
+        parts.append((done, rules, {**values, **_codes(readers)}))
 
     tokens = max((-min(p) for (_, phase), (_, p) in want.captures.items() if phase == "prompt"), default=1)
     size = max(job.batch_rows(tokens) // max(tokens // 4, 1), 1)
@@ -116,12 +128,26 @@ def run_unedited(job: Job, unit: Unit) -> tuple[dict[str, np.ndarray], dict[str,
     if held < size:
         job.rows = held
     whole, rules, values = _join(parts)
-    arrays = {**values, **_outcome_arrays(job, whole)}
+    arrays = {**_stored(job, unit, values), **_outcome_arrays(job, whole)}
     texts: dict[str, list[Any]] = {}
     if is_baseline:
         arrays.update(_baseline_cells(job, rows, whole))
         texts = _texts(job, rows, whole, rules)
     return arrays, texts
+
+
+def _codes(readers: Sequence[CodeReader]) -> dict[str, np.ndarray]:
+    """Array → cells × features of what the readers collected in the batch that has just run."""
+    return {r.capture.array: r.codes() for r in readers}
+
+
+def _stored(job: Job, unit: Unit, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return arrays as they are written: codes sparse, everything else as it is."""
+    sparse = {c.array for c in job.code_captures}
+    out = {name: array for name, array in values.items() if name not in sparse}
+    for name in sparse & set(values):
+        out.update(to_codes(name, values[name], unit.number, job.writer.unit_cells))
+    return out
 
 
 def _unedited_batch(
@@ -341,14 +367,13 @@ class Bank:
 # -------------------------------------------------------------------------------------------------- sweep
 
 
-def editor_for(
-    job: Job, bank: Bank | None, sources: Sources | None = None, record: bool = False, own_source: bool = False, neutral: bool = False
-) -> Editor:
+def editor_for(job: Job, bank: Bank | None, sources: Sources | None = None, record: bool = False, own_source: bool = False, neutral: bool = False) -> Editor:
     """Return an editor over the committed baseline (``own_source`` and ``neutral`` make identities of it, for the gate)."""
     if sources is None:
         assert bank is not None
         sources = bank.sources()
     values = sources
+    values.saes = job.saes
 
     def build(condition: Any, options: Mapping[str, Any]) -> Intervention[Any]:
         intervention = build_intervention(job.plugins, condition.plugin, options, f"conditions.{condition.name}", job.experiment.source)
@@ -380,14 +405,15 @@ def place(job: Job, cell: Cell) -> Placed:
 def run_sweep(job: Job, unit: Unit, bank: Bank, editor: Editor) -> tuple[dict[str, np.ndarray], dict[str, list[Any]]]:
     """Run the edited cells of a unit and return its arrays and texts."""
     placed = [place(job, job.cells[key]) for key in unit.keys]
-    want = job.want((), job.captures)
+    readers = job.readers()
+    want = job.want((), job.captures, readers)
     parts: list[tuple[Outcome, list[str], dict[str, np.ndarray]]] = []
     columns: list[dict[str, np.ndarray]] = []
 
     def run(batch: Sequence[Placed]) -> None:
-        part = edited_batch(job, batch, want, editor)
-        columns.append(_metrics(job, batch, bank, part[0]))
-        parts.append(part)
+        done, rules, values = edited_batch(job, batch, want, editor)
+        columns.append(_metrics(job, batch, bank, done))
+        parts.append((done, rules, {**values, **_codes(readers)}))
 
     size = job.batch_rows(1)
     held = in_batches(placed, size, run, job.note)
@@ -395,8 +421,7 @@ def run_sweep(job: Job, unit: Unit, bank: Bank, editor: Editor) -> tuple[dict[st
         job.rows = held
     arrays = {f"cells/metrics/{name}": np.concatenate([c[name] for c in columns]) for name in columns[0]}
     arrays["cells/answer"] = np.concatenate([p[0].answer for p in parts])
-    for name in parts[0][2]:
-        arrays[name] = np.concatenate([p[2][name] for p in parts])
+    arrays.update(_stored(job, unit, {name: np.concatenate([p[2][name] for p in parts]) for name in parts[0][2]}))
     arrays.update(_cell_axes(job, placed))
     keys = [p.cell.key for p in placed]
     examples = [job.examples[p.cell.example] for p in placed]

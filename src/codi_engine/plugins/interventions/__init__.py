@@ -6,6 +6,7 @@ from codi_engine.core.plugin import Intervention
 from codi_engine.plugins.interventions.ablate import Mean, Noise, Zero
 from codi_engine.plugins.interventions.latents import EarlyDecode
 from codi_engine.plugins.interventions.replace import Patch, Resample
+from codi_engine.plugins.interventions.sae import Sae
 from codi_engine.plugins.interventions.steer import Steer
 
-INTERVENTIONS: list[type[Intervention]] = [Zero, Mean, Resample, Patch, Noise, Steer, EarlyDecode]  # type: ignore[type-arg]
+INTERVENTIONS: list[type[Intervention]] = [Zero, Mean, Resample, Patch, Noise, Steer, Sae, EarlyDecode]  # type: ignore[type-arg]

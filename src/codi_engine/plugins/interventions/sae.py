@@ -1,0 +1,97 @@
+"""Editing features of a sparse autoencoder."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import model_validator
+
+from codi_engine.core.codes import checked
+from codi_engine.core.errors import UserError
+from codi_engine.core.features import is_feature, parse_feature
+from codi_engine.core.plugin import Intervention, Options, Rows
+from codi_engine.core.sae import SaeStore
+from codi_engine.core.sources import Sources
+
+
+class SaeOptions(Options):
+    """``sae``: the autoencoder's file, directory or Hub folder, with ``{layer}`` filled in; ``demo`` is the packaged one.
+
+    ``feature``: a number, L26-1069, or ``{from: features.csv}`` to sweep a table. ``value``: a number, a column of that table, or
+    ``{run: DIR, where: {field: value}}`` for the mean code over a run's unedited cells. ``mode``: ``set`` the code to the value,
+    ``add`` it, ``scale`` by it, or ``reconstruct`` (the control: no feature is edited, the state is decoded from its codes).
+    ``error``: ``keep`` what the autoencoder does not explain, h + (f′ − f)·W_dec, or ``drop`` it.
+    """
+
+    sae: str
+    feature: int | str | None = None
+    value: float | str | dict[str, Any] | None = None
+    mode: Literal["set", "add", "scale", "reconstruct"] = "set"
+    error: Literal["keep", "drop"] = "keep"
+
+    @model_validator(mode="after")
+    def _complete(self) -> SaeOptions:
+        if self.mode == "reconstruct":
+            if self.feature is not None or self.value is not None:
+                raise ValueError("mode: reconstruct edits no feature; remove feature and value")
+            return self
+        if self.feature is None or self.value is None:
+            raise ValueError(f"mode: {self.mode} needs feature and value")
+        if isinstance(self.value, (str, dict)):
+            raise ValueError(f"value: {self.value!r} is one of a table's; write feature: {{from: features.csv}}, or a number")
+        if isinstance(self.feature, str) and not is_feature(self.feature):
+            raise ValueError(f"feature: '{self.feature}' is no feature; write a number or L26-1069")
+        return self
+
+
+class Sae(Intervention[SaeOptions]):
+    """Set, add to or scale one feature of a sparse autoencoder (Templeton et al. 2024), keeping what it does not explain.
+
+    With ``tokens: last`` the edit is made at the prompt's last token and every generated one, with ``all`` at every token.
+    """
+
+    name = "sae"
+    Options = SaeOptions
+
+    def __init__(self, options: SaeOptions) -> None:
+        super().__init__(options)
+        self._store: SaeStore | None = None
+        self._named = parse_feature(options.feature, "sae") if isinstance(options.feature, str) else None
+
+    def prepare(self, sources: Sources) -> None:
+        self._store = sources.saes
+
+    def apply(self, rows: Rows) -> torch.Tensor:
+        options, h = self.options, rows.values
+        assert self._store is not None
+        if self._named is not None and self._named.layer != rows.layer:
+            raise UserError(f"sae: feature {self._named.label} does not belong to layer {rows.layer}")
+        sae = checked(self._store, options.sae, rows.site, rows.layer, h.shape[1], "sae")
+        if options.mode == "reconstruct":
+            return sae.reconstruct(h)
+        index = self._named.index if self._named is not None else int(options.feature or 0)
+        if index >= sae.features:
+            raise UserError(f"sae: feature {index}: '{options.sae}' has features 0 to {sae.features - 1}")
+        feature = torch.tensor([index], device=h.device)
+        if options.error == "drop":
+            codes = sae.encode(h)
+            codes[:, index] = self._edited(codes[:, index])
+            return sae.decode(codes, h)
+        before = sae.encode(h, feature)
+        return sae.add(h, feature, self._edited(before) - before)
+
+    def _edited(self, codes: torch.Tensor) -> torch.Tensor:
+        assert isinstance(self.options.value, (int, float))
+        value = float(self.options.value)
+        if self.options.mode == "set":
+            return torch.full_like(codes, value)
+        return codes + value if self.options.mode == "add" else codes * value
+
+    def identity(self) -> bool:
+        nothing = {"add": 0.0, "scale": 1.0}.get(self.options.mode)
+        return self.options.error == "keep" and self.options.value == nothing and nothing is not None
+
+    def neutral(self) -> Sae:
+        feature = 0 if self.options.feature is None else self.options.feature
+        return Sae(SaeOptions(sae=self.options.sae, feature=feature, value=1.0, mode="scale"))
