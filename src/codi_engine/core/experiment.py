@@ -115,7 +115,6 @@ class Experiment(Options):
     common_random_numbers: bool = False
     allow_vacuous: bool = False
     controls: list[Literal["random", "wrong_step", "shuffled"]] = Field(default_factory=list)
-    sources: str | None = None
     output: str | None = None
     notes: str | None = None
     hypothesis: str | None = None

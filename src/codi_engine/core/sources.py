@@ -53,7 +53,7 @@ class Sources:
     phase_of: the phase that a place of the running condition belongs to is given with each call
     budget: bytes of arrays kept in memory
 
-    ``saes`` holds the run's sparse autoencoders.
+    ``saes`` holds the run's sparse autoencoders, ``model_digest`` says which model computed the values.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Sources:
         self._size = 0
         self._statistics: dict[tuple[object, ...], np.ndarray] = {}
         self.saes: SaeStore | None = None
+        self.model_digest = ""
         self.phase: Phase = "latent"
         self.variant: str = "main"
 

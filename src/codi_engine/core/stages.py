@@ -373,7 +373,7 @@ def editor_for(job: Job, bank: Bank | None, sources: Sources | None = None, reco
         assert bank is not None
         sources = bank.sources()
     values = sources
-    values.saes = job.saes
+    values.saes, values.model_digest = job.saes, job.net.adapter.digest
 
     def build(condition: Any, options: Mapping[str, Any]) -> Intervention[Any]:
         intervention = build_intervention(job.plugins, condition.plugin, options, f"conditions.{condition.name}", job.experiment.source)

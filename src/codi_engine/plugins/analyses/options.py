@@ -9,9 +9,9 @@ from pydantic import Field
 from codi_engine.core.plugin import Options
 
 #: metrics that compare with the unedited run already; others are taken as edited minus unedited
-CONTRASTS = ("kl", "flip", "rms_logit_diff", "argmax_changed", "equals_other", "l2", "clean_l2")
+CONTRASTS = ("kl", "flip", "rms_logit_diff", "argmax_changed", "equals_other", "equals_predicted", "l2", "clean_l2")
 #: of these, yes or no per example
-YES_NO = ("flip", "argmax_changed", "equals_other")
+YES_NO = ("flip", "argmax_changed", "equals_other", "equals_predicted")
 PREFERRED = ("normalized_effect", "kl", "logit_diff", "cross_entropy", "flip", "accuracy")
 
 

@@ -36,6 +36,8 @@ def load_problems(options: ProblemsOptions) -> Data:
             continue
         name = next((str(record[k]) for k in _IDS if k in record), str(number))
         fields = scalar_fields(record, (options.question_field, options.answer_field, *_IDS))
+        if "<<" in str(record[options.answer_field]):  # GSM8K's answers are written solutions
+            fields.setdefault("solution", record[options.answer_field])
         items.append((place, Example(name, {"main": Prompt(question, answer)}, fields)))
     examples = without_duplicates(items, lambda e: folded(e.prompts["main"].text), findings)
     return finish("problems", examples, findings, digest, options.limit, options.sample)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from codi_engine.core.plugin import Metric
-from codi_engine.plugins.metrics.answer import Accuracy, EqualsOther, Flip
+from codi_engine.plugins.metrics.answer import Accuracy, EqualsOther, EqualsPredicted, Flip
 from codi_engine.plugins.metrics.captures import L2, CleanSimilarity, Cosine, Norm
 from codi_engine.plugins.metrics.logits import (
     KL,
@@ -21,6 +21,6 @@ from codi_engine.plugins.metrics.logits import (
 )
 
 METRICS: list[type[Metric[Any]]] = [
-    Accuracy, Flip, EqualsOther, KL, LogitDiff, NormalizedEffect, Probability, Rank, CrossEntropy,
+    Accuracy, Flip, EqualsOther, EqualsPredicted, KL, LogitDiff, NormalizedEffect, Probability, Rank, CrossEntropy,
     RMSLogitDiff, ArgmaxChanged, CleanScore, CorruptedScore, Norm, Cosine, L2, CleanSimilarity,
 ]  # fmt: skip

@@ -53,3 +53,23 @@ class EqualsOther(Metric[NoOptions]):
     def measure(self, read: Readings) -> Mapping[str, np.ndarray]:
         same = equal(read.edited.answer, read.other).astype(np.float64)
         return {"equals_other": np.where(np.isnan(read.other), np.nan, same)}
+
+
+class EqualsPredicted(Metric[NoOptions]):
+    """1 where the answer is the one that the algebra predicts of the exchange (``resample`` with ``carries``).
+
+    The prediction is the recipient's written solution with the donor's intermediate value in place of its own (interchange
+    interventions, Geiger et al. 2021, 2106.02997). NaN where nothing is predicted, and where the prediction is the recipient's
+    own answer, which nothing could tell from no effect.
+    """
+
+    name = "equals_predicted"
+    Options = NoOptions
+    needs = frozenset({"generation"})
+    applies_to = _ANSWERED
+
+    def measure(self, read: Readings) -> Mapping[str, np.ndarray]:
+        predicted = np.full(len(read.gold), np.nan) if read.predicted is None else read.predicted
+        same = equal(read.edited.answer, predicted).astype(np.float64)
+        undefined = np.isnan(predicted) | equal(predicted, read.gold)
+        return {"equals_predicted": np.where(undefined, np.nan, same)}
