@@ -74,6 +74,19 @@ class Generate(Options):
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     answer_prefix: str | None = None
     slice: Literal["safe", "reference"] = "safe"
+    until: str | None = None
+    retries: int = Field(default=0, ge=0, le=100)
+
+    @model_validator(mode="after")
+    def _retries_differ(self) -> Generate:
+        if self.retries and (self.until is None or not self.do_sample):
+            raise ValueError("retries draws a text again until it matches: it needs until: PATTERN and do_sample: true")
+        if self.until is not None:
+            try:
+                re.compile(self.until)
+            except re.error as error:
+                raise ValueError(f"until: '{self.until}' is no regular expression: {error}") from None
+        return self
 
 
 class CodeSpec(Options):

@@ -14,7 +14,8 @@ from codi_engine.core.plugin import Outcome
 from codi_engine.core.sources import Sources
 
 if TYPE_CHECKING:
-    from codi_engine.core.stages import Bank, Job
+    from codi_engine.core.bank import Bank
+    from codi_engine.core.job import Job
 
 #: examples of the gate
 EXAMPLES = 3
@@ -31,7 +32,7 @@ def run_gate(job: Job, bank: Bank, exact: bool = True) -> list[dict[str, Any]]:
     ------
     GateError: an edit did not fire, fired elsewhere, changed nothing although it should, or an identity was not exact
     """
-    from codi_engine.core.stages import edited_batch, editor_for
+    from codi_engine.core.sweeping import edited_batch, editor_for
 
     records: list[dict[str, Any]] = []
     for number, condition in enumerate(job.plan.conditions):
@@ -41,7 +42,7 @@ def run_gate(job: Job, bank: Bank, exact: bool = True) -> list[dict[str, Any]]:
         want = job.want((), ())
         editor = editor_for(job, bank, record=True)
         unedited = bank.outcome([job.order[p.prompt] for p in placed], [p.cell.trial for p in placed])
-        edited, _, _ = edited_batch(job, placed, want, editor)
+        edited = edited_batch(job, placed, want, editor).done
         exempt = condition.plugin.gate_exempt
         _fired_as_planned(job, placed, editor, condition, exempt)
         identity = f"exempt: {exempt}" if exempt else _identities(job, bank, placed, unedited, exact)
@@ -55,7 +56,7 @@ def run_gate(job: Job, bank: Bank, exact: bool = True) -> list[dict[str, Any]]:
 
 def _chosen(job: Job, condition: int) -> list[Placed]:
     """Return the first examples' cells, spread over the condition's axes."""
-    from codi_engine.core.stages import place
+    from codi_engine.core.sweeping import place
 
     by_example: dict[str, list[Cell]] = {}
     for cell in job.plan.cells:
@@ -120,19 +121,19 @@ def _changed(condition: str, editor: Editor) -> None:
 
 def _identities(job: Job, bank: Bank, placed: Sequence[Placed], unedited: Outcome, exact: bool) -> str:
     """Three identities: the site's own value put back; the intervention fed with the row's own values; its neutral options."""
-    from codi_engine.core.stages import edited_batch, editor_for
+    from codi_engine.core.sweeping import edited_batch, editor_for
 
     want, condition = job.want((), ()), job.plan.conditions[placed[0].cell.condition]
     values = _own_values(job, placed)
     editor = editor_for(job, bank, sources=values)
-    said = _exact(condition.name, "self-patch", edited_batch(job, placed, want, editor, own=True)[0], unedited, exact)
+    said = _exact(condition.name, "self-patch", edited_batch(job, placed, want, editor, own=True).done, unedited, exact)
     probe = editor.groups[editor.group_of(placed[0])].intervention
     if probe is not None and probe.source in ("own", "partner", "donor") and condition.control is None:
         swap = editor_for(job, bank, own_source=True)
-        _exact(condition.name, "self-swap (its own values in place of the source's)", edited_batch(job, placed, want, swap)[0], unedited, exact)
+        _exact(condition.name, "self-swap (its own values in place of the source's)", edited_batch(job, placed, want, swap).done, unedited, exact)
     if probe is not None and probe.neutral() is not None:
         neutral = editor_for(job, bank, neutral=True)
-        _exact(condition.name, "the intervention with neutral options", edited_batch(job, placed, want, neutral)[0], unedited, exact)
+        _exact(condition.name, "the intervention with neutral options", edited_batch(job, placed, want, neutral).done, unedited, exact)
     return said
 
 
@@ -140,7 +141,7 @@ def _own_values(job: Job, placed: Sequence[Placed]) -> Sources:
     """Capture the unedited values at the planned places (they need not be among the run's sources)."""
     from codi_engine.core.rollout import Task, Want
     from codi_engine.core.sources import array_name
-    from codi_engine.core.stages import editor_for
+    from codi_engine.core.sweeping import editor_for
 
     probe = editor_for(job, None, Sources(_nowhere, _nothing))
     prompts = sorted({p.prompt for p in placed})

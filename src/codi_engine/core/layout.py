@@ -9,7 +9,7 @@ from codi_engine.store.layout import ArraySpec
 from codi_engine.store.sparse import sparse_specs
 
 if TYPE_CHECKING:
-    from codi_engine.core.stages import Job
+    from codi_engine.core.job import Job
 
 
 def array_specs(job: Job) -> list[ArraySpec]:
@@ -20,6 +20,7 @@ def array_specs(job: Job) -> list[ArraySpec]:
     specs = [_scalar(f"cells/{axis}", "int32", -1, {"labels": []}) for axis in axes]
     specs += [_scalar("cells/status", "uint8", 0), _scalar("cells/answer", "float64", float("nan"))]
     columns = [job.column(m, c) for m in job.metrics for c in m.columns()]
+    columns += ["attempts"] if job.experiment.generate.retries else []
     specs += [_scalar(f"cells/metrics/{column}", "float64", float("nan")) for column in columns]
     return specs + _activations(job) + _sources(job)
 

@@ -216,9 +216,10 @@ def check_experiment(experiment: Experiment, *, limit: int | None = None, device
     """
     import pandas as pd
 
+    from codi_engine.core.bank import Bank
     from codi_engine.core.gate import EXAMPLES, run_gate
     from codi_engine.core.runner import Runner
-    from codi_engine.core.stages import Bank, run_unedited
+    from codi_engine.core.unedited import run_unedited
 
     prepared, _ = _prepared(experiment, EXAMPLES if limit is None else min(limit, EXAMPLES), device)
     if not prepared.plan.conditions:

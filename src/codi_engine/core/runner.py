@@ -20,9 +20,9 @@ from codi_engine.core.progress import Progress
 
 if TYPE_CHECKING:
     from codi_engine.core.experiment import Experiment
+    from codi_engine.core.job import Job
     from codi_engine.core.model import ModelAdapter
     from codi_engine.core.plugins import Plugins
-    from codi_engine.core.stages import Job
     from codi_engine.store.writer import RunWriter
 
 
@@ -114,11 +114,11 @@ class Runner:
         """Put together what all units share."""
         from codi_engine.core.captures import parse_captures
         from codi_engine.core.codes import resolve_codes
+        from codi_engine.core.job import Job
         from codi_engine.core.needs import source_arrays
         from codi_engine.core.reading import Answers, Needs
         from codi_engine.core.rollout import Rollout
         from codi_engine.core.sae import SaeStore
-        from codi_engine.core.stages import Job
 
         experiment, plugins, data = self.experiment, self.prepared.plugins, self.plan.data
         self.plan = build_plan(experiment, plugins, data, adapter.info, net.components, lambda text: len(adapter.encode_prompt(text)))
@@ -237,8 +237,10 @@ class Runner:
 
     def run(self, open_writer: Callable[[], RunWriter], gate: bool = True) -> None:
         """Compute and commit every unit of the plan that is not committed yet."""
+        from codi_engine.core.bank import Bank
         from codi_engine.core.gate import run_gate
-        from codi_engine.core.stages import Bank, editor_for, run_sweep, run_unedited
+        from codi_engine.core.sweeping import editor_for, run_sweep
+        from codi_engine.core.unedited import run_unedited
 
         with open_writer() as writer:
             adapter, net = self.load()

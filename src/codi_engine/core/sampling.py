@@ -23,6 +23,11 @@ def generator(*parts: Any) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key_of(*parts)))
 
 
+def redrawn(key: int, attempt: int) -> int:
+    """Return a cell's key for another attempt at its text; the first attempt has the key itself."""
+    return key if attempt == 0 else key_of("attempt", str(key), attempt)
+
+
 @dataclass(frozen=True)
 class Sampler:
     """How tokens are drawn: temperature > 0; ``top_k`` 0 and ``top_p`` 1 keep everything."""
