@@ -118,6 +118,7 @@ class Coconut(Model[CoconutOptions]):
         start, end, latent = tokenizer.convert_tokens_to_ids(list(TOKENS))
         marked = info.vocab_size == len(tokenizer)
         special = {*tokenizer.all_special_ids, start, end, latent}
+        last = (start, end, latent) == tuple(range(len(tokenizer) - len(TOKENS), len(tokenizer)))  # else the base had them already
         eos = int(tokenizer.eos_token_id)
 
         def encode_prompt(text: str) -> list[int]:
@@ -130,7 +131,7 @@ class Coconut(Model[CoconutOptions]):
             encode=lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]),
             decode=lambda ids: str(tokenizer.decode([i for i in ids if i not in special], skip_special_tokens=True)),
             projection=_same if info.latents else None, answer_start=(end,) if marked else (), answer_prefix=self.options.answer_prefix,
-            stop_ids=(eos,), banned_ids_from=min(start, end, latent), digest=file_digest(path, options, network.config.to_dict()),
+            stop_ids=(eos,), banned_ids_from=start if last else None, digest=file_digest(path, options, network.config.to_dict()),
             report=tuple(report),
         )  # fmt: skip
 
