@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import codi_engine
 from codi_engine import Experiment
 from codi_engine.core.errors import UserError
 from codi_engine.core.network import Network
@@ -165,8 +166,9 @@ def test_every_layout_gives_the_same_model(tmp_path: Path, family: str) -> None:
         assert torch.equal(out, first), name
 
 
-def test_the_vocabulary_is_the_tokenizers_and_not_the_padded_bases(tmp_path: Path) -> None:
-    checkpoint, base, _ = coconut.write(tmp_path, "llama", padding=29)
+@pytest.mark.parametrize("padding", [3, 29])
+def test_the_vocabulary_is_the_tokenizers_and_not_the_padded_bases(tmp_path: Path, padding: int) -> None:
+    checkpoint, base, _ = coconut.write(tmp_path, "llama", padding)
     adapter = plugin(checkpoint, base).load()
     assert adapter.banned_ids_from is not None
     assert adapter.info.vocab_size == adapter.banned_ids_from + 3 == adapter.network.config.vocab_size
@@ -276,6 +278,13 @@ def test_bad_checkpoints_are_named(tmp_path: Path, change: str, message: str) ->
 def test_a_directory_with_one_checkpoint_is_enough(tmp_path: Path) -> None:
     checkpoint, base, _ = coconut.write(tmp_path, "gpt2")
     assert plugin(tmp_path, base).load().digest == plugin(checkpoint, base).load().digest
+
+
+def test_one_question_by_hand(tmp_path: Path) -> None:
+    checkpoint, base, _ = coconut.write(tmp_path, "gpt2")
+    session = codi_engine.load(checkpoint, plugin="coconut", base=str(base), device="cpu")
+    c, z = (session.capture(QUESTIONS[0], [site])[site] for site in ("latent_out", "latent_in"))
+    assert np.array_equal(z.sel(step=[1, 2, 3]), c.sel(step=[0, 1, 2]))
 
 
 def experiment(folder: Path, **parts: Any) -> Experiment:
