@@ -280,6 +280,15 @@ def test_a_directory_with_one_checkpoint_is_enough(tmp_path: Path) -> None:
     assert plugin(tmp_path, base).load().digest == plugin(checkpoint, base).load().digest
 
 
+def test_half_precision_feeds_back_what_it_computes(case: Case) -> None:
+    adapter = plugin(case.checkpoint, case.base, dtype="bfloat16").load()
+    assert {p.dtype for p in adapter.network.parameters()} == {torch.bfloat16}
+    steps = tuple(range(K))
+    want = Want({(c, "latent"): ((None,), steps) for c in ("latent_in", "latent_out")}, read=False, max_new_tokens=3)
+    out = Rollout(Network(adapter)).run([adapter.encode_prompt(QUESTIONS[0])], [Task(0)], want)
+    assert torch.equal(out.captures["latent_in", None, "latent"][0][1:], out.captures["latent_out", None, "latent"][0][:-1])
+
+
 def test_one_question_by_hand(tmp_path: Path) -> None:
     checkpoint, base, _ = coconut.write(tmp_path, "gpt2")
     session = codi_engine.load(checkpoint, plugin="coconut", base=str(base), device="cpu")

@@ -73,21 +73,10 @@ class Coconut(Model[CoconutOptions]):
         self._read = None  # loading changes the configuration
         path = _weight_file(options.checkpoint)
         weights = _unwrapped(read_weights(path, "model.checkpoint"))
-        base, config.vocab_size = int(config.vocab_size), len(tokenizer)
         tied = bool(getattr(config, "tie_word_embeddings", False))
-        network = empty_network(config)
-        rows = _rows(weights, _Names.of(network, tied))
-        if rows == base != len(tokenizer):
-            self._refuse_untrained(path)
-            config.vocab_size = base
-            network = empty_network(config)
-        elif rows not in (len(tokenizer), None):
-            raise UserError(
-                f"model.base: tokenizer mismatch: it has {len(tokenizer):,} tokens with Coconut's three, '{path}' {rows:,} embeddings; "
-                "give the base the checkpoint was trained from"
-            )
+        network = self._sized(weights, config, len(tokenizer), tied, path)
         report = [f"{len(weights)} tensors, {sum(v.numel() for v in weights.values()):,} values, {options.latents} latents"]
-        if config.vocab_size == base != len(tokenizer):
+        if config.vocab_size != len(tokenizer):
             report.append("a checkpoint of the language-only stage: no latents, no markers")
         _audit(weights, network, tied, path)
         _fill(network, weights, DTYPES[options.dtype], tied)
@@ -107,12 +96,25 @@ class Coconut(Model[CoconutOptions]):
             self._read = config, tokenizer
         return self._read
 
-    def _refuse_untrained(self, path: Path) -> None:
+    def _sized(self, weights: dict[str, torch.Tensor], config: Any, size: int, tied: bool, path: Path) -> nn.Module:
+        """Return the empty network with the checkpoint's vocabulary: ``size`` tokens, or the base's own before the latent stages."""
+        base, config.vocab_size = int(config.vocab_size), size
+        network = empty_network(config)
+        rows = _rows(weights, _Names.of(network, tied))
+        if rows in (size, None):  # None: the audit names the embedding as missing
+            return network
+        if rows != base:
+            raise UserError(
+                f"model.base: tokenizer mismatch: it has {size:,} tokens with Coconut's three, '{path}' {rows:,} embeddings; "
+                "give the base the checkpoint was trained from"
+            )
         if self.options.latents:
             raise UserError(
                 f"model.checkpoint: '{path}' has no embeddings of {', '.join(TOKENS)}: it is from the language-only stage.\n"
                 "Set model.latents: 0 to run it without latents, or name a checkpoint of the latent stages"
             )
+        config.vocab_size = base
+        return empty_network(config)
 
     def _adapter(self, info: ModelInfo, network: Any, tokenizer: Any, path: Path, report: list[str]) -> ModelAdapter:
         start, end, latent = tokenizer.convert_tokens_to_ids(list(TOKENS))
