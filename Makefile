@@ -21,6 +21,7 @@ check: $(VENV)/.installed-test  ## lint and types
 
 bench: $(VENV)/.installed  ## the figures of the README
 	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/studies.py
 	$(BIN)/python benchmarks/kernels.py
 
 $(BIN)/python:

@@ -42,7 +42,7 @@ class ModelAdapter:
     encode_prompt: text → ids of the whole prompt, special tokens and ``bot`` included
     encode: text → ids without special tokens
     decode: ids → text; ids that are not ordinary text are dropped
-    projection: c (rows × width) → z (rows × width), the latent loop's map; None for a plain causal LM
+    projection: c (rows × width) → z (rows × width), the latent loop's map (Coconut: c itself); None for a plain causal LM
     answer_start: ids fed before the first answer token (``[eot]`` or ``[eot, eos]``); empty for a plain causal LM
     answer_prefix: the words that stand before the number (``The answer is:``), empty when the model has none
     stop_ids: ids that end an answer

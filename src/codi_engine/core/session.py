@@ -201,7 +201,7 @@ def load(checkpoint: str | Path = "demo", *, plugin: str = "codi", **options: An
     Parameters
     ----------
     checkpoint: ``demo``, a directory or a Hub id
-    plugin: ``codi``, ``causal_lm`` or a third party's
+    plugin: ``codi``, ``coconut``, ``causal_lm`` or a third party's
     options: the plugin's options (``base``, ``dtype``, ``device`` …)
     """
     from codi_engine.core.plugins import plugin_manager

@@ -13,8 +13,19 @@ from torch import nn
 from codi_engine.core.errors import UserError
 from codi_engine.core.model import ModelAdapter, ModelInfo
 from codi_engine.core.plugin import Model, Options
-from codi_engine.plugins.models.hf import DTYPES, describe, empty_network, find, quiet, read_config, read_tokenizer, resolve_device, stop_ids
-from codi_engine.plugins.models.weights import file_digest, read_weights, weight_file
+from codi_engine.plugins.models.hf import (
+    DTYPES,
+    describe,
+    download,
+    empty_network,
+    find,
+    quiet,
+    read_config,
+    read_tokenizer,
+    resolve_device,
+    stop_ids,
+)
+from codi_engine.plugins.models.weights import file_digest, listed, read_weights, weight_file
 
 #: added after the base vocabulary: pad, bot, eot
 SPECIAL = 3
@@ -114,7 +125,7 @@ class Codi(Model[CodiOptions]):
         device = resolve_device(options.device)
         vocabulary = int(config.vocab_size)
         tokenizer = self._tokenizer(vocabulary)
-        path = weight_file(self._checkpoint, "model.checkpoint", _download)
+        path = weight_file(self._checkpoint, "model.checkpoint", download)
         weights = read_weights(path, "model.checkpoint")
         config.vocab_size = vocabulary + SPECIAL
         with quiet():
@@ -249,7 +260,7 @@ def _audit(weights: dict[str, torch.Tensor], expected: dict[str, tuple[int, ...]
     missing = [k for k in absent if k not in tied] if len([k for k in absent if k in tied]) < len(tied) else absent
     unexpected = [k for k in weights if k not in expected]
     if missing or unexpected:
-        parts = [f"{len(keys)} {what} keys: {_listed(keys)}" for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
+        parts = [f"{len(keys)} {what} keys: {listed(keys)}" for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
         raise UserError(f"model.checkpoint: '{path}' does not fit model.base.\n{'; '.join(parts)}")
     wrong = []
     for key, tensor in weights.items():
@@ -259,27 +270,7 @@ def _audit(weights: dict[str, torch.Tensor], expected: dict[str, tuple[int, ...]
     if weights["prj.1.weight"].shape[0] != weights["prj.3.weight"].shape[-1]:
         wrong.append("prj.1 and prj.3 disagree on the projection's inner width")
     if wrong:
-        raise UserError(f"model.checkpoint: '{path}': wrong shapes; check model.base, lora_r and projection_width.\n{_listed(wrong)}")
+        raise UserError(f"model.checkpoint: '{path}': wrong shapes; check model.base, lora_r and projection_width.\n{listed(wrong)}")
     if len([k for k in tied if k in weights]) == 2 and not torch.equal(weights[tied[0]], weights[tied[1]]):
         return ["the two tied embeddings differ; the input embedding is used"]
     return []
-
-
-def _listed(items: list[str], most: int = 8) -> str:
-    return ", ".join(items[:most]) + (f" … and {len(items) - most} more" if len(items) > most else "")
-
-
-def _download(repository: str, name: str) -> str | None:
-    """Fetch one file of a Hub repository; None when the repository has no such file."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        with quiet():
-            return str(hf_hub_download(repository, name))
-    except LocalEntryNotFoundError as error:
-        raise UserError(f"model.checkpoint: '{repository}' is neither a directory here nor reachable on the Hub") from error
-    except EntryNotFoundError:
-        return None
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UserError(f"model.checkpoint: '{repository}' is neither a directory here nor on the Hub: {str(error).splitlines()[0][:120]}") from None

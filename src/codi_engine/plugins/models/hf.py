@@ -1,4 +1,4 @@
-"""What both model plugins need of transformers: configuration, tokenizer, empty networks, devices."""
+"""What the model plugins need of transformers: configuration, tokenizer, empty networks, devices."""
 
 from __future__ import annotations
 
@@ -142,3 +142,19 @@ def stop_ids(config: Any, *more: Any) -> tuple[int, ...]:
             if isinstance(item, int):
                 ids[item] = None
     return tuple(ids)
+
+
+def download(repository: str, name: str) -> str | None:
+    """Fetch one file of a Hub repository; None when the repository has no such file."""
+    from huggingface_hub import hf_hubdownload
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        with quiet():
+            return str(hf_hubdownload(repository, name))
+    except LocalEntryNotFoundError as error:
+        raise UserError(f"model.checkpoint: '{repository}' is neither a directory here nor reachable on the Hub") from error
+    except EntryNotFoundError:
+        return None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise UserError(f"model.checkpoint: '{repository}' is neither a directory here nor on the Hub: {str(error).splitlines()[0][:120]}") from None

@@ -92,3 +92,8 @@ def file_digest(path: Path, *labels: object) -> str:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def listed(items: list[str], most: int = 8) -> str:
+    """Return the first items in words, and how many more there are."""
+    return ", ".join(items[:most]) + (f" … and {len(items) - most} more" if len(items) > most else "")
