@@ -23,7 +23,7 @@ _CONDITIONS = 6
 
 
 def draw(tables: Mapping[str, pd.DataFrame], states: States, options: LogitLensOptions, name: str) -> dict[str, Figure]:
-    """Return ``rank``, ``entropy`` and ``intermediate``; what is nowhere defined is not drawn."""
+    """Return ``rank``, ``entropy`` and ``values``; what is nowhere defined is not drawn."""
     lens, values = tables["lens"], tables["intermediate"]
     head = f"{name}: " if name else ""
     out: dict[str, Figure] = {}
@@ -35,7 +35,7 @@ def draw(tables: Mapping[str, pd.DataFrame], states: States, options: LogitLensO
         panels = _panels(lens, states, "entropy", "entropy (nats)", Normalize(0.0, float(lens["entropy"].max()) or 1.0), SEQUENTIAL, None)
         out["entropy"] = maps(f"{head}entropy of the lens", _note(lens["n"], states), panels)
     if values["hit"].notna().any():
-        out["intermediate"] = maps(f"{head}which {states.axis} says which value", _note(values["n"], states), _value_panels(values, states, options))
+        out["values"] = maps(f"{head}which {states.axis} says which value", _note(values["n"], states), _value_panels(values, states, options))
     return out
 
 

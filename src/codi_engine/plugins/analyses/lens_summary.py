@@ -41,7 +41,7 @@ def _of_condition(
     lines = []
     if part["rank"].notna().any():
         lines += [f"{condition}: median rank of the answer", *place_grid(part, "rank", "layer", states.axis)]
-        best = part.loc[part["rank_mean"].idxmin()]
+        best = part.sort_values(["rank", "first"], ascending=[True, False], kind="stable").iloc[0]
         interval = "" if np.isnan(best["rank_low"]) else f" [{best['rank_low']:.3g}, {best['rank_high']:.3g}]"
         lines.append(
             f"best: {place(best, states)}: median rank {best['rank']:.3g}{interval}, mean {best['rank_mean']:.3g}; first in {best['first']:.0%}, "

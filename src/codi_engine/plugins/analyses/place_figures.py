@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import Colormap, Normalize
+from matplotlib.colors import Colormap, LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from codi_engine.plugins.analyses.figures import GRID, INK, NUMBERS, PAPER, QUIET, SEQUENTIAL
 
@@ -79,6 +80,10 @@ def _panel(figure: Figure, ax: Any, bar: Any, panel: Map, columns: int) -> None:
     colourbar = figure.colorbar(image, cax=bar)
     colourbar.outline.set_visible(False)
     colourbar.ax.tick_params(length=0, labelsize=7.5, colors=QUIET, which="both")
+    if isinstance(panel.norm, LogNorm):
+        colourbar.ax.yaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0)))
+        colourbar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        colourbar.ax.minorticks_off()
     colourbar.set_label(panel.label, fontsize=7.5, color=QUIET)
 
 
