@@ -117,7 +117,7 @@ class Curve:
 
 def curves(title: str, note: str, across: Sequence[Any], across_name: str, label: str, lines: Sequence[Curve]) -> Figure:
     """Draw lines over steps (or positions)."""
-    figure = Figure(figsize=(min(max(0.55 * len(across) + 2.6, 5.4), 12.0), 3.3), facecolor=PAPER, layout="constrained")
+    figure = Figure(figsize=(min(max(0.55 * len(across) + 2.6, 6.4), 12.0), 3.4), facecolor=PAPER, layout="constrained")
     ax = figure.add_subplot()
     xs = np.arange(len(across))
     for line in lines:

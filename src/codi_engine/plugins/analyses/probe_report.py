@@ -62,13 +62,13 @@ def _curve(title: str, note: str, table: pd.DataFrame, states: States, options: 
     layer = states.layers[best]
     values = {c: part[c].to_numpy(float) for c in ("score", "low", "high", "control", "control_sd", "baseline")}
     base = "training mean" if known.classes is None else "commonest class"
+    probe = f"{'probe' if layer is None else f'probe, layer {layer}'} ({options.confidence:.0%} interval)"
     lines = [
-        Curve("probe" if layer is None else f"probe, layer {layer}", values["score"], "#1d4f8c", values["low"], values["high"]),
+        Curve(probe, values["score"], "#1d4f8c", values["low"], values["high"]),
         Curve("shuffled labels (± sd)", values["control"], "#d8795b", values["control"] - values["control_sd"], values["control"] + values["control_sd"]),
         Curve(base, values["baseline"], QUIET, dashed=True),
     ]
-    shade = f"{options.confidence:.0%} interval over groups"
-    return curves(title, f"{note} · shaded: {shade}", place_labels(states), named(states.axis), measure(known), lines)
+    return curves(title, note, place_labels(states), named(states.axis), measure(known), lines)
 
 
 def summary(table: pd.DataFrame, states: States, options: ProbesOptions, known: Labels, groups: np.ndarray, repeats: int) -> str:
