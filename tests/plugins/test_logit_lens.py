@@ -106,6 +106,14 @@ def test_states_that_are_normed_are_not_normed_again(run: Run, tables: dict[str,
     assert "best: bot" in result.summary or "best: step" in result.summary
 
 
+def test_the_cuts_change_nothing(run: Run, tables: dict[str, pd.DataFrame], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("codi_engine.plugins.analyses.logit_lens._ROWS", 24 * 5)  # parts of five cells
+    result = codi_engine.analyze(run, "logit_lens", memory=0.001)[0].result  # batches of a few rows
+    assert result is not None
+    for name in ("lens", "intermediate", "examples"):
+        pd.testing.assert_frame_equal(result.tables[name], tables[name], rtol=1e-5)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 4), st.integers(3, 12))
 def test_ranks_and_hits_are_those_of_loops(seed: int, k: int, vocabulary: int) -> None:

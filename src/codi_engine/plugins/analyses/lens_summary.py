@@ -47,7 +47,9 @@ def _of_condition(
             f"best: {place(best, states)}: median rank {best['rank']:.3g}{interval}, mean {best['rank_mean']:.3g}; first in {best['first']:.0%}, "
             f"agrees with the answer given in {best['agreement']:.0%}, entropy {best['entropy']:.2g} nats (n = {best['n_answer']})"
         )
-        known = tokens[(tokens["condition"] == condition) & (tokens["layer"].eq(best["layer"]) | states_flat(states)) & tokens[states.axis].eq(best[states.axis])]
+        known = tokens[
+            (tokens["condition"] == condition) & (tokens["layer"].eq(best["layer"]) | states_flat(states)) & tokens[states.axis].eq(best[states.axis])
+        ]
         if len(known):
             lines.append("  tokens there: " + ", ".join(f"'{t.token.strip()}' {t.share:.0%}" for t in known.itertuples()))
     else:

@@ -158,7 +158,9 @@ def token_table(states: States, read: Lensed, text: Callable[[int], str], top: i
             share = np.bincount(index.ravel(), np.repeat(weight[there], mine.shape[1])) / total
             first = np.bincount(index.reshape(mine[there].shape)[:, 0], weight[there], minlength=len(ids)) / total
             for number, i in enumerate(np.lexsort((ids, -first, -share))[:top]):
-                rows.append({"condition": condition, **place, "number": number + 1, "id": int(ids[i]), "token": text(int(ids[i])), "share": share[i], "first": first[i]})
+                rows.append(
+                    {"condition": condition, **place, "number": number + 1, "id": int(ids[i]), "token": text(int(ids[i])), "share": share[i], "first": first[i]}
+                )
     return _typed(pd.DataFrame(rows), states.axis)
 
 

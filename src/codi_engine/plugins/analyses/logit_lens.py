@@ -158,5 +158,3 @@ class _Texts:
         if token not in self._known:
             self._known[token] = self._adapter.decode([token]) or f"<{token}>"
         return self._known[token]
-
-

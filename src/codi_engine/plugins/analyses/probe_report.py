@@ -91,7 +91,9 @@ def summary(table: pd.DataFrame, states: States, options: ProbesOptions, known: 
     )
     tests = int(table["p"].notna().sum())
     least = 1 / (repeats + 1)
-    lines.append(f"{int(table['significant'].sum())} of {tests} places above their controls (q < {options.q:g}, {options.correction.upper()}; {repeats} shuffles)")
+    lines.append(
+        f"{int(table['significant'].sum())} of {tests} places above their controls (q < {options.q:g}, {options.correction.upper()}; {repeats} shuffles)"
+    )
     if least >= options.q / tests:
         able = "no place" if least >= options.q else "no place alone"
         lines.append(f"p cannot fall below {least:.2g}: {able} can be told from chance; repeats={int(tests / options.q)} would do")

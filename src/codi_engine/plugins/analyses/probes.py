@@ -114,7 +114,9 @@ class Probes(Analysis[ProbesOptions]):
     def _check(self, groups: np.ndarray, known: Labels) -> None:
         count, options = len(np.unique(groups)), self.options
         if count < max(options.folds, 3):
-            raise UserError(f"{self.name}: {count} groups ({options.groups or 'example'}) cannot be held out in {options.folds} folds; give fewer folds, or more data")
+            raise UserError(
+                f"{self.name}: {count} groups ({options.groups or 'example'}) cannot be held out in {options.folds} folds; give fewer folds, or more data"
+            )
         if known.classes is not None and options.log:
             raise UserError(f"{self.name}: log is for numbers; {options.target} is classified")
 

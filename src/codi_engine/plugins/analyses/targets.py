@@ -97,7 +97,8 @@ def labels(values: list[Any], words: bool, task: str, log: bool, where: str) -> 
     if task == "classification" or (task == "auto" and words):
         names = sorted(set(kept), key=lambda v: (str(type(v)), v))
         if len(kept) < _ROWS_PER_CLASS * len(names):
-            raise UserError(f"{where} has {len(names)} classes in {len(kept)} cells; a number can be read with task=regression")
+            remedy = "choose a field with fewer values" if words else "a number can be read with task=regression"
+            raise UserError(f"{where} has {len(names)} classes in {len(kept)} cells; {remedy}")
         where_of = {n: i for i, n in enumerate(names)}
         return Labels(cells, missing, classes=np.array([where_of[v] for v in kept]), names=tuple(map(str, names)))
     if any(isinstance(v, str) for v in kept):
