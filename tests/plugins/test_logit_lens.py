@@ -171,7 +171,7 @@ def test_interval_of_the_median_covers(n: int) -> None:
     _, low, high = lens_tables.median(np.arange(n, dtype=float), 0.95)
 
     def covered(cut: int) -> float:
-        return sum(comb(n, i) for i in range(cut + 1, n - cut)) / 2**n
+        return float(sum(comb(n, i) for i in range(cut + 1, n - cut)) / 2**n)
 
     if np.isnan(low):
         assert covered(0) < 0.95

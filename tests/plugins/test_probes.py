@@ -222,7 +222,7 @@ def test_memory_and_threads_change_nothing(run: Run) -> None:
         result = codi_engine.analyze(run, "probes", site="resid_post@latent", target="value:-1", log=True, repeats=3, **options)[0].result
         assert result is not None
         results.append(result.tables["probes"])
-    pd.testing.assert_frame_equal(*results, check_exact=True)
+    pd.testing.assert_frame_equal(results[0], results[1], check_exact=True)
     assert results[0]["score"].max() > 0.3
 
 

@@ -51,7 +51,7 @@ def _of_condition(
             (tokens["condition"] == condition) & (tokens["layer"].eq(best["layer"]) | states_flat(states)) & tokens[states.axis].eq(best[states.axis])
         ]
         if len(known):
-            lines.append("  tokens there: " + ", ".join(f"'{t.token.strip()}' {t.share:.0%}" for t in known.itertuples()))
+            lines.append("  tokens there: " + ", ".join(f"'{str(t).strip()}' {s:.0%}" for t, s in zip(known["token"], known["share"], strict=True)))
     else:
         lines += [f"{condition}: entropy in nats (the data has no gold answers)", *place_grid(part, "entropy", "layer", states.axis)]
     for name in dict.fromkeys(values["value"]):

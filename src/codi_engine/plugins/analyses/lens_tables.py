@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,8 @@ class Groups:
         total, count = (np.zeros((self.count, *mine.shape[1:])) for _ in range(2))
         np.add.at(total, self.codes, np.where(known, mine, 0.0))
         np.add.at(count, self.codes, known)
-        return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+        average: np.ndarray = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+        return average
 
 
 @lru_cache(maxsize=4096)
@@ -164,9 +165,8 @@ def token_table(states: States, read: Lensed, text: Callable[[int], str], top: i
     return _typed(pd.DataFrame(rows), states.axis)
 
 
-def example_table(states: States, read: Lensed, names: Mapping[int, str] | Callable[[int], str]) -> pd.DataFrame:
+def example_table(states: States, read: Lensed, text: Callable[[int], str]) -> pd.DataFrame:
     """Return one row per cell and place: rank and probability of the answer, entropy, the first token."""
-    text = names if callable(names) else names.__getitem__
     shape = read.entropy.shape
     keys = ["example", "condition", *[c for c in ("variant", "trial") if c in states.frame]]
     cells = {k: np.repeat(states.frame[k].to_numpy(), shape[1]) for k in keys}
@@ -177,8 +177,3 @@ def example_table(states: States, read: Lensed, names: Mapping[int, str] | Calla
     tokens = [known.get(int(i)) for i in ids]
     values = {"rank": read.rank[:, :, -1].ravel(), "prob": read.prob.ravel(), "entropy": read.entropy.ravel(), "token": tokens}
     return _typed(pd.DataFrame({**cells, **place, **values}), states.axis)
-
-
-def conditions(table: pd.DataFrame) -> Sequence[str]:
-    """Return the conditions in the order of the table."""
-    return [str(c) for c in table["condition"].unique()]

@@ -7,6 +7,7 @@ Alain & Bengio 2016 (linear probes); Hewitt & Liang 2019 (control tasks, selecti
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,7 +69,8 @@ def fold_of(groups: np.ndarray, classes: np.ndarray | None, folds: int, seed: in
     for group in order:
         out[group] = int(filled.argmin())
         filled[out[group]] += sizes[group]
-    return out[groups]
+    of_row: np.ndarray = out[groups]
+    return of_row
 
 
 def shuffled(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
@@ -79,7 +81,7 @@ def shuffled(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     order = np.argsort(groups, kind="stable")
     bounds = np.r_[0, np.cumsum(np.bincount(groups))]
-    members = [order[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    members = [order[a:b] for a, b in itertools.pairwise(bounds)]
     out = np.empty_like(labels)
     for mine, donor in zip(members, rng.permutation(len(members)), strict=True):
         theirs = labels[rng.permutation(members[donor])]
@@ -147,7 +149,8 @@ def _ridge_strength(x: np.ndarray, y: np.ndarray, groups: np.ndarray, seed: int)
     for fold in range(int(inner.max()) + 1):
         train, test = inner != fold, inner == fold
         error += ((ridge(x[train], y[train], x[test], STRENGTHS) - y[test]) ** 2).sum(1)
-    return error.argmin(0)
+    best: np.ndarray = error.argmin(0)
+    return best
 
 
 def _inner_folds(groups: np.ndarray) -> int:

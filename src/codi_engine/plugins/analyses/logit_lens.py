@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: rows (cells × pairs) of one part
 _ROWS = 1 << 15
+#: rows of the table of examples
+_EXAMPLE_ROWS = 2_000_000
 
 
 class LogitLensOptions(Options):
@@ -96,8 +98,11 @@ class LogitLens(Analysis[LogitLensOptions]):
             "lens": lens_tables.lens_table(states, read, sought, options),
             "intermediate": lens_tables.value_table(states, read, sought, options),
             "tokens": lens_tables.token_table(states, read, text, options.top),
-            "examples": lens_tables.example_table(states, read, text),
         }
+        if read.entropy.size <= _EXAMPLE_ROWS:
+            tables["examples"] = lens_tables.example_table(states, read, text)
+        else:
+            sought.notes.append(f"no table of examples: it would have {read.entropy.size:,} rows; name fewer places with site")
         figures = lens_figures.draw(tables, states, options, str(run.experiment.get("name", "")))
         return AnalysisResult(tables, figures, lens_summary.summary(tables, states, sought, options))
 
@@ -123,8 +128,8 @@ class LogitLens(Analysis[LogitLensOptions]):
         """Read all cells, part by part."""
         from codi_engine.plugins.analyses.lens_tables import Lensed
 
-        identity = {"analysis": self.name, "run": states.run.digest, "site": str(states.site), "options": self.options.model_dump(exclude={"memory"})}
-        identity["tokens"] = int(sought.tokens.sum())  # another data field gives other tokens
+        options = self.options.model_dump(exclude={"memory"})
+        identity = {"analysis": self.name, "run": states.run.digest, "site": str(states.site), "options": options}
         work.begin(identity)
         pairs = states.shape[0] * states.shape[1]
         size = max(min(work.piece // max(states.bytes_per_cell, 1), _ROWS // pairs), 1)

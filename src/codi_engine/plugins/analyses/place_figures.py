@@ -121,7 +121,7 @@ def curves(title: str, note: str, across: Sequence[Any], across_name: str, label
     ax = figure.add_subplot()
     xs = np.arange(len(across))
     for line in lines:
-        style = {"linestyle": (0, (4, 3)), "linewidth": 1.2} if line.dashed else {"marker": "o", "markersize": 4, "linewidth": 1.6}
+        style: dict[str, Any] = {"linestyle": (0, (4, 3)), "linewidth": 1.2} if line.dashed else {"marker": "o", "markersize": 4, "linewidth": 1.6}
         ax.plot(xs, line.values, color=line.colour, label=line.name, **style)
         if line.low is not None and line.high is not None:
             ax.fill_between(xs, line.low, line.high, color=line.colour, alpha=0.16, linewidth=0)

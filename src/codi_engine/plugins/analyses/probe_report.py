@@ -82,7 +82,7 @@ def summary(table: pd.DataFrame, states: States, options: ProbesOptions, known: 
     if table["score"].isna().all():
         return "\n".join([*lines, "no place has enough groups with a state and two different labels"])
     lines += ["", f"{measure(known)} on held-out groups", *place_grid(table, "score", "layer", states.axis)]
-    best = table.loc[table["score"].idxmax()]
+    best = table.iloc[int(np.nanargmax(table["score"].to_numpy(float)))]
     lines.append(
         f"best: {place(best, states)}: {measure(known)} {best['score']:.3g} [{best['low']:.3g}, {best['high']:.3g}], "
         f"shuffled labels {best['control']:.2g}, selectivity {best['selectivity']:.3g}"

@@ -79,7 +79,8 @@ class _Reader:
             wanted = next(p for p in self._passes if place.number in p)
             self._held = ([], np.empty(0))  # given away before more is read
             self._held = (wanted, self._states.read(self._cells, wanted))
-        return self._held[1][self._held[0].index(place.number)]
+        values: np.ndarray = self._held[1][self._held[0].index(place.number)]
+        return values
 
 
 class Probes(Analysis[ProbesOptions]):

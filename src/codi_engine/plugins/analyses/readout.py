@@ -126,7 +126,8 @@ class Readout:
         if not parts:
             parts = [Read(np.empty(tokens.shape[:2]), np.empty(tokens.shape[:2]), np.empty(0), np.empty((0, self.top), np.int64), [])]
         hits = [np.concatenate(h) for h in zip(*(p.hits for p in parts), strict=True)]
-        return Read(*(np.concatenate([getattr(p, n) for p in parts]) for n in ("rank", "prob", "entropy", "top")), hits)
+        joined = {n: np.concatenate([getattr(p, n) for p in parts]) for n in ("rank", "prob", "entropy", "top")}
+        return Read(**joined, hits=hits)
 
     def _batch(self, states: np.ndarray, tokens: np.ndarray, candidates: Sequence[np.ndarray]) -> Read:
         import torch

@@ -59,7 +59,8 @@ class Sought:
         rest = counts.sum() - mine.sum(1)
         taken = np.take_along_axis(hits, np.maximum(own, 0), 1) if len(counts) else np.zeros(own.shape)
         found = hits @ counts - (mine * taken).sum(1)
-        return np.divide(found, rest, out=np.full(len(hits), np.nan), where=rest > 0)
+        share: np.ndarray = np.divide(found, rest, out=np.full(len(hits), np.nan), where=rest > 0)
+        return share
 
 
 def seek(frame: pd.DataFrame, gold: Mapping[tuple[str, str], float], field: str, spelling: Spelling) -> Sought:
@@ -103,8 +104,8 @@ def seek(frame: pd.DataFrame, gold: Mapping[tuple[str, str], float], field: str,
         notes.append(f"{len(spelling.lost)} numbers have no token that can be read and are left out")
     if spelling.several:
         notes.append(f"{len(spelling.several)} numbers take several tokens: the first one is looked for")
-    groups = [_candidates(frame["example"].to_numpy(), numbers[:, v], spelling) for v in range(len(names))]
-    return Sought(names, numbers, tokens, *([g[i] for g in groups] for i in range(3)), given, notes)  # type: ignore[arg-type]
+    candidates, counts, own = zip(*(_candidates(frame["example"].to_numpy(), numbers[:, v], spelling) for v in range(len(names))), strict=True)
+    return Sought(names, numbers, tokens, list(candidates), list(counts), list(own), given, notes)
 
 
 def _candidates(example: np.ndarray, numbers: np.ndarray, spelling: Spelling) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +100,7 @@ class States:
         order = np.argsort(slots, kind="stable")
         unit, row = np.divmod(slots[order], self.run.store.unit_cells)
         bounds = [*np.flatnonzero(np.r_[True, unit[1:] != unit[:-1]]), len(unit)] if len(unit) else [0]
-        for a, b in zip(bounds[:-1], bounds[1:], strict=True):
+        for a, b in itertools.pairwise(bounds):
             self._read_unit(int(unit[a]), row[a:b], order[a:b], chosen, out)
         return out
 
