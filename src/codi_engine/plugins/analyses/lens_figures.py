@@ -29,7 +29,7 @@ def draw(tables: Mapping[str, pd.DataFrame], states: States, options: LogitLensO
     out: dict[str, Figure] = {}
     if lens["rank"].notna().any():
         top = max(float(lens["rank"].max()), 2.0)
-        panels = _panels(lens, states, "rank", "median rank (1 is first)", LogNorm(1.0, top), SEQUENTIAL.reversed(), _rank)
+        panels = _panels(lens, states, "rank", "median rank", LogNorm(1.0, top), SEQUENTIAL.reversed(), _rank)
         out["rank"] = maps(f"{head}rank of the answer", _note(lens["n_answer"], states), panels)
     if lens["entropy"].notna().any():
         panels = _panels(lens, states, "entropy", "entropy (nats)", Normalize(0.0, float(lens["entropy"].max()) or 1.0), SEQUENTIAL, None)

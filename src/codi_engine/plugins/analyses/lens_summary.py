@@ -56,12 +56,12 @@ def _of_condition(
         lines += [f"{condition}: entropy in nats (the data has no gold answers)", *place_grid(part, "entropy", "layer", states.axis)]
     for name in dict.fromkeys(values["value"]):
         mine = values[values["value"] == name]
-        if name == ANSWER or not mine["above"].notna().any():
+        if not mine["above"].notna().any():
             continue
         best = mine.loc[mine["above"].idxmax()]
         star = "*" if best["significant"] else ""
         lines.append(
-            f"result {name}: best at {place(best, states)}: rank ≤ {options.top} in {best['hit']:.0%}{star} "
+            f"{name if name == ANSWER else f'result {name}'}: most often at {place(best, states)}: rank ≤ {options.top} in {best['hit']:.0%}{star} "
             f"[{best['hit_low']:.0%}, {best['hit_high']:.0%}], by chance {best['chance']:.0%}; median rank {best['rank']:.3g} (n = {best['n']})"
         )
     return lines

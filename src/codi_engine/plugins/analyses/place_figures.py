@@ -81,7 +81,7 @@ def _panel(figure: Figure, ax: Any, bar: Any, panel: Map, columns: int) -> None:
     colourbar.outline.set_visible(False)
     colourbar.ax.tick_params(length=0, labelsize=7.5, colors=QUIET, which="both")
     if isinstance(panel.norm, LogNorm):
-        colourbar.ax.yaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0)))
+        colourbar.ax.yaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0) if len(panel.down) > 2 else (1.0,)))
         colourbar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         colourbar.ax.minorticks_off()
     colourbar.set_label(panel.label, fontsize=7.5, color=QUIET)

@@ -44,7 +44,7 @@ class ProbesOptions(StreamOptions):
     task: Literal["auto", "regression", "classification"] = "auto"
     log: bool = False
     groups: str | None = None
-    folds: int = Field(default=5, ge=2, le=50)
+    folds: int = Field(default=5, ge=3, le=50)
     repeats: int | None = Field(default=None, ge=1, le=100_000)
     q: float = Field(default=0.05, gt=0.0, lt=1.0)
     correction: Literal["bh", "by", "bonferroni"] = "bh"
@@ -114,7 +114,7 @@ class Probes(Analysis[ProbesOptions]):
 
     def _check(self, groups: np.ndarray, known: Labels) -> None:
         count, options = len(np.unique(groups)), self.options
-        if count < max(options.folds, 3):
+        if count < options.folds:
             raise UserError(
                 f"{self.name}: {count} groups ({options.groups or 'example'}) cannot be held out in {options.folds} folds; give fewer folds, or more data"
             )
@@ -142,11 +142,11 @@ class Probes(Analysis[ProbesOptions]):
         """Probe one place: the real labels and the shuffled ones."""
         from codi_engine.plugins.analyses import linear
 
-        there = ~np.isnan(x).any(1)
+        there = np.isfinite(x).all(1)
         x, mine = x[there], np.unique(groups[there], return_inverse=True)[1]
         labels = (known.numbers if known.classes is None else known.classes)[there]  # type: ignore[index]
         out = {"n": np.array(len(x)), "groups": np.array(mine.max(initial=-1) + 1)}
-        if out["groups"] < max(self.options.folds, 3) or len(np.unique(labels)) < 2:
+        if out["groups"] < self.options.folds or len(np.unique(labels)) < 2:
             return out
         options, repeats = self.options, self._repeats(known)
         sets = [labels, *(linear.shuffled(labels, mine, options.seed + _SHUFFLES + r) for r in range(repeats))]

@@ -76,7 +76,7 @@ def padded(tokens: Sequence[Sequence[tuple[int, ...]]]) -> np.ndarray:
 
 @dataclass
 class Read:
-    """What was read in rows. NaN (−1 for ids) where the state is NaN or there is no token.
+    """What was read in rows. NaN (−1 for ids) where the state is not finite or there is no token.
 
     Attributes
     ----------
@@ -132,7 +132,7 @@ class Readout:
     def _batch(self, states: np.ndarray, tokens: np.ndarray, candidates: Sequence[np.ndarray]) -> Read:
         import torch
 
-        absent = np.isnan(states).any(1)
+        absent = ~np.isfinite(states).all(1)
         logits = self.logits(np.where(absent[:, None], np.float32(0), states))
         ids = torch.from_numpy(np.maximum(tokens, 0)).to(logits.device)
         own = logits.gather(1, ids.flatten(1)).view(ids.shape)
