@@ -213,6 +213,21 @@ def test_edited_cells_by_condition(tmp_path: Path) -> None:
     assert list(dict.fromkeys(result.tables["lens"]["condition"])) == ["patch", "zero"]
     assert result.tables["lens"]["n"].eq(3).all()  # examples, not cells
     assert len(result.tables["examples"]) == (3 * 2 + 3) * 24
+    assert list(dict.fromkeys(result.tables["intermediate"]["value"])) == ["other", "answer"]
+
+
+def test_the_other_sides_answer_and_annotations_of_the_wrong_side() -> None:
+    spelling: Any = type("Spelling", (), {"tokens": lambda _, v: () if np.isnan(v) else (int(v),), "lost": set(), "several": set()})()
+    gold = {("a", "clean"): 17.0, ("a", "corrupted"): 22.0, ("b", "clean"): 5.0}
+    frame = pd.DataFrame(
+        {"example": ["a", "a", "b"], "variant": ["clean", "corrupted", "clean"], "answer": [17.0, 17.0, np.nan], "steps": ["<<9+8=17>> <<17-0=17>>"] * 3}
+    )
+    frame.loc[2, "steps"] = "<<1+1=2>> <<2+3=5>>"
+    found = sought.seek(frame, gold, "steps", spelling)
+    assert found.names == ["1", "other", "answer"]
+    np.testing.assert_array_equal(found.numbers, [[np.nan, 22, 17], [np.nan, 17, 22], [2, np.nan, 5]])
+    assert found.given.tolist() == [[17], [17], [-1]]
+    assert found.notes == ["1 annotations do not end in their cell's answer and are left out", "1 intermediate results equal their answer and are left out"]
 
 
 def test_refusals_are_one_line(run: Run, tmp_path: Path) -> None:

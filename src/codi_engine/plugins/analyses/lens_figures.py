@@ -10,6 +10,7 @@ from matplotlib.colors import LogNorm, Normalize
 
 from codi_engine.plugins.analyses.figures import SEQUENTIAL
 from codi_engine.plugins.analyses.place_figures import Map, maps, named
+from codi_engine.plugins.analyses.sought import called
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,7 +84,7 @@ def _value_panels(table: pd.DataFrame, states: States, options: LogitLensOptions
         layer = best_layer(part, states)
         hits, marks = (part[c].to_numpy().reshape(len(names), *states.shape)[:, layer] for c in ("hit", "significant"))
         where = f", layer {states.layers[layer]}" if states.layers[layer] is not None else ""
-        rows = [n if n == "answer" else f"result {n}" for n in names]
+        rows = [called(n) for n in names]
         label = f"share with rank ≤ {options.top}"
         panels.append(
             Map(

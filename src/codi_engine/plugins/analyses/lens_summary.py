@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from codi_engine.plugins.analyses.console import place_grid
-from codi_engine.plugins.analyses.sought import ANSWER
+from codi_engine.plugins.analyses.sought import called
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,7 @@ def summary(tables: Mapping[str, pd.DataFrame], states: States, sought: Sought, 
     tested = int(values["p"].notna().sum())
     rule = f"q < {options.q:g}, {options.correction.upper()} over {tested} tests"
     lines += ["", f"chance: numbers that other examples have in the same place of their solution; *: more often than by chance ({rule})"]
-    if set(sought.names) == {ANSWER}:
+    if not any(name.isdigit() for name in sought.names):
         lines.append(f"no intermediate results: the data has no field '{options.steps}' with annotations such as <<6*2=12>>")
     lines += sought.notes
     lines.append("the lens is the model's own last layer: a low rank says that a value can be read there, a high one not that it is absent")
@@ -61,7 +61,7 @@ def _of_condition(
         best = mine.loc[mine["above"].idxmax()]
         star = "*" if best["significant"] else ""
         lines.append(
-            f"{name if name == ANSWER else f'result {name}'}: most often at {place(best, states)}: rank ≤ {options.top} in {best['hit']:.0%}{star} "
+            f"{called(name)}: most often at {place(best, states)}: rank ≤ {options.top} in {best['hit']:.0%}{star} "
             f"[{best['hit_low']:.0%}, {best['hit_high']:.0%}], by chance {best['chance']:.0%}; median rank {best['rank']:.3g} (n = {best['n']})"
         )
     return lines

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ANSWER = "answer"
+#: the answer of a pair's other side
+OTHER = "other"
+
+
+def called(name: str) -> str:
+    """Return what a value is called in figures and in the terminal."""
+    return f"result {name}" if name.isdigit() else f"{name} answer" if name == OTHER else name
 
 
 @dataclass
 class Sought:
-    """Numbers and tokens per cell. Values are the intermediate results "1", "2" … and last the gold ``answer``.
+    """Numbers and tokens per cell. Values: intermediate results "1", "2" …, for pairs the ``other`` side's answer, and last the gold ``answer``.
 
     Attributes
     ----------
@@ -88,15 +95,18 @@ def seek(frame: pd.DataFrame, gold: Mapping[tuple[str, str], float], field: str,
     if equal:
         notes.append(f"{equal} intermediate results equal their answer and are left out")
     depth = max((j + 1 for c, a in zip(chains, answers, strict=True) for j, v in enumerate(c) if v != a), default=0)
-    numbers = np.full((len(frame), depth + 1), np.nan)
+    paired = "variant" in frame
+    numbers = np.full((len(frame), depth + 1 + paired), np.nan)
     numbers[:, -1] = answers
+    if paired:
+        numbers[:, -2] = _others(frame["example"].astype(str), variants, gold)
     for i, chain in enumerate(chains):
         for j, value in enumerate(chain):
             if value != answers[i]:
                 numbers[i, j] = value
+    named = [*(str(j + 1) for j in range(depth)), *([OTHER] if paired else []), ANSWER]
     keep = [*(~np.isnan(numbers[:, :-1])).any(0), True]
-    numbers = numbers[:, keep]
-    names = [*(str(j + 1) for j in np.flatnonzero(keep[:-1])), ANSWER]
+    numbers, names = numbers[:, keep], [n for n, kept in zip(named, keep, strict=True) if kept]
     tokens = padded([[spelling.tokens(v) for v in row] for row in numbers])
     numbers[(tokens < 0).all(2)] = np.nan
     given = padded([[spelling.tokens(float(v))] for v in frame["answer"]])[:, 0]
@@ -106,6 +116,15 @@ def seek(frame: pd.DataFrame, gold: Mapping[tuple[str, str], float], field: str,
         notes.append(f"{len(spelling.several)} numbers take several tokens: the first one is looked for")
     candidates, counts, own = zip(*(_candidates(frame["example"].to_numpy(), numbers[:, v], spelling) for v in range(len(names))), strict=True)
     return Sought(names, numbers, tokens, list(candidates), list(counts), list(own), given, notes)
+
+
+def _others(examples: Iterable[str], variants: Sequence[str], gold: Mapping[tuple[str, str], float]) -> list[float]:
+    """Return the gold answer of the other side of each cell's pair; NaN where there is no single other one."""
+    sides: dict[str, dict[str, float]] = {}
+    for (example, variant), value in gold.items():
+        sides.setdefault(example, {})[variant] = value
+    rest = [[a for v, a in sides.get(e, {}).items() if v != variant] for e, variant in zip(examples, variants, strict=True)]
+    return [r[0] if len(r) == 1 else np.nan for r in rest]
 
 
 def _candidates(example: np.ndarray, numbers: np.ndarray, spelling: Spelling) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
