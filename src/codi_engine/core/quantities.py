@@ -34,7 +34,7 @@ _LETTERS = re.compile(r"[^\W\d_]+")
 _FRACTION = re.compile(r"(\d+)/(\d+)(?![\d/])")
 _MONTH = r"(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sept?(?:ember)?|Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?)"
 _BEFORE_FIXED = re.compile(
-    rf"(?:[^\W\d_]-?|\d[-–]|[#@_:/.\d]|\b{_MONTH}\.?\s|\b(?:No\.|number|room|route|grade|page|chapter|level|highway|apartment|class|year)\s)$", re.IGNORECASE
+    rf"(?:[^\W\d_]-?|\d[-–]|[#@_:/.\d]|\b{_MONTH}\.?\s|\b(?:No\.|number|room|route|grade|page|chapter|level|highway|apartment|year)\s)$", re.IGNORECASE
 )
 _AFTER_FIXED = re.compile(
     rf"(?:(?:st|nd|rd|th|s)\b|[:/]\d|(?!(?:mph|kmh|[kcm]?m|[km]?gs?|lbs?|oz|ft|in|m?l|mins?|hrs?|h|k?wh)\b)[^\W\d_]|\s?[ap]\.?m\b|\s?o['’]?clock|(?:\s+of)?\s+{_MONTH}\b(?!\s+(?:have|be)\b)|[-–]\d|\s+\d+/\d)",
