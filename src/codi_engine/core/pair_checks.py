@@ -11,7 +11,7 @@ from codi_engine.core.algebra import Solution, parse_solution
 from codi_engine.core.pairfile import SIDES, STATUSES, Pair, PairFile, Problem, answer_value, read_pairs, solution_text
 from codi_engine.core.quantities import quantities
 
-_TOKEN = re.compile(r"\d[\d,]*(?:\.\d+)?|\.\d+|[^\W\d_]+|[^\w\s]|_")
+_TOKEN = re.compile(r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+|[^\W\d_]+|[^\w\s]|_")
 _CHANGED = re.compile(r"\s*(\S.*?)\s*(?:->|→)\s*(\S.*?)\s*")
 
 

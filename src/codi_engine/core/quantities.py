@@ -24,8 +24,8 @@ _WORDS = {
 }  # fmt: skip
 #: what a step may use without the question naming it, and the words that explain it
 _USUAL = (
-    (r"day|week|daily", {7}), (r"weekday|work|school|week", {5}), (r"weekend", {2}), (r"year|annual|month", {12}), (r"year|annual|week", {52}),
-    (r"year|annual", {365}), (r"month", {4, 30}), (r"hour|day", {24}), (r"hour|minute|second|mph|[ap]\.?m\b", {60}), (r"hour", {3600}),
+    (r"day|week|daily", {7}), (r"weekday|work|school", {5}), (r"weekend", {2}), (r"year|annual|month", {12}), (r"year|annual|week", {52}),
+    (r"year|annual", {365}), (r"month.*week|week.*month", {4}), (r"month.*da[yi]|da[yi].*month", {30}), (r"hour|day", {24}), (r"hour|minute|second|mph|[ap]\.?m\b", {60}), (r"hour", {3600}),
     (r"%|percent|cent|dollar|\$|meter|discount", {100}), (r"kilo|kg|km|lit|gram|meter|ton", {1000}), (r"feet|foot|inch", {12}), (r"yard", {3}),
     (r"pound|ounce", {16}), (r"quart|gallon", {4}), (r"decade", {10}), (r"centur", {100}),
 )  # fmt: skip
@@ -126,4 +126,4 @@ def usual(value: Fraction, question: str) -> bool:
     """True for what a step may use because of a word of the question: 7 for weeks, 60 for hours; 1 and 0 always."""
     if value in (0, 1):
         return True
-    return any(value in values and re.search(words, question, re.IGNORECASE) for words, values in _USUAL)
+    return any(value in values and re.search(words, question, re.IGNORECASE | re.DOTALL) for words, values in _USUAL)
