@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from codi_engine import __version__
+from codi_engine.cli.pairs import pairs
 from codi_engine.cli.text import neutral
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -189,6 +190,9 @@ def plugins(action: str, name: str | None, debug: bool) -> None:
         show.plugin(manager, name)
     else:
         show.plugin_list(manager)
+
+
+cli.add_command(pairs)
 
 
 def _ours(error: BaseException) -> bool:

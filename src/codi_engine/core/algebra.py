@@ -20,7 +20,9 @@ from codi_engine.core.quantities import Form, Quantity, quantities, usual
 
 _ANNOTATION = re.compile(r"<<([^<>]*)>>")
 _MARKED = re.compile(r"####\s*(?P<sign>[-−])?\s*\$?\s*(?P<sign2>[-−])?(?P<number>\d[\d,]*(?:\.\d+)?|\.\d+)")
-_RESULT = re.compile(r"\s*(?P<sign>[-−])?\s*[$€£]?\s*(?P<sign2>[-−])?(?P<number>\d[\d,]*(?:\.(?P<decimals>\d*))?|\.(?P<only>\d+))\s*(?P<percent>%)?\s*[A-Za-z. ]*")
+_RESULT = re.compile(
+    r"\s*(?P<sign>[-−])?\s*[$€£]?\s*(?P<sign2>[-−])?(?P<number>\d[\d,]*(?:\.(?P<decimals>\d*))?|\.(?P<only>\d+))\s*(?P<percent>%)?\s*[A-Za-z. ]*"
+)
 Rounding = Literal["exact", "half_up", "down", "wrong", "unread"]
 
 

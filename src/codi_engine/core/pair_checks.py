@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from codi_engine.core.algebra import Solution, parse_solution
-from codi_engine.core.pairfile import SIDES, STATUSES, Pair, PairFile, Problem, answer_value, read_pairs, solution_text
+from codi_engine.core.pairfile import SIDES, STATUSES, Pair, PairFile, Problem, read_pairs, solution_text
 from codi_engine.core.quantities import quantities
 
 _TOKEN = re.compile(r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+|[^\W\d_]+|[^\w\s]|_")
@@ -104,7 +104,7 @@ def _wrong_side(pair: Pair, side: str) -> Iterator[tuple[str, str]]:
 def _wrong_solution(solution: Solution, answer: float | None, side: str) -> Iterator[tuple[str, str]]:
     for problem in solution.problems:
         yield "annotations", f"{side}: {problem}"
-    if answer is not None and answer_value(solution.answer) != answer:
+    if answer is not None and solution.answer != answer:
         yield "annotations", f"the {side} answer is {answer:g}, its solution ends in {solution.answer:g}"
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codi_engine.core.answers import numbers
+from codi_engine.core.answers import answer_of
 from codi_engine.core.errors import UserError
 from codi_engine.store.files import write_durably
 
@@ -48,7 +48,7 @@ class Pair:
         return part if isinstance(part, dict) else {}
 
     def answer(self, name: str) -> float | None:
-        return answer_value(self.side(name).get("answer"))
+        return answer_of(self.side(name).get("answer"))
 
     def question(self, name: str) -> str:
         text = self.side(name).get("question")
@@ -69,28 +69,30 @@ class PairFile:
     whole: Record | None = None
     key: str = ""
     problems: list[Problem] = field(default_factory=list)
+    digest: str = ""
 
     def save(self) -> None:
-        """Write the pairs back in the file's own shape, atomically."""
+        """Write the pairs back in the file's own shape, atomically.
+
+        Raises
+        ------
+        UserError: somebody else has changed the file since it was read; it stays as it is
+        """
+        if _digest(self.path) != self.digest:
+            raise UserError(f"{self.path}: was changed by somebody else meanwhile; nothing was written. The same command goes on with the file as it is now.")
         records = [p.record for p in self.pairs]
         if self.whole is not None:
             write_text(self.path, json.dumps({**self.whole, self.key: records}, ensure_ascii=False, indent=1) + "\n")
         else:
             write_text(self.path, as_text(records, self.path))
+        self.digest = _digest(self.path)
 
 
-def answer_value(value: Any) -> float | None:
-    """Return an answer as a number: 18, "2,000.50", or a solution ending in ``#### 18``; None when there is none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    if isinstance(value, str):
-        head, mark, tail = value.rpartition("####")
-        found = numbers(tail if mark else head + tail)
-        return found[0] if len(found) == 1 else None
+def _digest(path: Path) -> str:
     try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def plain_number(value: float) -> int | float:
@@ -119,11 +121,12 @@ def read_pairs(path: str | Path) -> PairFile:
     UserError: the file cannot be read or holds no record
     """
     file = Path(path).expanduser()
+    digest = _digest(file)
     records, whole, key, broken = read_objects(file)
     flat = bool(records) and "variant" in records[0][1]
     problems = [Problem(place, "", "not JSON", message) for place, message in broken]
     pairs = _grouped(records, problems) if flat else [Pair(place, r) for place, r in records]
-    return PairFile(file, pairs, flat, whole, key, problems)
+    return PairFile(file, pairs, flat, whole, key, problems, digest)
 
 
 def _grouped(records: Sequence[tuple[str, Record]], problems: list[Problem]) -> list[Pair]:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codi_engine.core.alter import Bounds, Change, known_changes, undetermined, unknown_changes
 from codi_engine.core.algebra import parse_solution
+from codi_engine.core.alter import Bounds, Change, known_changes, undetermined, unknown_changes
+from codi_engine.core.answers import answer_of
 from codi_engine.core.errors import UserError
-from codi_engine.core.pairfile import SIDES, SOLUTIONS, Record, answer_value, as_text, check_new, plain_number, read_objects, solution_text, write_text
+from codi_engine.core.pairfile import SIDES, SOLUTIONS, Record, as_text, check_new, plain_number, read_objects, solution_text, write_text
 from codi_engine.core.quantities import quantities
 from codi_engine.core.sampling import generator
 
@@ -88,7 +89,7 @@ def _pairs_of(record: Record, place: str, number: int, seed: int, bounds: Bounds
     """Yield a problem's pairs, those with a known answer only where there is one."""
     problem = _clean(record, place)
     name = next((str(record[k]) for k in _IDS if k in record), str(number))
-    question, answer = str(problem["question"]), answer_value(record.get("answer"))
+    question, answer = str(problem["question"]), answer_of(record.get("answer"))
     text = solution_text(record)
     solution = parse_solution(text, question) if text is not None else None
     numbers = solution.numbers if solution is not None else quantities(question)
@@ -110,7 +111,7 @@ def _pairs_of(record: Record, place: str, number: int, seed: int, bounds: Bounds
 
 def _clean(record: Record, place: str) -> Record:
     """Return the clean side: question, numeric answer, and the solution under the name that data sets know."""
-    question, answer = record.get("question"), answer_value(record.get("answer"))
+    question, answer = record.get("question"), answer_of(record.get("answer"))
     if not isinstance(question, str) or not question.strip():
         raise UserError(f"{place}: has no text in its field 'question'")
     if answer is None:

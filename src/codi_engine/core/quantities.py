@@ -11,8 +11,29 @@ from typing import Literal
 from codi_engine.core.expressions import number_value
 
 Kind = Literal["number", "percent", "fraction", "word"]
-_UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_UNITS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _WORDS = {
     **{w: Fraction(i) for i, w in enumerate(_UNITS)}, **{w: Fraction(10 * i) for i, w in enumerate(_TENS, 2)},
     "hundred": Fraction(100), "thousand": Fraction(1000), "once": Fraction(1), "twice": Fraction(2), "double": Fraction(2), "doubled": Fraction(2),
@@ -69,7 +90,7 @@ class Quantity:
         if self.kind == "percent":
             shapes = [(one, 0), (hundredth, 0), (-hundredth, 1), (hundredth, 1), (-one, 100), (one, 100)]
             return tuple(Form(offset + scale * v, scale, Fraction(offset)) for scale, offset in shapes)
-        if self.kind == "fraction" or v.denominator > 1 and self.kind == "word":
+        if self.kind == "fraction" or (v.denominator > 1 and self.kind == "word"):
             parts = {v, Fraction(v.numerator), Fraction(v.denominator), 1 - v, 1 + v, Fraction(v.denominator - v.numerator)}
             return tuple(Form(p, None) for p in sorted(parts))
         return (Form(v), Form(v / 100, hundredth)) if self.cents else (Form(v),)
