@@ -113,9 +113,8 @@ class Session:
     def _say_totals(self) -> None:
         counts = {s: sum(p.status == s for p in self.file.pairs) for s in ("approved", "rejected")}
         left = len(self.file.pairs) - sum(counts.values())
-        self.console.print(
-            Text(f"\n{counts['approved']:,} approved, {counts['rejected']:,} rejected, {left:,} to be reviewed; saved in {neutral(self.file.path)}")
-        )
+        totals = f"{counts['approved']:,} approved, {counts['rejected']:,} rejected, {left:,} to be reviewed"
+        self.console.print(Text(f"\n{totals}; saved in {neutral(self.file.path)}"))
 
 
 def _number(value: float | None) -> str:

@@ -12,27 +12,9 @@ from codi_engine.core.expressions import number_value
 
 Kind = Literal["number", "percent", "fraction", "word"]
 _UNITS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen",
+    "sixteen", "seventeen", "eighteen", "nineteen",
+]  # fmt: skip
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _WORDS = {
     **{w: Fraction(i) for i, w in enumerate(_UNITS)}, **{w: Fraction(10 * i) for i, w in enumerate(_TENS, 2)},
@@ -46,9 +28,10 @@ _WORDS = {
 #: what a step may use without the question naming it, and the words that explain it
 _USUAL = (
     (r"day|week|daily", {7}), (r"weekday|work|school", {5}), (r"weekend", {2}), (r"year|annual|month", {12}), (r"year|annual|week", {52}),
-    (r"year|annual", {365}), (r"month.*week|week.*month", {4}), (r"month.*da[yi]|da[yi].*month", {30}), (r"hour|day", {24}), (r"hour|minute|second|mph|[ap]\.?m\b", {60}), (r"hour", {3600}),
-    (r"%|percent|cent|dollar|\$|meter|discount", {100}), (r"kilo|kg|km|lit|gram|meter|ton", {1000}), (r"feet|foot|inch", {12}), (r"yard", {3}),
-    (r"pound|ounce", {16}), (r"quart|gallon", {4}), (r"decade", {10}), (r"centur", {100}),
+    (r"year|annual", {365}), (r"month.*week|week.*month", {4}), (r"month.*da[yi]|da[yi].*month", {30}), (r"hour|day", {24}),
+    (r"hour|minute|second|mph|[ap]\.?m\b", {60}), (r"hour", {3600}), (r"%|percent|cent|dollar|\$|meter|discount", {100}),
+    (r"kilo|kg|km|lit|gram|meter|ton", {1000}), (r"feet|foot|inch", {12}), (r"yard", {3}), (r"pound|ounce", {16}), (r"quart|gallon", {4}),
+    (r"decade", {10}), (r"centur", {100}),
 )  # fmt: skip
 _DIGITS = re.compile(r"(?P<body>\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?P<decimals>\.\d+)?")
 _LETTERS = re.compile(r"[^\W\d_]+")
