@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.text import Text
 
 from codi_engine.cli.text import neutral
-from codi_engine.core.pair_checks import differences
+from codi_engine.core.pair_checks import differences, wrong
 from codi_engine.core.pair_review import open_for_review, refusal, set_answer
 from codi_engine.core.pairfile import SIDES, Pair, PairFile, solution_text
 
 if TYPE_CHECKING:
     from codi_engine.core.pair_checks import Replaced
 
-KEYS = "[a]pprove  [r]eject  set answer [e]  [n]ote  [b]ack  [s]kip  [q]uit"
+KEYS = "[a]pprove  [r]eject  [e]dit answer  [n]ote  [b]ack  [s]kip  [q]uit"
 #: lines of a solution that are shown
 _LINES = 16
 
@@ -83,10 +83,11 @@ class Session:
             self._say(f"{wrong}; the answer stays as it was", "red")
             return
         self.file.save()
-        self._say(f"corrupted answer {_number(pair.answer('corrupted'))}", "green")
+        self._say(f"corrupted {_number(pair.answer('corrupted'))}", "green")
+        self._warn(pair)
 
     def _note(self, pair: Pair) -> None:
-        pair.record["notes"] = click.prompt("note", type=str, default="", show_default=False)
+        pair.record["notes"] = click.prompt("note", type=str, default=str(pair.record.get("notes") or ""))
         self.file.save()
         self._say("noted", "green")
 
@@ -106,6 +107,12 @@ class Session:
         for name in ("answer_source", "notes"):
             if pair.record.get(name):
                 self.console.print(Text(neutral(f"{name}: {pair.record[name]}"), style="dim"))
+        self._warn(pair)
+
+    def _warn(self, pair: Pair) -> None:
+        """Show what ``pairs validate`` would say of the pair."""
+        for kind, message in wrong(pair):
+            self._say(f"{kind}: {message}", "yellow")
 
     def _say(self, text: str, style: str) -> None:
         self.console.print(Text(neutral(text), style=style))

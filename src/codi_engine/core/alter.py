@@ -17,7 +17,7 @@ TRIED = 200
 
 @dataclass(frozen=True)
 class Bounds:
-    """How far a number may go: ``within`` of itself (0.5: half as much to one and a half times), and between ``low`` and ``high``."""
+    """How far a number may go: ``within`` of itself (0.5: half as much to one and a half times), but three grains at least; between ``low`` and ``high``."""
 
     within: float = 0.5
     low: float | None = None

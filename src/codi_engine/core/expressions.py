@@ -64,7 +64,7 @@ def read_expression(text: str) -> Expression | None:
         return None
     named = _NUMBER.sub(place, _TIMES.sub("*", text.translate(_SIGNS)))
     named = _PRODUCT.sub("*", re.sub(r"\s+", "", named))
-    if not operands or re.search(r"[^-_\d+*/()]", named):
+    if not operands or "__" in named or re.search(r"[^-_\d+*/()]", named):  # __: two numbers side by side
         return None
     tree = _tree(named)
     return Expression(text.strip(), tuple(operands), tree) if tree is not None and _plain(tree) else None

@@ -53,7 +53,7 @@ def check_pairs(path: str) -> tuple[PairFile, list[Problem]]:
     ids: dict[str, str] = {}
     questions: dict[tuple[str, ...], str] = {}
     for pair in file.pairs:
-        problems += [Problem(pair.place, pair.id, kind, message) for kind, message in _wrong(pair)]
+        problems += [Problem(pair.place, pair.id, kind, message) for kind, message in wrong(pair)]
         if pair.id and ids.setdefault(pair.id, pair.place) != pair.place:
             problems.append(Problem(pair.place, pair.id, "duplicate", f"the same pair_id stands at {ids[pair.id]}"))
         key = tuple(" ".join(pair.question(s).split()) for s in SIDES)
@@ -67,7 +67,8 @@ def _line(place: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _wrong(pair: Pair) -> Iterator[tuple[str, str]]:
+def wrong(pair: Pair) -> Iterator[tuple[str, str]]:
+    """Yield (kind, message) of everything wrong with one pair by itself."""
     if "pair_id" not in pair.record:
         yield "pair_id", "has none; results name pairs by it"
     status = pair.record.get("review_status")
