@@ -198,23 +198,26 @@ def test_undefined_is_stated() -> None:
 # ------------------------------------------------------------------------------------------------ properties
 
 
+Made = tuple[str, tuple[str, int], tuple[str, int]]
+
+
 @st.composite
-def chains(draw: st.DrawFn) -> tuple[str, str, list[int], list[tuple[str, object, object]]]:
+def chains(draw: st.DrawFn) -> tuple[str, str, list[int], list[Made]]:
     """Numbers of a question, and steps (operation, left, right): ``("n", i)`` is a number, ``("r", j)`` a result.
 
     Numbers are distinct primes far apart from one another's results, so that few links are ambiguous.
     """
     numbers = draw(st.lists(st.sampled_from([1009, 2027, 3041, 4057, 5077, 6089]), min_size=2, max_size=6, unique=True))
-    steps: list[tuple[str, object, object]] = []
+    steps: list[Made] = []
     for k in range(draw(st.integers(1, 5))):
         left = ("r", k - 1) if k else ("n", 0)
-        right = draw(st.sampled_from([("n", i) for i in range(len(numbers))] + [("r", j) for j in range(k)]))
+        right: tuple[str, int] = draw(st.sampled_from([("n", i) for i in range(len(numbers))] + [("r", j) for j in range(k)]))
         steps.append((draw(st.sampled_from("+-*/")), left, right))
     question = " ".join(f"There are {n:,} of them." for n in numbers)
     results: list[Fraction] = []
     text = ""
     for op, a, b in steps:
-        x, y = (Fraction(numbers[i]) if kind == "n" else results[i] for kind, i in (a, b))  # type: ignore[misc]
+        x, y = (Fraction(numbers[i]) if kind == "n" else results[i] for kind, i in (a, b))
         value = independent(op, x, y)
         if value is None:
             break
@@ -229,11 +232,11 @@ def independent(op: str, x: Fraction, y: Fraction) -> Fraction | None:
     return {"+": x + y, "-": x - y, "*": x * y}[op]
 
 
-def replay(numbers: list[int], steps: list[tuple[str, object, object]], index: int | None = None, value: Fraction | None = None) -> list[Fraction] | None:
+def replay(numbers: list[int], steps: list[Made], index: int | None = None, value: Fraction | None = None) -> list[Fraction] | None:
     """Recompute a chain with step ``index`` replaced."""
     results: list[Fraction] = []
     for k, (op, a, b) in enumerate(steps):
-        x, y = (Fraction(numbers[i]) if kind == "n" else results[i] for kind, i in (a, b))  # type: ignore[misc]
+        x, y = (Fraction(numbers[i]) if kind == "n" else results[i] for kind, i in (a, b))
         found = value if k == index else independent(op, x, y)
         if found is None:
             return None
@@ -243,7 +246,7 @@ def replay(numbers: list[int], steps: list[tuple[str, object, object]], index: i
 
 @settings(max_examples=150, deadline=None)
 @given(chains(), st.integers(-50, 50), st.data())
-def test_replays_equal_an_independent_evaluator(chain: tuple[str, str, list[int], list[tuple[str, object, object]]], value: int, data: st.DataObject) -> None:
+def test_replays_equal_an_independent_evaluator(chain: tuple[str, str, list[int], list[Made]], value: int, data: st.DataObject) -> None:
     question, text, numbers, steps = chain
     if not steps:
         return
@@ -265,7 +268,8 @@ def test_replays_equal_an_independent_evaluator(chain: tuple[str, str, list[int]
         assert expected is not None
         assert by_number.value == float(expected[-1])
     if not solution.ambiguous and not solution.unexplained and changed is not None and results[-1] not in results[:-1]:
-        assert found.value is not None or "does not depend" in found.reason
+        # a fraction such as 1009/2027 is written with the numbers it comes from, so that a step may not use the one before
+        assert found.value is not None or ("does not depend" in found.reason and any(op == "/" for op, _, _ in steps))
 
 
 # ----------------------------------------------------------------------------------------------------- GSM8K
