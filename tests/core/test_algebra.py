@@ -163,6 +163,13 @@ def test_ambiguous_links_are_reported_and_never_guessed() -> None:
     assert words.with_number(2, 4).value is None
 
 
+def test_a_small_number_that_is_used_twice_may_be_two_things() -> None:
+    plates = parsed("<<2+2=4>> <<4*2=8>>", "He, his wife and his parents use 2 plates each.")
+    assert plates.with_number(0, 3).value is None
+    assert "used 3 times (steps 0, 0, 1)" in plates.with_number(0, 3).reason
+    assert parsed("<<56-17=39>> <<39+17=56>>", "17 years and 56").with_number(0, 20).value == 56
+
+
 def test_a_result_that_is_used_once_is_taken_there() -> None:
     solution = parsed("<<16-10=6>> <<6+6=12>>", "16 shirts, 10 given away, 6 more")
     assert solution.with_result(0, 7) is None  # 6+6: which one is it?
@@ -294,4 +301,4 @@ def test_gsm8k() -> None:
     assert all(v in (None, s.answer) for s, k, v in ((s, k, s.with_result(k, x)) for s in solutions for k, x in enumerate(s.values)))
     unchanged = [(s, s.with_number(n, float(n.value)).value) for s in solutions for n in s.numbers if not n.fixed and n.value >= 2]
     assert all(value is None or value == pytest.approx(s.answer) for s, value in unchanged)
-    assert len({id(s) for s, value in unchanged if value is not None}) >= 870
+    assert len({id(s) for s, value in unchanged if value is not None}) >= 850

@@ -23,6 +23,8 @@ _MARKED = re.compile(r"####\s*(?P<sign>[-−])?\s*\$?\s*(?P<sign2>[-−])?(?P<nu
 _RESULT = re.compile(
     r"\s*(?P<sign>[-−])?\s*[$€£]?\s*(?P<sign2>[-−])?(?P<number>\d[\d,]*(?:\.(?P<decimals>\d*))?|\.(?P<only>\d+))\s*(?P<percent>%)?\s*[A-Za-z. ]*"
 )
+#: up to here a number that is used twice may be two things that are equal by chance
+SMALL = 12
 Rounding = Literal["exact", "half_up", "down", "wrong", "unread"]
 
 
@@ -143,19 +145,28 @@ class Solution:
         old_occurrence: the quantity, or its place in ``numbers``
 
         None with a reason where the annotations do not determine it: they are inconsistent, an operand may be this number or
-        something else, no step uses it, or a step uses a constant of which nobody says where it comes from.
+        something else, it is small and used more than once, no step uses it, or a step uses a constant that nothing explains.
         """
         index = old_occurrence if isinstance(old_occurrence, int) else self.numbers.index(old_occurrence)
         if not 0 <= index < len(self.numbers):
             raise IndexError(f"number {index}: the question has {len(self.numbers)} numbers")
         if not math.isfinite(value):
             return Recomputed(None, f"{value} is no number to compute with")
-        for reasons in (self.problems, self.unexplained):
+        for reasons in (self.problems, self.unexplained, self._coincidences(index)):
             if reasons:
                 return Recomputed(None, reasons[0])
         return self._recompute("number", index, Fraction(str(value)))
 
     # ------------------------------------------------------------------------------------------- inside
+
+    def _coincidences(self, index: int) -> tuple[str, ...]:
+        """Say where a small number is used more than once: "he and his son" are 2 as well, without a number in the question."""
+        uses = [k for k, s in enumerate(self.steps) for link in s.links if not link.ambiguous and _is_number(link, index)]
+        if len(uses) < 2 or abs(self.numbers[index].value) > SMALL:
+            return ()
+        return (
+            f"{self.numbers[index].text} is used {len(uses)} times (steps {', '.join(map(str, uses))}); not every {self.numbers[index].text} need be this one",
+        )
 
     def _recompute(self, kind: Literal["result", "number"], index: int, value: Fraction) -> Recomputed:
         """Replay the chain with one thing changed; what it does not reach keeps its stated result."""
@@ -332,6 +343,10 @@ def _linked(steps: Sequence[Step], numbers: Sequence[Quantity], question: str, a
             out[k] = replace(out[k], links=tuple(links))
             settled = False
     return tuple(out)
+
+
+def _is_number(link: Link, index: int) -> bool:
+    return any(c.kind == "number" and c.index == index for c in link.candidates)
 
 
 def _may_be(link: Link, result: int) -> bool:
