@@ -182,12 +182,18 @@ def test_filter_without_a_model(cli: Run, tmp_path: Path) -> None:
 def test_a_model_without_latents_needs_none(cli: Run, tiny_gpt2: Path) -> None:
     Path("lm.yaml").write_text(f"name: mine\nmodel: {{plugin: causal_lm, path: {tiny_gpt2}, device: cpu}}\ngenerate: {{max_new_tokens: 4}}\n")
     cli("generate", PROBLEMS, "pairs.jsonl", "--limit", "2", "-q")
+    with Path("pairs.jsonl").open("a") as file:
+        file.write(json.dumps({"pair_id": "open", "clean": {"question": "2?", "answer": 2}, "corrupted": {"question": "3?", "answer": None}}) + "\n")
     code, _, err = cli("filter", "pairs.jsonl", "o.jsonl", "--needs-latents", "--model", "lm.yaml", "-q")
     assert (code, err) == (2, "error: --needs-latents: this model has no latents\n")
     assert cli("filter", "pairs.jsonl", "o.jsonl", "--model", "lm.yaml", "-q")[0] == 0
     facts = read_pairs("o.jsonl").pairs[0].record
     assert facts["both_correct"] is False
     assert "needs_latents" not in facts
+    assert "both_correct" not in read_pairs("o.jsonl").pairs[2].record
+    code, out, err = cli("filter", "pairs.jsonl", "x.jsonl", "--both-correct", "--model", "lm.yaml", "--run", "o.jsonl.run", "-q")
+    assert code == 2
+    assert "could not be run: 1; not both correct: 2" in err
 
 
 def test_validate_exits_with_2_and_prints_json(cli: Run, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from codi_engine.cli.text import neutral
+from codi_engine.core.errors import UserError
 from codi_engine.core.pair_checks import differences, wrong
 from codi_engine.core.pair_review import open_for_review, refusal, set_answer
 from codi_engine.core.pairfile import SIDES, Pair, PairFile, solution_text
@@ -41,7 +42,10 @@ class Session:
         """Take keys until one leaves this pair; False to quit."""
         while True:
             self.console.print(Text(KEYS, style="dim"))
-            key = click.getchar()
+            try:
+                key = click.getchar()
+            except (OSError, _terminal_error()) as error:
+                raise UserError("pairs review: needs a terminal; --export writes a table to decide in a spreadsheet") from error
             if key in ("", "q", "Q", "\x04", "\x1a"):
                 return False
             if key == "\x03":
@@ -122,6 +126,15 @@ class Session:
         left = len(self.file.pairs) - sum(counts.values())
         totals = f"{counts['approved']:,} approved, {counts['rejected']:,} rejected, {left:,} to be reviewed"
         self.console.print(Text(f"\n{totals}; saved in {neutral(self.file.path)}"))
+
+
+def _terminal_error() -> type[Exception]:
+    """Return the error of a terminal that is none, where the system has terminals of that kind."""
+    try:
+        import termios
+    except ImportError:
+        return OSError
+    return termios.error
 
 
 def _number(value: float | None) -> str:

@@ -56,6 +56,8 @@ def generate(
     from codi_engine.core.pairing import generate_pairs
 
     low, high = span or (None, None)
+    if low is not None and high is not None and low > high:
+        raise click.UsageError(f"--range {low:g} {high:g}: the first must not be larger than the second")
     done = generate_pairs(
         problems, out, per_problem=per_problem, seed=seed, bounds=Bounds(delta, low, high), limit=limit, known_only=known_only, force=force
     )  # fmt: skip

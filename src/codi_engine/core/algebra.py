@@ -125,7 +125,8 @@ class Solution:
         """Recompute everything after a step that uses its result, with ``value`` in its place.
 
         None where the answer does not depend on the step, an operand on the way is ambiguous, a later step cannot be
-        read, or a division by zero arises. For the step that gives the answer it is ``value`` itself.
+        read, or a division by zero arises. For the step that gives the answer it is ``value`` itself. Constants stay as
+        they are, those too that nothing explains (``unexplained``).
 
         Raises
         ------
@@ -355,8 +356,10 @@ def _may_be(link: Link, result: int) -> bool:
 
 def _link(value: Fraction, k: int, steps: Sequence[Step], numbers: Sequence[Quantity], question: str) -> Link:
     found = [Source("result", j, Form(value)) for j in range(k) if steps[j].result == value]
+    found += [Source("result", j, Form(value, Fraction(-1))) for j in range(k) if value < 0 and steps[j].result == -value]
     for index, number in enumerate(numbers):
         found += [Source("number", index, f) for f in number.forms() if f.value == value]
+        found += [Source("number", index, f.negated()) for f in number.forms() if value < 0 and f.value == -value]
     if found and value != 1 and usual(value, question):
         found.append(Source("usual", -1, Form(value)))
     if found or value in (0, 1):

@@ -15,6 +15,7 @@ _DIGITS = 40
 _NUMBER = re.compile(r"(?P<body>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)\s*(?P<percent>%)?")
 _SIGNS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "$": " ", "€": " ", "£": " ", "[": "(", "]": ")", "{": "(", "}": ")"})
 _TIMES = re.compile(r"(?<=[\d)%])\s*[xX]\s*(?=[\d(.$])")
+_SIGN = re.compile(r"(?:^|(?<=[-+*/(]))-_(\d+)_")
 _PRODUCT = re.compile(r"(?<=[_)])\s*(?=\()|(?<=\))\s*(?=_)")
 
 
@@ -66,8 +67,16 @@ def read_expression(text: str) -> Expression | None:
     named = _PRODUCT.sub("*", re.sub(r"\s+", "", named))
     if not operands or "__" in named or re.search(r"[^-_\d+*/()]", named):  # __: two numbers side by side
         return None
+    named = _SIGN.sub(lambda match: _negative(match, operands), named)
     tree = _tree(named)
     return Expression(text.strip(), tuple(operands), tree) if tree is not None and _plain(tree) else None
+
+
+def _negative(match: re.Match[str], operands: list[Operand]) -> str:
+    """Make a sign part of its number, so that −3 can be a result that is −3."""
+    operand = operands[int(match[1])]
+    operands[int(match[1])] = Operand(-operand.value, f"-{operand.text}")
+    return match[0][1:]
 
 
 def _tree(text: str) -> ast.expr | None:

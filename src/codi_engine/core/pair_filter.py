@@ -94,6 +94,8 @@ def filter_pairs(
         experiment = model_experiment(model, overrides, file.path, filters.approved)
         done.run = Path(run) if run is not None else target.with_name(target.name + ".run")
         _ask(experiment, pairs, filters, done, device, progress)
+        asked = filters.both_correct or filters.needs_latents
+        pairs = _keep(pairs, done, "could not be run", asked and any(map(_not_run, pairs)), lambda p: "both_correct" in p.record)
         pairs = _keep(pairs, done, "not both correct", filters.both_correct, lambda p: p.record.get("both_correct") is True)
         pairs = _keep(pairs, done, "latents not needed", filters.needs_latents, lambda p: p.record.get("needs_latents") is True)
         pairs = _keep(pairs, done, "of unequal length", filters.equal_length, lambda p: p.record.get("equal_length") is True)
@@ -110,6 +112,11 @@ def _keep(pairs: list[tuple[str, Pair]], done: Filtered, what: str, wanted: bool
     kept = [(i, p) for i, p in pairs if passes(p)]
     done.dropped.append((what, len(pairs) - len(kept)))
     return kept
+
+
+def _not_run(named: tuple[str, Pair]) -> bool:
+    """True for a pair that the data set dropped: a duplicate, or without two different answers."""
+    return "both_correct" not in named[1].record
 
 
 def _distinct(pair: Pair) -> bool:
@@ -164,13 +171,9 @@ def _ask(experiment: Experiment, pairs: list[tuple[str, Pair]], filters: Filters
     done.notes += finished.notes
     cells = finished.open().cells
     answers = _correct(cells, done.run)
-    unknown = 0
     for name, pair in pairs:
         facts = _facts(name, answers, bool(experiment.conditions))
-        unknown += not facts
         _state(pair.record, facts, ("both_correct", "needs_latents", *(f"{s}_correct{e}" for s in SIDES for e in ("", "_without_latents"))))
-    if unknown:
-        done.notes.append(f"{unknown:,} pairs could not be run and have no such fields (duplicates, equal or missing answers)")
     if filters.equal_length:
         _count_tokens(experiment, [p for _, p in pairs], device)
 

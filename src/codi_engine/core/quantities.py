@@ -54,6 +54,9 @@ class Form:
     scale: Fraction | None = Fraction(1)
     offset: Fraction = Fraction(0)
 
+    def negated(self) -> Form:
+        return Form(-self.value, None if self.scale is None else -self.scale, -self.offset)
+
 
 @dataclass(frozen=True)
 class Quantity:
