@@ -191,7 +191,7 @@ def test_a_model_without_latents_needs_none(cli: Run, tiny_gpt2: Path) -> None:
     assert facts["both_correct"] is False
     assert "needs_latents" not in facts
     assert "both_correct" not in read_pairs("o.jsonl").pairs[2].record
-    code, out, err = cli("filter", "pairs.jsonl", "x.jsonl", "--both-correct", "--model", "lm.yaml", "--run", "o.jsonl.run", "-q")
+    code, _, err = cli("filter", "pairs.jsonl", "x.jsonl", "--both-correct", "--model", "lm.yaml", "--run", "o.jsonl.run", "-q")
     assert code == 2
     assert "could not be run: 1; not both correct: 2" in err
 
