@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from codi_engine import __version__
+from codi_engine.cli.pairs import pairs
 from codi_engine.cli.text import neutral
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -205,6 +206,9 @@ def sae(action: str, path: str, layer: int | None, debug: bool) -> None:
     store = SaeStore(plugin_manager(), "cpu")
     layers = [layer] if layer is not None else store.layers(path)
     show.autoencoders([(store.get(path, one), store.digest(path, one)) for one in layers])
+
+
+cli.add_command(pairs)
 
 
 def _ours(error: BaseException) -> bool:
