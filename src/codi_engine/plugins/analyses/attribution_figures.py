@@ -13,7 +13,7 @@ from codi_engine.plugins.analyses import figures as style
 from codi_engine.plugins.analyses.attribution_tables import Found
 
 _CELL = 0.52
-_TITLES = {"estimate": "estimated", "gradient": "estimated by plain gradients", "exact": "exact, by patching"}
+_TITLES = {"estimate": "estimated", "gradient": "estimated by plain gradients", "exact": "exact, by the run"}
 
 
 def draw(all_found: Sequence[Found], tables: Mapping[str, pd.DataFrame], name: str) -> dict[str, Figure]:
@@ -57,7 +57,7 @@ def heatmap(f: Found, table: pd.DataFrame, name: str) -> Figure:
     _, ys, xs = maps["estimate"]
     cell = min(_CELL, 5.2 / len(xs)) if len(xs) > 12 else _CELL
     wide, high = max(len(xs) * cell, 2.2), max(len(ys) * min(cell, 0.42), 0.5)
-    stacked = len(xs) > 12 or len(ys) == 1
+    stacked = wide * len(columns) > 9.5 or len(ys) == 1
     rows, across_panels = (len(columns), 1) if stacked else (1, len(columns))
     size = (wide * across_panels + 0.45 * (across_panels - 1) + 1.95, high * rows + 0.75 * (rows - 1) + 1.75)
     size = (max(size[0], 6.2), size[1])
@@ -122,11 +122,12 @@ def scatter(f: Found, table: pd.DataFrame, agreement: pd.DataFrame, name: str) -
         a, b = known[f"{column}ci_low"].to_numpy(float), known[f"{column}ci_high"].to_numpy(float)
         draw_line(y if values is x else x, np.where(np.isfinite(a), a, values), np.where(np.isfinite(b), b, values), color="#c5dceb", linewidth=0.9, zorder=2)
     ax.scatter(x, y, s=22, color="#1d4f8c", edgecolor=style.PAPER, linewidth=0.5, zorder=3)
-    for i in np.argsort(-np.abs(y), kind="stable")[:3]:
+    for i, (right, up) in zip(np.argsort(-np.abs(y), kind="stable")[:3], ((1, 1), (-1, 1), (1, -1)), strict=False):
         row = known.iloc[i]
-        text = ", ".join(f"{c} {row[c]}" for c in f.grid.varying)
-        right = x[i] > (low + high) / 2
-        ax.annotate(text, (x[i], y[i]), xytext=(-7 if right else 7, 0), textcoords="offset points", ha="right" if right else "left", va="center", fontsize=7.5, color=style.INK)
+        ax.annotate(
+            ", ".join(f"{c} {row[c]}" for c in f.grid.varying), (x[i], y[i]), xytext=(5 * right, 5 * up), textcoords="offset points",
+            ha="left" if right > 0 else "right", va="bottom" if up > 0 else "top", fontsize=7.5, color=style.INK,
+        )  # fmt: skip
     ax.set_xlabel(f"estimated change of {_words(f.metric)}", fontsize=9, color=style.QUIET)
     ax.set_ylabel("exact change", fontsize=9, color=style.QUIET)
     ax.set_title(f"{name}: {f.condition}" if name else f.condition, loc="left", fontsize=12, fontweight="bold", color=style.INK, pad=22)

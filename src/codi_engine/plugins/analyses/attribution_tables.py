@@ -318,7 +318,7 @@ def summary(all_found: Sequence[Found], tables: Mapping[str, pd.DataFrame], left
 def _strongest(f: Found, table: pd.DataFrame) -> str:
     best = table[(table["condition"] == f.condition) & (table["rank"] > 0)].sort_values("rank", kind="stable").head(3)
     names = [f"{effects.place_name(row[f.grid.columns], f.grid.columns)} {row['estimate']:+.3g}{effects.interval_text(row)}" for _, row in best.iterrows()]
-    return f"{f.condition}: estimated change of {f.metric}: " + ";  ".join(names) + f" (n = {len(f.examples)})"
+    return f"{f.condition}, change of {f.metric}: " + ";  ".join(names) + f" (n = {len(f.examples)})"
 
 
 def _hit_line(f: Found, method: str, tables: Mapping[str, pd.DataFrame]) -> str:
@@ -326,19 +326,22 @@ def _hit_line(f: Found, method: str, tables: Mapping[str, pd.DataFrame]) -> str:
     mine = hits[(hits["condition"] == f.condition) & (hits["method"] == method)]
     if mine.empty:
         return f"  {method}: no exact effects to compare with; sweep the places of top.csv with metrics: [{f.metric}]"
-    parts = [f"{row['hits']} of the top {row['k']}" for _, row in mine.drop_duplicates("k").iterrows()]
+    counts = mine[mine["top"].isin([str(k) for k in COUNTS])]
+    parts = ", ".join(f"{row['hits']}/{row['k']}" for _, row in counts.iterrows())
+    middle = counts.iloc[len(counts) // 2]
     agreement = tables["agreement"]
     known = agreement[(agreement["condition"] == f.condition) & (agreement["method"] == method)].set_index("measure")
     spearman, pearson = known.loc["spearman"], known.loc["pearson"]["value"]
-    last = mine.iloc[-1]
-    said = f"Spearman {spearman['value']:.2f}{effects.interval_text(spearman)}, Pearson {pearson:.2f}" if np.isfinite(spearman["value"]) else "constant effects"
-    return f"  {method} finds {', '.join(parts)} (chance {last['chance']:.0%} of the top {last['k']}); {said} over {last['places']} places"
+    said = f"Spearman {spearman['value']:.2f}{effects.interval_text(spearman)}, Pearson {pearson:.2f}"
+    if not np.isfinite(spearman["value"]):
+        said = "no correlation: one side is constant"
+    return f"  {method} finds {parts} of the exact best (chance: {middle['chance'] * middle['k']:.1f}/{middle['k']}); {said}, {middle['places']} places"
 
 
 def _cost_line(f: Found) -> str:
     cost = _cost(f)
-    against = "the run's stored" if f.exact_weights else "the engine's fp32"
+    against = "the run's" if f.exact_weights else "the engine's, both in fp32 while the run was not"
     return (
-        f"  {cost['forwards']:,} forwards and {cost['backwards']:,} backwards ({cost['seconds']:.1f} s) for {cost['exact_cells']:,} exact cells; "
-        f"logits within {f.differences.max():.1g} of {against} ones"
+        f"  {cost['forwards']:,} forwards, {cost['backwards']:,} backwards ({cost['seconds']:.1f} s) instead of {cost['exact_cells']:,} cells; "
+        f"logits agree with {against} to {f.differences.max():.0e}"
     )
