@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 #: largest relative difference of logits between the forward with gradients and the run's own
 AGREEMENT = 2e-4
-#: prompts without gradients whose values are kept
-_KEPT = 32
+#: bytes of source prompts' values that are kept for the examples that share them
+_KEPT = 1 << 28
 
 
 class LeftOut(Exception):
@@ -54,7 +54,8 @@ class Grid:
     def rows(self) -> list[dict[str, Any]]:
         """Return axis → value of every place."""
         rows = []
-        for point, layer, place, head in itertools.product(self.options, self.layers, self.places, self.heads or [None]):
+        heads: Sequence[int | None] = self.heads or (None,)
+        for point, layer, place, head in itertools.product(self.options, self.layers, self.places, heads):
             row: dict[str, Any] = {} if layer is None else {"layer": layer}
             rows.append({**row, self.place: place, **({} if head is None else {"head": head}), **point})
         return rows
@@ -196,10 +197,11 @@ class Estimator:
         )  # fmt: skip
 
     def _unedited(self, ref: PromptRef) -> Trace:
-        """Trace a source prompt without gradients; a few are kept, because donors serve several examples."""
+        """Trace a source prompt without gradients; some are kept, because donors serve several examples."""
         if ref.key not in self._values:
-            self._values[ref.key] = self._trace(ref, Target("cross_entropy", (0,)), gradient=False)
-            if len(self._values) > _KEPT:
+            made = self._values[ref.key] = self._trace(ref, Target("cross_entropy", (0,)), gradient=False)
+            size = sum(v.nbytes for v in made.values.values())
+            while len(self._values) > max(_KEPT // max(size, 1), 1):
                 self._values.popitem(last=False)
         self._values.move_to_end(ref.key)
         return self._values[ref.key]
@@ -233,7 +235,8 @@ class Estimator:
             for (i, layer), (j, place) in itertools.product(enumerate(grid.layers), enumerate(grid.places)):
                 at = self._index(own.values[layer], place, ref)
                 old, slope = own.values[layer][at], slopes[layer][at]
-                for source in self._source_values(example, ref, layer, place) or [None]:
+                sources: Sequence[torch.Tensor | None] = self._source_values(example, ref, layer, place) or (None,)
+                for source in sources:
                     for h, part in enumerate(_columns(grid.heads, size)):
                         rows = self._rows(example, layer, at if self.condition.phase == "prompt" else place, old[part], source, part)
                         change = (intervention.apply(rows)[0].float() - old[part]) * slope[part]

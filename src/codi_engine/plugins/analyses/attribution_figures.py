@@ -86,7 +86,7 @@ def heatmap(f: Found, table: pd.DataFrame, name: str) -> Figure:
         last = number == len(columns) - 1
         _label(ax, xs, ys, across if last or not stacked else None, down if number == 0 or stacked else None)
     bar = figure.colorbar(image, cax=figure.add_axes((1 - 1.0 / size[0], 0.65 / size[1], 0.16 / size[0], 1 - 1.65 / size[1])))
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, labelsize=7.5, colors=style.QUIET)
     bar.locator = style._few_ticks()
     bar.update_ticks()

@@ -217,7 +217,7 @@ def _hits(f: Found, method: str, confidence: float) -> pd.DataFrame:
         rows.append(
             {
                 "condition": f.condition, "method": method, "top": name, "k": k, "hits": round(rate * k), "rate": rate,
-                **_interval(hit_rate(*again, k) if n > 1 else np.empty(0), confidence), "chance": k / places, "needed": needed, "places": places, "n": n,
+                **_interval(hit_rate(again[0], again[1], k) if n > 1 else np.empty(0), confidence), "chance": k / places, "needed": needed, "places": places, "n": n,
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
@@ -293,7 +293,7 @@ def _cost(f: Found) -> dict[str, Any]:
 
 def sweeps(all_found: Sequence[Found], table: pd.DataFrame, keep: int) -> dict[str, str]:
     """Return file name → CSV of the best places: only the axes a sweep states. ``top.csv`` is the first condition's."""
-    files = {}
+    files: dict[str, str] = {}
     for f in all_found:
         mine = table[table["condition"] == f.condition].sort_values("rank", kind="stable")
         best = mine[mine["rank"] > 0].head(keep)[f.grid.varying]
@@ -331,8 +331,8 @@ def _hit_line(f: Found, method: str, tables: Mapping[str, pd.DataFrame]) -> str:
     middle = counts.iloc[len(counts) // 2]
     agreement = tables["agreement"]
     known = agreement[(agreement["condition"] == f.condition) & (agreement["method"] == method)].set_index("measure")
-    spearman, pearson = known.loc["spearman"], known.loc["pearson"]["value"]
-    said = f"Spearman {spearman['value']:.2f}{effects.interval_text(spearman)}, Pearson {pearson:.2f}"
+    spearman, pearson = (known.loc[[name]].iloc[0] for name in ("spearman", "pearson"))
+    said = f"Spearman {spearman['value']:.2f}{effects.interval_text(spearman)}, Pearson {pearson['value']:.2f}"
     if not np.isfinite(spearman["value"]):
         said = "no correlation: one side is constant"
     return f"  {method} finds {parts} of the exact best (chance: {middle['chance'] * middle['k']:.1f}/{middle['k']}); {said}, {middle['places']} places"
