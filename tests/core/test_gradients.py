@@ -120,9 +120,7 @@ def check_by_the_engine(net: Network, ids: list[int], component: str, phase: Any
     assert (up - down) / (2 * size) == pytest.approx(float(slope.norm()), rel=2e-2)
 
 
-@pytest.mark.parametrize(
-    "component", ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "attn_z", "mlp_act", "q", "k", "v", "embed", "final_norm"]
-)
+@pytest.mark.parametrize("component", [*LAYERED, "embed", "final_norm"])
 def test_every_site_of_a_plain_model_agrees_with_the_engines_edits(plain: Network, component: str) -> None:
     if component not in plain.components:
         pytest.skip(f"no {component}")

@@ -76,9 +76,11 @@ class Setting:
     def ids(self, ref: PromptRef) -> tuple[int, ...]:
         """Return a prompt in tokens, as the run fed it."""
         if ref.key not in self._ids:
-            text = ref.text if self._chat is None else self._chat(ref.text)
-            self._ids[ref.key] = tuple(self.net.adapter.encode_prompt(text))
+            self._ids[ref.key] = self._encoded(ref.text)
         return self._ids[ref.key]
+
+    def _encoded(self, text: str) -> tuple[int, ...]:
+        return tuple(self.net.adapter.encode_prompt(text if self._chat is None else self._chat(text)))
 
     # ----------------------------------------------------------------------------------------- conditions
 
@@ -128,7 +130,7 @@ class Setting:
             return list(range(len(self.net.adapter.answer_start) + len(self.answers.prefix)))
         if component == "latent_out":
             return [-1]
-        shortest = min(len(self.net.adapter.encode_prompt(p.text)) for e in self.data.examples for p in e.prompts.values())
+        shortest = min(len(self._encoded(p.text)) for e in self.data.examples for p in e.prompts.values())
         return list(range(-shortest, 0))
 
     # --------------------------------------------------------------------------------------------- logits

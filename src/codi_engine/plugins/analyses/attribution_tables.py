@@ -213,11 +213,12 @@ def _hits(f: Found, method: str, confidence: float) -> pd.DataFrame:
         if k >= places:
             continue
         rate = float(hit_rate(means, exacts, k))
+        interval = _interval(hit_rate(again[0], again[1], k) if n > 1 else np.empty(0), confidence)
         needed = 1 + max(int(np.flatnonzero(order == place)[0]) for place in best[:k])
         rows.append(
             {
                 "condition": f.condition, "method": method, "top": name, "k": k, "hits": round(rate * k), "rate": rate,
-                **_interval(hit_rate(again[0], again[1], k) if n > 1 else np.empty(0), confidence), "chance": k / places, "needed": needed, "places": places, "n": n,
+                **interval, "chance": k / places, "needed": needed, "places": places, "n": n,
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
