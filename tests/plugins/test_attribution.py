@@ -214,6 +214,12 @@ def test_equal_maps_have_every_hit_and_scale_and_sign_do_not_matter(places: int,
     assert rate >= max(2 * min(k, places) - places, 0) / min(k, places)
 
 
+def test_poor_estimates_are_said_to_be_poor(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "(poor:" not in analyzed(run, condition="patch").summary
+    monkeypatch.setattr(Tracer, "_metric", lambda self, logits, *_: logits[5] - logits[9])
+    assert "try method=integrated" in analyzed(run, condition="patch").summary
+
+
 def test_constant_effects_are_stated() -> None:
     assert np.isnan(attribution_tables.correlation(np.zeros(4), np.arange(4.0), True))
     assert attribution_tables.rank(np.array([0.0, -2.0, np.nan, 2.0])).tolist() == [3, 1, 0, 1]

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 COUNTS = (1, 3, 5, 10)
 SHARES = (0.1, 0.2)
 _RESAMPLES = 1000
+#: below this correlation the summary says that estimates are poor
+_POOR = 0.5
 
 
 @dataclass(frozen=True)
@@ -336,6 +338,8 @@ def _hit_line(f: Found, method: str, tables: Mapping[str, pd.DataFrame]) -> str:
     said = f"Spearman {spearman['value']:.2f}{effects.interval_text(spearman)}, Pearson {pearson['value']:.2f}"
     if not np.isfinite(spearman["value"]):
         said = "no correlation: one side is constant"
+    if pearson["value"] < _POOR and f.method == "gradient":
+        said += " (poor: the effects are far from linear; for patches try method=integrated)"
     return f"  {method} finds {parts} of the exact best (chance: {middle['chance'] * middle['k']:.1f}/{middle['k']}); {said}, {middle['places']} places"
 
 
