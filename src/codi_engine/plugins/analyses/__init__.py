@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from codi_engine.core.plugin import Analysis
+from codi_engine.plugins.analyses.attribution import Attribution
 from codi_engine.plugins.analyses.compare import Compare
 from codi_engine.plugins.analyses.correlation import Correlation
 from codi_engine.plugins.analyses.importance import Importance
@@ -13,4 +14,4 @@ from codi_engine.plugins.analyses.pathways import Pathways
 from codi_engine.plugins.analyses.probes import Probes
 from codi_engine.plugins.analyses.words import Words
 
-ANALYSES: list[type[Analysis[Any]]] = [Importance, Pathways, Words, Correlation, Compare, LogitLens, Probes]
+ANALYSES: list[type[Analysis[Any]]] = [Attribution, Compare, Correlation, Importance, LogitLens, Pathways, Probes, Words]
