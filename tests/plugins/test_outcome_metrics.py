@@ -134,7 +134,9 @@ def test_harmless_patterns_are_let_through(pattern: str) -> None:
 
 def test_long_texts_are_cut() -> None:
     begun = time.perf_counter()
-    got = read_texts(["a" * 5_000_000 + " final decision: stop", "final decision: stop" + "a" * 5_000_000], pattern=r"final decision: (?P<action>stop)(?P<bet>)")
+    got = read_texts(
+        ["a" * 5_000_000 + " final decision: stop", "final decision: stop" + "a" * 5_000_000], pattern=r"final decision: (?P<action>stop)(?P<bet>)"
+    )
     assert got["action=stop"] == [0, 1]
     assert time.perf_counter() - begun < 5
 

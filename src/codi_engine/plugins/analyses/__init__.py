@@ -10,6 +10,7 @@ from codi_engine.plugins.analyses.correlation import Correlation
 from codi_engine.plugins.analyses.importance import Importance
 from codi_engine.plugins.analyses.pathways import Pathways
 from codi_engine.plugins.analyses.proportions import Proportions
+from codi_engine.plugins.analyses.select_features import SelectFeatures
 from codi_engine.plugins.analyses.words import Words
 
-ANALYSES: list[type[Analysis[Any]]] = [Importance, Pathways, Words, Correlation, Compare, Proportions]
+ANALYSES: list[type[Analysis[Any]]] = [Importance, Pathways, Words, Correlation, Compare, Proportions, SelectFeatures]

@@ -25,19 +25,34 @@ def test_table(
     axes = {axis: pd.Series([t[i] for t in a.targets], dtype=_dtype([t[i] for t in a.targets])) for i, axis in enumerate(a.axes)}
     names = [a.name(t) for t in range(len(a.targets))]
     for first, second in pairs:
-        for column in found.values:
+        for column in found.distinct:
             c = compare(found, (first, second), column, unit, confidence)
             least.append(c.least)
             size = "hedges_g" if column in found.numeric else "cohens_h"
             parts.append(
                 pd.DataFrame(
                     {
-                        "target": names, **axes, "condition": a.conditions[first], "against": a.conditions[second], "metric": column,
-                        "n": c.n, "n_against": c.n_against, "value": c.value, "value_against": c.against, "difference": c.difference,
-                        "ci_low": c.low, "ci_high": c.high, "interval": c.interval, "odds_ratio": c.odds_ratio, "effect_size": c.size,
-                        "size": size, "test": c.test, "p": c.p, "tested": c.tested & ~np.isnan(c.p),
+                        "target": names,
+                        **axes,
+                        "condition": a.conditions[first],
+                        "against": a.conditions[second],
+                        "metric": column,
+                        "n": c.n,
+                        "n_against": c.n_against,
+                        "mean": c.value,
+                        "mean_against": c.against,
+                        "difference": c.difference,
+                        "ci_low": c.low,
+                        "ci_high": c.high,
+                        "interval": c.interval,
+                        "odds_ratio": c.odds_ratio,
+                        "effect_size": c.size,
+                        "size": size,
+                        "test": c.test,
+                        "p": c.p,
+                        "tested": c.tested & ~np.isnan(c.p),
                     }
-                )  # fmt: skip
+                )
             )
     table = pd.concat(parts, ignore_index=True)
     table["q"] = adjust(np.where(table["tested"], table["p"], np.nan), correction)
@@ -70,10 +85,10 @@ def share_table(found: Grids, confidence: float, unit: Unit) -> pd.DataFrame:
             share = mean(mean(cells, -1), -1) if unit == "example" else mean(cells.reshape(len(cells), -1), -1)
             part = {"target": labels, **axes, "condition": name, "metric": column, "n": n, "cells": there.sum((1, 2))}
             if column in found.numeric:
-                parts.append(pd.DataFrame({**part, "count": np.nan, "value": share, "ci_low": np.nan, "ci_high": np.nan}))
+                parts.append(pd.DataFrame({**part, "count": np.nan, "mean": share, "ci_low": np.nan, "ci_high": np.nan}))
                 continue
             low, high = shares.wilson(share, n, confidence)
-            parts.append(pd.DataFrame({**part, "count": np.nansum(cells, (1, 2)), "value": share, "ci_low": low, "ci_high": high}))
+            parts.append(pd.DataFrame({**part, "count": np.nansum(cells, (1, 2)), "mean": share, "ci_low": low, "ci_high": high}))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -34,6 +35,24 @@ class Grids:
     numeric: frozenset[str]
     kept: np.ndarray
 
+    @cached_property
+    def doubles(self) -> dict[str, str]:
+        """Return columns that are the same as another one in every cell: that one's name. Members of classes are kept."""
+        grids = [self.slots(c) for c in range(len(self.arrangement.conditions))]
+        used = np.concatenate([g[g >= 0] for g in grids])
+        out: dict[str, str] = {}
+        for name, values in sorted(self.values.items(), key=lambda item: not _of_classes(item[0])):
+            others = (k for k in self.values if k != name and k not in out and not _of_classes(name))
+            same = next((k for k in others if np.array_equal(self.values[k][used], values[used], equal_nan=True)), None)
+            if same is not None:
+                out[name] = same
+        return out
+
+    @property
+    def distinct(self) -> list[str]:
+        """Return the columns that are tested."""
+        return [name for name in self.values if name not in self.doubles]
+
     def slots(self, condition: int) -> np.ndarray:
         """Return a condition's slots, targets × examples × replicates (one target where all targets share it); −1: none."""
         a = self.arrangement
@@ -45,6 +64,11 @@ class Grids:
         slots = self.slots(condition)
         out: np.ndarray = np.where(slots >= 0, self.values[column][slots], np.nan)
         return out
+
+    @cached_property
+    def draws(self) -> int:
+        """Return the most cells that an example has in one condition of one target."""
+        return max(int((self.slots(c) >= 0).sum(-1).max()) for c in range(len(self.arrangement.conditions)))
 
     def examples(self) -> int:
         """Return how many examples have any cell."""
@@ -72,6 +96,10 @@ class Compared:
     p: np.ndarray
     tested: np.ndarray
     least: float = field(default=0.0)
+
+
+def _of_classes(column: str) -> bool:
+    return column in ANSWER_CLASSES or "=" in column
 
 
 def columns_of(run: Run, wanted: Sequence[str] | None, where: str) -> list[str]:
@@ -165,6 +193,15 @@ def unit_of(found: Grids, wanted: Literal["auto", "example", "trial"]) -> Unit:
     if wanted != "auto":
         return wanted
     return "example" if found.examples() >= ENOUGH else "trial"
+
+
+def check_unit(found: Grids, unit: str, where: str) -> None:
+    """Raise UserError where there is one observation per condition."""
+    examples, draws = found.examples(), found.draws
+    if unit == "example" and examples < 2:
+        raise UserError(f"{where}: unit=example needs at least two examples; the run has {examples}. Use unit=trial")
+    if examples * draws < 2:
+        raise UserError(f"{where}: needs at least two examples or trials per condition; the run has one of each")
 
 
 def compare(found: Grids, pair: tuple[int, int], column: str, unit: Unit, confidence: float) -> Compared:

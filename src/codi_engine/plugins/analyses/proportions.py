@@ -65,7 +65,7 @@ class Proportions(Analysis[ProportionsOptions]):
         found = contrasts.grids(run, options.metrics, options.keep == "correct", self.name, more)
         pairs = found.arrangement.pairs(options.pairs, self.name)
         unit = contrasts.unit_of(found, options.unit)
-        _check(found, unit, self.name)
+        contrasts.check_unit(found, unit, self.name)
         tests, least = test_table(found, pairs, unit, options.confidence, options.correction, options.q)
         shares = share_table(found, options.confidence, unit)
         tables = {"proportions": tests, "shares": shares}
@@ -75,14 +75,6 @@ class Proportions(Analysis[ProportionsOptions]):
         classes = _classes(list(found.values), options.classes, self.name)
         figures = share_figures.draw(found.arrangement, tables, classes, options)
         return AnalysisResult(tables, figures, _summary(found, tables, classes, unit, least, options))
-
-
-def _check(found: Grids, unit: str, where: str) -> None:
-    examples, draws = found.examples(), found.arrangement.replicates
-    if unit == "example" and examples < 2:
-        raise UserError(f"{where}: unit=example needs at least two examples; the run has {examples}. Use unit=trial")
-    if examples * draws < 2:
-        raise UserError(f"{where}: needs at least two examples or trials per condition; the run has one of each")
 
 
 def _classes(columns: Sequence[str], wanted: dict[str, list[str]] | None, where: str) -> dict[str, list[str]]:
@@ -112,24 +104,33 @@ def _summary(
     rule = f"q < {options.q:g}, {options.correction.upper()} over the whole family"
     lines = [f"{int(tests['significant'].sum()):,} of {family:,} differences are significant ({rule})"]
     kinds = ", ".join(dict.fromkeys(f"{t} tests" for t in tests["test"]))
-    lines.append(f"{len(a.targets):,} targets × {len(names)} pairs × {len(found.values)} metrics; {kinds} on {_units(found, unit)}")
-    lines += [*_statement(found, unit), *_overall(tables["shares"], classes), "", *_strongest(tests)]
+    lines.append(
+        f"{_count(len(a.targets), 'target')} × {_count(len(names), 'pair')} × {_count(len(found.distinct), 'metric')}; {kinds} on {units(found, unit)}"
+    )
+    lines += [f"{name} is the same as {other} in every cell and is tested once" for name, other in found.doubles.items()]
+    lines += [*statement(found, unit), *_overall(tables["shares"], classes), "", *_strongest(tests)]
     if "recovery" in tables:
         lines += _recovery(tables["recovery"])
     constant = int((tests["note"] == "constant: no test").sum())
     if constant:
         lines.append(f"{constant:,} without any spread in either condition (p = 1, not in the family)")
-    return "\n".join([*lines, *_power(tests, family, least, options)])
+    return "\n".join([*lines, *power_lines(tests, family, least, options.q, options.confidence)])
 
 
-def _units(found: Grids, unit: str) -> str:
-    examples, draws = found.examples(), found.arrangement.replicates
+def _count(count: int, word: str) -> str:
+    return f"{count:,} {word}{'s' if count != 1 else ''}"
+
+
+def units(found: Grids, unit: str) -> str:
+    """Say what counts as one observation."""
+    examples, draws = found.examples(), found.draws
     if unit == "example":
         return f"{examples:,} examples" + (f", their {draws:,} trials averaged" if draws > 1 else "")
-    return f"{draws:,} trial{'s' if draws > 1 else ''} of {examples:,} prompt{'s' if examples > 1 else ''}"
+    return f"{_count(draws, 'trial')} of {_count(examples, 'prompt')}"
 
 
-def _statement(found: Grids, unit: str) -> list[str]:
+def statement(found: Grids, unit: str) -> list[str]:
+    """Say of what the result speaks, where that is not of examples in general."""
     from codi_engine.plugins.analyses.contrasts import ENOUGH
 
     if unit == "example":
@@ -143,7 +144,7 @@ def _overall(shares: pd.DataFrame, classes: dict[str, list[str]]) -> list[str]:
     lines = []
     for columns in classes.values():
         part = shares[shares["metric"].isin(columns)]
-        mean = part.groupby(["condition", "metric"], sort=False)["value"].mean()
+        mean = part.groupby(["condition", "metric"], sort=False)["mean"].mean()
         for condition in dict.fromkeys(part["condition"]):
             lines.append(f"  {condition}: " + ", ".join(f"{c} {mean[condition, c]:.0%}" for c in columns))
     return ["shares, mean over targets:", *lines] if lines else []
@@ -154,8 +155,8 @@ def _strongest(tests: pd.DataFrame) -> list[str]:
     order = known.assign(size_=-known["difference"].abs()).sort_values(["p", "size_"], kind="stable").index[:_SHOWN]
     rows = [tests.loc[i] for i in order]
     text = [
-        f"  {row['target']}, {row['metric']}: {row['value']:.3g} against {row['value_against']:.3g}, "
-        f"{row['difference']:+.2f} [{row['ci_low']:+.2f}, {row['ci_high']:+.2f}], p = {row['p']:.2g}, q = {row['q']:.2g} ({row['condition']} − {row['against']})"
+        f"  {row['target']}, {row['metric']}: {row['mean']:.3g} against {row['mean_against']:.3g} ({row['condition']} − {row['against']}), "
+        f"{row['difference']:+.2f} [{row['ci_low']:+.2f}, {row['ci_high']:+.2f}], q = {row['q']:.2g}"
         for row in rows
     ]
     return ["strongest:", *text] if text else ["nothing differs anywhere"]
@@ -169,19 +170,22 @@ def _recovery(table: pd.DataFrame) -> list[str]:
             lines.append(f"{condition}: no pair has two right unedited answers, so there is nothing to recover")
             continue
         span = f"[{best['ci_low']:.0%}, {best['ci_high']:.0%}]"
-        lines.append(f"{condition}: {toward} in {best['share']:.0%} {span} of {int(best['valid'])} valid pairs at most, {best['target']}")
+        lines.append(f"{condition}: {toward} in up to {best['share']:.0%} {span} of {int(best['valid'])} valid pairs ({best['target']})")
     return lines
 
 
-def _power(tests: pd.DataFrame, family: int, least: float, options: ProportionsOptions) -> list[str]:
+def power_lines(tests: pd.DataFrame, family: int, least: float, q: float, confidence: float) -> list[str]:
+    """Say what could not have been found."""
     from scipy import special
 
     lines = []
-    if family and least * family > options.q:
-        lines.append(f"no test can have p below {least:.2g}: a single effect could not be significant among {family:,} tests; more examples or trials are needed")
+    if family and least * family > q:
+        lines.append(
+            f"no test can have p below {least:.2g}: a single effect could not be significant among {family:,} tests; more examples or trials are needed"
+        )
     part = tests[(tests["size"] == "cohens_h") & tests["tested"]]
     if len(part):
         half = float(((part["ci_high"] - part["ci_low"]) / 2).median())
-        z = float(special.ndtri(0.5 + options.confidence / 2))
+        z = float(special.ndtri(0.5 + confidence / 2))
         lines.append(f"differences of shares below about {half * (1 + 0.8416 / z):.2g} cannot be told from none (80 % power, one test alone)")
     return lines

@@ -59,7 +59,8 @@ def _panels(a: Arrangement, shares: pd.DataFrame, tests: pd.DataFrame, columns: 
             labels, values = _means(part, axis or ("target" if len(a.targets) > 1 else None), columns)
             if axis is None and len(a.targets) == 1:
                 labels = [condition]
-            title = condition if axis is None or len(a.axes) == 1 else f"{condition} by {axis}"
+            others = [x for x in axes if x != axis]
+            title = condition if axis is None or not others else f"{condition} by {axis}, mean over {' and '.join(others)}"
             panels.append((title, axis or "", [n for n, _ in first] + labels, np.concatenate([np.stack([v for _, v in first]), values]) if first else values))
     if len(a.targets) == 1 and panels:  # one bar per condition: side by side
         return [("", "", [n for p in panels for n in p[2][len(first) :]], np.concatenate([p[3][len(first) :] for p in panels]))]
@@ -69,7 +70,7 @@ def _panels(a: Arrangement, shares: pd.DataFrame, tests: pd.DataFrame, columns: 
 def _means(part: pd.DataFrame, key: str | None, columns: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """Return labels and bars × columns: means over targets that share a label."""
     frame = part.assign(key_="all" if key is None else part[key])
-    table = frame.pivot_table(index="key_", columns="metric", values="value", aggfunc="mean", sort=False).reindex(columns=list(columns))
+    table = frame.pivot_table(index="key_", columns="metric", values="mean", aggfunc="mean", sort=False).reindex(columns=list(columns))
     order = [k for k in dict.fromkeys(frame["key_"].dropna()) if k in table.index]
     return [str(k) for k in order], table.loc[order].to_numpy(float)
 
@@ -138,9 +139,9 @@ def _ink(colour: str) -> str:
 # ------------------------------------------------------------------------------------------------ forest
 
 
-def forest(tests: pd.DataFrame, options: ProportionsOptions, family: int) -> Figure:
+def forest(tests: pd.DataFrame, options: Any, family: int, title: str = "Strongest differences") -> Figure:
     """Draw the strongest differences with their intervals; filled points are significant."""
-    order = tests.assign(size_=-tests["difference"].abs()).sort_values(["p", "size_"], kind="stable").index[: options.top]
+    order = tests.assign(size_=-tests["difference"].abs()).sort_values(["p", "size_"], kind="stable").index[: options.top or 20]
     rows = [tests.loc[i] for i in order]
     several = tests["condition"].nunique() > 1 or tests["against"].nunique() > 1
     names = [f"{r['target']} · {r['metric']}" + (f" · {r['condition']} − {r['against']}" if several else "") for r in rows]
@@ -165,7 +166,59 @@ def forest(tests: pd.DataFrame, options: ProportionsOptions, family: int) -> Fig
     pair = "" if several else f"{rows[0]['condition']} − {rows[0]['against']}: "
     ax.set_xlabel(f"{pair}difference of {'shares' if shares else 'means'}, {options.confidence:.0%} interval", fontsize=9, color=QUIET)
     x = 0.12 / size[0]
-    figure.text(x, 1 - 0.3 / size[1], "Strongest differences" + ("" if shares else " of numbers"), fontsize=13, fontweight="bold", color=INK, va="center")
+    figure.text(x, 1 - 0.3 / size[1], title + ("" if shares else " of numbers"), fontsize=13, fontweight="bold", color=INK, va="center")
     note = f"filled: q < {options.q:g} ({options.correction.upper()} over {family:,} tests) · {rows[0]['test']} tests"
     figure.text(x, 1 - 0.57 / size[1], note, fontsize=8.5, color=QUIET, va="center")
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------- features
+
+
+def features(tests: pd.DataFrame, chosen: pd.DataFrame, options: Any) -> dict[str, Figure]:
+    """Return ``volcano``, all tests by effect and p with the selected features named, and ``selected``, their forest plot."""
+    known = tests[tests["tested"]]
+    if known.empty:
+        return {}
+    figures = {"volcano": _volcano(known, chosen)}
+    shares = chosen[chosen["size"] == "cohens_h"]
+    if len(shares):
+        shown = shares.assign(target=shares["feature"])
+        figures["selected"] = forest(shown, options, len(known), "Selected features")
+    return figures
+
+
+def _volcano(tests: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
+    """Draw effects against −log10 p, a panel per metric that changes anything."""
+    metrics = list(dict.fromkeys([*chosen["metric"], *tests["metric"]]))[:6]
+    columns = min(len(metrics), 3)
+    rows = -(-len(metrics) // columns)
+    size = (max(3.6 * columns + 0.4, 5.2), 3.1 * rows + 0.7)
+    figure = Figure(figsize=size, facecolor=PAPER, layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.75 / size[1]))  # type: ignore[union-attr]
+    for number, metric in enumerate(metrics):
+        ax = figure.add_subplot(rows, columns, number + 1)
+        part = tests[tests["metric"] == metric]
+        height = -np.log10(np.maximum(part["p"].to_numpy(float), 1e-300))
+        picked = part["significant"].to_numpy(bool)
+        ax.scatter(part["difference"][~picked], height[~picked], s=9, color="#c9ced6", linewidths=0, zorder=2)
+        ax.scatter(part["difference"][picked], height[picked], s=16, color=_COLOURS[0], linewidths=0, zorder=3)
+        for _, row in chosen[chosen["metric"] == metric].head(8).iterrows():
+            at = (row["difference"], -np.log10(max(row["p"], 1e-300)))
+            ax.annotate(row["feature"], at, xytext=(4, 3), textcoords="offset points", fontsize=7, color=INK)
+        ax.axvline(0, color=QUIET, linewidth=0.8, zorder=1)
+        ax.margins(x=0.14, y=0.1)
+        ax.set_ylim(bottom=-0.02 * max(float(height.max(initial=1.0)), 1.0))
+        ax.set_title(metric, loc="left", fontsize=10, color=INK)
+        ax.set_xlabel("difference of shares" if part["size"].iloc[0] == "cohens_h" else "difference of means", fontsize=8.5, color=QUIET)
+        if number % columns == 0:
+            ax.set_ylabel("−log10 p", fontsize=8.5, color=QUIET)
+        ax.locator_params(axis="x", nbins=5)
+        ax.grid(color=GRID, zorder=0)
+        ax.tick_params(length=0, labelsize=8, colors=INK)
+        for side in ax.spines.values():
+            side.set_visible(False)
+    title = f"{len(chosen):,} of {tests['feature'].nunique():,} features change an outcome"
+    figure.text(0.12 / size[0], 1 - 0.28 / size[1], title, fontsize=13, fontweight="bold", color=INK, va="center")
+    figure.text(0.12 / size[0], 1 - 0.55 / size[1], "blue: significant after correction; the most certain are named", fontsize=8.5, color=QUIET, va="center")
     return figure

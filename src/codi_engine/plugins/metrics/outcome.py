@@ -127,10 +127,11 @@ def read_outcomes(texts: Sequence[str], options: OutcomeOptions) -> dict[str, np
 
 
 def _match(pattern: re.Pattern[str], text: str, which: str) -> re.Match[str] | None:
-    found = None
-    for found in pattern.finditer(text):
-        if which == "first":
-            break
+    matches = pattern.finditer(text)
+    found = next(matches, None)
+    if which == "last":
+        for later in matches:
+            found = later
     return found
 
 
