@@ -372,7 +372,7 @@ def _variance(values: np.ndarray) -> np.ndarray:
 def stored_outcomes(run: Run, options: OutcomeOptions, where: str) -> dict[str, np.ndarray]:
     """Read a pattern in the stored texts: column → value of each cell of ``run.store.slots``, NaN where there is no text."""
     table = run.store.texts()
-    if table.num_rows == 0 or "text" not in table.column_names:
+    if "text" not in table.column_names or table.column("text").null_count == table.num_rows:
         raise UserError(f"{where}: outcome: {run.path} holds no texts")
     texts, slots = table.column("text").to_pylist(), table.column("slot").to_numpy()
     there = np.isin(slots, run.store.slots) & np.array([t is not None for t in texts])

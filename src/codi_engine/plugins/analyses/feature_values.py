@@ -41,7 +41,8 @@ def mean_codes(found: Grids, features: pd.DataFrame, by: str | None, site: str |
     names, group = _groups(run, slots, by, where)
     total, count = np.zeros((len(names), len(features))), np.zeros((len(names), len(features)))
     for name in [site] if site is not None else known:
-        _add(Vectors(run, name, where), features, slots, group, total, count)
+        vectors = Vectors(run, name, where)
+        _add(vectors, _places(vectors, features, site is not None), slots, group, total, count)
     with np.errstate(invalid="ignore"):
         means = total / count
     seen = (count > 0).any() and len(slots) > 0
@@ -81,9 +82,8 @@ def _groups(run: Run, slots: np.ndarray, by: str | None, where: str) -> tuple[li
     return names, np.array([-1 if v is None else names.index(v) for v in of], np.int64)
 
 
-def _add(vectors: Vectors, features: pd.DataFrame, slots: np.ndarray, group: np.ndarray, total: np.ndarray, count: np.ndarray) -> None:
-    """Add a capture's codes of the features (and how many there are) to groups × features."""
-    place = _places(vectors, features)
+def _add(vectors: Vectors, place: np.ndarray, slots: np.ndarray, group: np.ndarray, total: np.ndarray, count: np.ndarray) -> None:
+    """Add a capture's codes of the features (and how many there are) to groups × features; ``place``: column → feature."""
     columns = np.flatnonzero(place >= 0)
     there = np.isin(slots, vectors.run.store.read_slots(vectors.array)) & (group >= 0)
     slots, group = slots[there], group[there]
@@ -107,10 +107,11 @@ def _add(vectors: Vectors, features: pd.DataFrame, slots: np.ndarray, group: np.
                 np.add.at(count[:, place[column]], mine[known], 1.0)
 
 
-def _places(vectors: Vectors, features: pd.DataFrame) -> np.ndarray:
+def _places(vectors: Vectors, features: pd.DataFrame, asked: bool) -> np.ndarray:
     """Return per column of a capture the row of ``features`` that it is a code of; −1 for others.
 
-    A column belongs to a feature by its label (``L2-17``), or by number and layer (``step=3/17`` of a site in layer 2).
+    A column belongs to a feature by its label (``L2-17``); in sparse codes, and where the capture was asked for by name, also by
+    number and layer (``step=3/17`` of a site in layer 2): column 17 of a residual stream is no feature 17.
     """
     by_label = {str(f): i for i, f in enumerate(features["feature"])}
     numbered = [(i, int(f), int(layer)) for i, (f, layer) in enumerate(zip(features["id"], features["layer"], strict=True)) if pd.notna(f) and pd.notna(layer)]
@@ -121,7 +122,7 @@ def _places(vectors: Vectors, features: pd.DataFrame) -> np.ndarray:
         last = label.rsplit("/", 1)[-1]
         if last in by_label:
             out[column] = by_label[last]
-        elif last.isdecimal():
+        elif last.isdecimal() and (asked or vectors.sparse):
             out[column] = by_number.get((int(layers[column]), int(last)), -1)
     return out
 

@@ -28,9 +28,10 @@ class SelectFeaturesOptions(Options):
     """``metrics``, ``outcome``, ``pairs``, ``unit``, ``q``, ``correction``, ``confidence``: as of ``proportions``.
 
     ``axis``: which axis names features (default: ``feature``, else ``target``). ``opposite``: ``[a, b]``, conditions that must
-    both be significant with opposite signs. ``min_effect``: least \\|difference\\|. ``top``: at most so many features.
+    both be significant with opposite signs. ``min_effect``: least size of the difference. ``top``: at most so many features.
     ``value_by``: a field of the data; the mean of each feature's own captured code in the unedited cells of each of its values
-    becomes a column (default: one column ``mean_code``). ``site``: which captured codes (default: all that have the features).
+    becomes a column (default: one column ``mean_code``). ``site``: which captured codes (default: all whose labels, or sparse
+    numbers and layer, are those of the features).
     """
 
     metrics: list[str] | None = Field(default=None, min_length=1)
@@ -105,7 +106,9 @@ class SelectFeatures(Analysis[SelectFeaturesOptions]):
             span = f"[{row['low']:+.2f}, {row['high']:+.2f}]"
             lines.append(f"  {row['feature']}: {row['metric']} {row['effect']:+.2f} {span}, q = {row['q']:.2g} ({row['condition']})")
         if values:
-            lines.append(f"values of the features' own codes: {', '.join(values)}")
+            lacking = int(table[values].isna().all(axis=1).sum())
+            rest = f" (not captured of {lacking:,} of them)" if lacking else ""
+            lines.append(f"values of the features' own codes: {', '.join(values)}{rest}")
         else:
             lines.append("no captured codes of these features: the file has no values for a patch; add capture: or name the site")
         lines.append(f"for the next run: feature: {{from: {found.run.path}/results/{self.name}/{FILE}}}")

@@ -77,7 +77,7 @@ def _means(part: pd.DataFrame, key: str | None, columns: Sequence[str]) -> tuple
 
 def bars(a: Arrangement, shares: pd.DataFrame, tests: pd.DataFrame, name: str, columns: Sequence[str]) -> Figure | None:
     """Draw the shares of a set of classes as stacked bars, a panel per condition and axis."""
-    panels = _panels(a, shares, tests, columns)
+    panels = [p for p in _panels(a, shares, tests, columns) if p[2]]
     if not panels:
         return None
     most = max(len(p[2]) for p in panels)
