@@ -156,9 +156,9 @@ def test_what_never_varies_is_no_test(tmp_path: Path) -> None:
     frame = cells(8, 1, {"baseline": 0.0, "patch": 0.2}, features=2)
     frame.loc[frame["feature"] == "L1-11", "right"] = 1.0
     done = one(written(frame, tmp_path / "run", METRICS[0]))
-    got = table(done).set_index("feature")
-    assert got.loc["L1-11", ["p", "q", "tested", "note"]].tolist() == [1.0, 1.0, False, "constant: no test"]
-    assert got.loc["L0-10", "p"] == got.loc["L0-10", "q"]  # the only one of its family
+    got = table(done).set_index("feature").to_dict("index")
+    assert [got["L1-11"][name] for name in ("p", "q", "tested", "note")] == [1.0, 1.0, False, "constant: no test"]
+    assert got["L0-10"]["p"] == got["L0-10"]["q"]  # the only one of its family
     assert "1 without any spread" in done.summary
 
 

@@ -57,7 +57,7 @@ def test_planted_features_are_selected_with_their_values(run: Path) -> None:
     done, got = select(run, value_by="goal")
     assert set(got["feature"]) == {*CAUSAL, "L9-8"}
     got = got.set_index("feature")
-    assert got.loc["L2-17", ["layer", "id"]].tolist() == [2, 17]
+    assert (got.loc["L2-17", "layer"], got.loc["L2-17", "id"]) == (2, 17)
     base = pd.DataFrame([r for r in records() if r["condition"] == "baseline"])
     for feature in got.index:
         for goal in ("less", "more"):
@@ -103,7 +103,7 @@ def test_features_without_codes_are_counted(run: Path, tmp_path: Path) -> None:
     for r in rows:
         r["codes"] = {k: v for k, v in r["codes"].items() if k != "L5-4"}
     done, got = select(run_of(rows, tmp_path / "run", "activations/sae=codes.{u}"))
-    assert np.isnan(got.set_index("feature").loc["L5-4", "mean_code"])
+    assert got.set_index("feature")["mean_code"].isna()["L5-4"]
     assert "not captured of 1 of them" in done.summary
     done, got = select(run_of(rows, tmp_path / "bare"))
     assert "no captured codes" in done.summary
@@ -118,7 +118,7 @@ def test_numbered_captures_of_a_layer_are_found_by_id(tmp_path: Path) -> None:
     run = run_of(rows, tmp_path / "run", "activations/mlp_act.2@latent=vector[; step, width]")
     _, got = select(run, site="mlp_act.2@latent")
     assert got.set_index("feature").loc["L2-17", "mean_code"] == pytest.approx(17 + 5)  # over both steps
-    assert np.isnan(got.set_index("feature").loc["L5-4", "mean_code"])
+    assert got.set_index("feature")["mean_code"].isna()["L5-4"]
     assert "mean_code" not in select(run)[1]  # unasked, a neuron's number is no feature's
 
 

@@ -224,7 +224,8 @@ def mean(values: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _cohens_h(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return 2 * np.arcsin(np.sqrt(np.clip(a, 0, 1))) - 2 * np.arcsin(np.sqrt(np.clip(b, 0, 1)))
+    out: np.ndarray = 2 * np.arcsin(np.sqrt(np.clip(a, 0, 1))) - 2 * np.arcsin(np.sqrt(np.clip(b, 0, 1)))
+    return out
 
 
 # ------------------------------------------------------------------------------------ examples as the unit
@@ -299,13 +300,14 @@ def _shares_by_draw(a: np.ndarray, b: np.ndarray, confidence: float) -> Compared
     weight = _weights(n, m)
     value, against, n_a, n_b = _weighted(x, n, weight), _weighted(y, m, weight), _effective(n, weight), _effective(m, weight)
     low, high = shares.newcombe(value, n_a, against, n_b, 0.0, confidence)
-    p, _ = shares.stratified(x.astype(int), n, y.astype(int), m)
+    p, exact = shares.stratified(x.astype(int), n, y.astype(int), m)
     both = (n > 0) & (m > 0)
     ones, total = np.where(both, x + y, 0), np.where(both, n + m, 0)
-    tested = ((ones > 0) & (ones < total)).any(-1)
+    tested: np.ndarray = np.any((ones > 0) & (ones < total), axis=-1)
     odds = shares.common_odds_ratio(x, n, y, m)
     p = np.where(both.any(-1), p, np.nan)
-    test = "Fisher" if a.shape[1] == 1 else "exact Cochran–Mantel–Haenszel"
+    names = ("Fisher", "χ²") if a.shape[1] == 1 else ("exact Cochran–Mantel–Haenszel", "Cochran–Mantel–Haenszel")
+    test = " or ".join(name for name, some in zip(names, (exact.any(), not exact.all()), strict=True) if some)
     size = _cohens_h(value, against)
     least = _least_p(n, m)
     return Compared(test, "newcombe", n.sum(-1), m.sum(-1), value, against, value - against, low, high, odds, size, p, tested, least)

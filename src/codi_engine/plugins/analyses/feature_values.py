@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -127,8 +126,8 @@ def _places(vectors: Vectors, features: pd.DataFrame, asked: bool) -> np.ndarray
     return out
 
 
-def _layers(vectors: Vectors) -> Sequence[int]:
+def _layers(vectors: Vectors) -> np.ndarray:
     """Return the layer of every column; where neither labels nor site say, the number after the dot of the capture's name."""
     layers = vectors.layers
     named = re.search(r"\.(\d+)", vectors.name)
-    return np.where(layers < 0, int(named[1]), layers).tolist() if named else layers.tolist()
+    return np.where(layers < 0, int(named[1]), layers) if named else layers

@@ -165,7 +165,7 @@ def _strongest(tests: pd.DataFrame) -> list[str]:
 def _recovery(table: pd.DataFrame) -> list[str]:
     lines = []
     for (condition, toward), part in table.groupby(["condition", "toward"], sort=False):
-        best = part.loc[part["share"].idxmax()] if part["share"].notna().any() else None
+        best = part.sort_values("share", ascending=False, kind="stable").iloc[0] if part["share"].notna().any() else None
         if best is None:
             lines.append(f"{condition}: no pair has two right unedited answers, so there is nothing to recover")
             continue

@@ -157,7 +157,7 @@ def _opposite(tests: pd.DataFrame, names: Sequence[str], options: SelectFeatures
     out["tested"] = (first["tested"] | second["tested"]).to_numpy()
     out["q"] = adjust(np.where(out["tested"], out["p"], np.nan), options.correction)
     out[f"effect_{names[0]}"], out[f"effect_{names[1]}"] = first["difference"].to_numpy(), second["difference"].to_numpy()
-    out["least_effect"] = np.minimum(first["difference"].abs(), second["difference"].abs()).to_numpy()
+    out["least_effect"] = np.minimum(first["difference"].abs().to_numpy(), second["difference"].abs().to_numpy())
     out["significant"] = (out["q"] < options.q).to_numpy()
     return out
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 #: labels that an axis may have and still be drawn one bar each; beyond, the targets that differ most
 BARS, STRONGEST = 40, 24
+_NO_AXIS: list[Any] = [None]
 _COLOURS = ("#3b7fb6", "#d8795b", "#5aa17f", "#b58cc4", "#d9b44a", "#6bb3c4", "#a86a57", "#8a8fd0")
 _FIXED = {
     "clean_answer": "#3b7fb6", "corrupted_answer": "#d8795b", "other_answer": "#d3d8df", "unintelligible": "#6b7280",
@@ -52,7 +53,7 @@ def _panels(a: Arrangement, shares: pd.DataFrame, tests: pd.DataFrame, columns: 
     panels = []
     for condition in own:
         part = table[table["condition"] == condition]
-        for axis in axes or [None]:
+        for axis in axes or _NO_AXIS:
             if axis is None and len(a.targets) > 1:
                 strongest = tests[tests["metric"].isin(columns)].assign(size_=lambda t: t["difference"].abs()).groupby("target")["size_"].max()
                 part = part[part["target"].isin(strongest.nlargest(STRONGEST).index)]
@@ -84,7 +85,7 @@ def bars(a: Arrangement, shares: pd.DataFrame, tests: pd.DataFrame, name: str, c
     crowded = max(len(label) for p in panels for label in p[2]) * most > 95
     size = (min(max(0.42 * most + 1.4, 6.4), 16), (2.5 if crowded else 1.95) * len(panels) + 1.15)
     figure = Figure(figsize=size, facecolor=PAPER, layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.78 / size[1]))  # type: ignore[union-attr]
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.78 / size[1]))  # type: ignore[union-attr, call-arg]
     colours = _palette(columns)
     for number, (title, axis, labels, values) in enumerate(panels):
         ax = figure.add_subplot(len(panels), 1, number + 1)
@@ -195,7 +196,7 @@ def _volcano(tests: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
     rows = -(-len(metrics) // columns)
     size = (max(3.6 * columns + 0.4, 5.2), 3.1 * rows + 0.7)
     figure = Figure(figsize=size, facecolor=PAPER, layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.75 / size[1]))  # type: ignore[union-attr]
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.75 / size[1]))  # type: ignore[union-attr, call-arg]
     for number, metric in enumerate(metrics):
         ax = figure.add_subplot(rows, columns, number + 1)
         part = tests[tests["metric"] == metric]

@@ -15,6 +15,8 @@ from codi_engine.core.plugin import Metric, Options, Readings
 #: classes of ``answer_class``; exactly one of them is 1
 ANSWER_CLASSES = ("clean_answer", "corrupted_answer", "other_answer", "unintelligible")
 OTHER, UNPARSABLE = "other", "unparsable"
+#: repetitions of a repetition that are let through
+_FEW = 8
 _LEGAL = re.compile(r"[A-Za-z0-9_.@\[\]:,+-]{1,80}\Z")
 
 
@@ -68,7 +70,7 @@ class OutcomeOptions(Options):
         except (re.error, RecursionError, OverflowError) as error:
             raise ValueError(f"`pattern` is no regular expression: {error}") from None
         if explosive(self.pattern):
-            raise ValueError(r"`pattern` repeats a repetition, which can take forever; bound the inner one, as in (\d{1,9},)+, or make it possessive: (\d++,)+")
+            raise ValueError(r"`pattern` repeats a repetition, which can take forever; make the inner one possessive, as in (\d++,)+")
         if not self.categories and not self.numbers:
             raise ValueError("name groups of the pattern in `categories` or `numbers`")
         for group in [*self.categories, *self.numbers]:
@@ -143,20 +145,19 @@ def _category(text: str | None, values: Sequence[str]) -> str:
 
 
 def explosive(pattern: str) -> bool:
-    """Say whether a pattern repeats, without bound, something that itself repeats without bound and may backtrack."""
+    """Say whether a pattern repeats, more than a few times, what is itself repeated a variable number of times and may backtrack."""
     from re import _constants, _parser  # type: ignore[attr-defined]
 
     return _nested(_parser.parse(pattern), False, _constants)
 
 
 def _nested(part: Any, inside: bool, names: Any) -> bool:
-    """Walk the parsed pattern; ``inside`` says that an unbounded repetition stands around this part."""
+    """Walk the parsed pattern; ``inside`` says that a repetition of many times stands around this part."""
     if isinstance(part, (list, tuple)) or hasattr(part, "data"):
         items = list(part)
         if len(items) == 2 and any(items[0] is op for op in (names.MAX_REPEAT, names.MIN_REPEAT)):
-            _, high, body = items[1]
-            endless = high == names.MAXREPEAT
-            return (endless and inside) or _nested(body, inside or endless, names)
+            low, high, body = items[1]
+            return (inside and low != high) or _nested(body, inside or int(high) > _FEW, names)
         if len(items) == 2 and any(items[0] is op for op in (names.POSSESSIVE_REPEAT, names.ATOMIC_GROUP)):
             body = items[1][2] if items[0] is names.POSSESSIVE_REPEAT else items[1]
             return _nested(body, False, names)
