@@ -13,14 +13,17 @@ import pytest
 from scipy import stats
 
 from codi_engine import Experiment, analyze, open_run
-from codi_engine.core.analyzing import Analysed
 from codi_engine.core.errors import UserError
 from codi_engine.core.importing import import_files
+from codi_engine.core.plugin import AnalysisResult
+from codi_engine.core.plugins import plugin_manager
 from codi_engine.core.run import run_experiment
+from codi_engine.core.work import Work
 from codi_engine.kernels.multiple import adjust
 from codi_engine.plugins.analyses import contrasts
 
 BETS = {"pattern": r"final decision:\s*(?P<action>\w+)(?:\s*\$?(?P<bet>\d+))?", "categories": {"action": ["stop", "bet"]}, "numbers": ["bet"]}
+PLUGINS = plugin_manager(load=False)
 MAPS = [f"{t}={t}" for t in ("feature", "condition", "example", "trial")]
 
 
@@ -46,13 +49,14 @@ def written(frame: pd.DataFrame, path: Path, *more: str) -> Path:
     return import_files([path.with_suffix(".jsonl")], [*MAPS, *more], output=path).path
 
 
-def one(run: Path, **options: Any) -> Analysed:
-    return analyze(run, "proportions", **options)[0]
+def one(run: Path, **options: Any) -> AnalysisResult:
+    """Analyse without writing figures to disk, which takes longer than everything else."""
+    made: AnalysisResult = PLUGINS.build("analysis", {"plugin": "proportions", **options}, "analyses", "e.yaml").analyze([open_run(run)], Work())
+    return made
 
 
-def table(done: Analysed, name: str = "proportions") -> pd.DataFrame:
-    assert done.result is not None
-    return done.result.tables[name]
+def table(done: AnalysisResult, name: str = "proportions") -> pd.DataFrame:
+    return done.tables[name]
 
 
 METRICS = ("metrics/right=right", "metrics/number=number")
@@ -213,7 +217,10 @@ def test_pairs_of_the_demo(demo: Callable[..., Experiment]) -> None:
             metrics=["accuracy", "answer_class", "kl"],
         )
     ).open()
-    done = one(run.path)
+    written = analyze(run.path, "proportions")[0]
+    done = written.result
+    assert done is not None
+    assert all(path.stat().st_size > 5000 for path in written.figures.values())
     frame = run.cells
     base, edited = frame[frame["condition"] == "baseline"], frame[frame["condition"] != "baseline"]
     right = base.groupby("example")["accuracy"].min()

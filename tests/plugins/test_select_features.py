@@ -11,12 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from codi_engine import analyze
-from codi_engine.core.analyzing import Analysed
+from codi_engine import analyze, open_run
 from codi_engine.core.errors import UserError
 from codi_engine.core.importing import import_files
+from codi_engine.core.plugin import AnalysisResult
+from codi_engine.core.plugins import plugin_manager
+from codi_engine.core.work import Work
 from codi_engine.kernels.multiple import adjust
 
+PLUGINS = plugin_manager(load=False)
 SHIFTS = {"baseline": 0.0, "safe": -0.35, "risky": 0.35}
 CAUSAL = ["L2-17", "L5-4"]
 FEATURES = [*CAUSAL, "L2-4", "L7-90", "L9-8", "L9-33"]
@@ -48,9 +51,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_of(records(), tmp_path_factory.mktemp("features") / "run", "activations/sae=codes.{u}")
 
 
-def select(run: Path, **options: Any) -> tuple[Analysed, pd.DataFrame]:
-    done = analyze(run, "select_features", **options)[0]
-    return done, pd.read_csv(io.StringIO(done.files["features.csv"].read_text(encoding="utf-8")))
+def select(run: Path, **options: Any) -> tuple[AnalysisResult, pd.DataFrame]:
+    """Analyse without writing figures to disk, which takes longer than everything else."""
+    done = PLUGINS.build("analysis", {"plugin": "select_features", **options}, "analyses", "e.yaml").analyze([open_run(run)], Work())
+    return done, pd.read_csv(io.StringIO(done.files["features.csv"]))
 
 
 def test_planted_features_are_selected_with_their_values(run: Path) -> None:
@@ -70,6 +74,13 @@ def test_planted_features_are_selected_with_their_values(run: Path) -> None:
     assert "these prompts only" in done.summary
 
 
+def test_the_file_lies_in_the_run(run: Path) -> None:
+    done = analyze(run, "select_features")[0]
+    assert done.files["features.csv"] == run / "results" / "select_features" / "features.csv"
+    assert str(done.files["features.csv"]) in done.summary
+    assert len(pd.read_csv(done.files["features.csv"])) == 3
+
+
 def test_one_value_a_feature_without_groups(run: Path) -> None:
     _, got = select(run)
     base = [r["codes"]["L2-17"] for r in records() if r["condition"] == "baseline"]
@@ -80,8 +91,7 @@ def test_opposite_conditions_must_both_have_an_effect(run: Path) -> None:
     done, got = select(run, opposite=["safe", "risky"])
     assert set(got["feature"]) == set(CAUSAL)
     assert (np.sign(got["effect_safe"]) == -np.sign(got["effect_risky"])).all()
-    assert done.result is not None
-    tests = done.result.tables["tests"]
+    tests = done.tables["tests"]
     p = tests.pivot_table(index="feature", columns="condition", values="p")
     effect = tests.pivot_table(index="feature", columns="condition", values="difference")
     both = pd.Series(np.where(effect["safe"] * effect["risky"] < 0, p.max(axis=1), 1.0), p.index)
