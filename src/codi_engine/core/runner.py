@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from codi_engine.core.model import ModelAdapter
     from codi_engine.core.plugins import Plugins
     from codi_engine.store.writer import RunWriter
+
+#: option values that can stand in a column's name
+_NAMING = re.compile(r"[A-Za-z0-9_.+-]{1,40}\Z")
 
 
 @dataclass
@@ -76,7 +80,7 @@ def _metric_names(metrics: Sequence[Metric[Any]]) -> dict[tuple[int, str], str]:
             name = column
             if name in taken:
                 set_values = metric.options.model_dump(exclude_defaults=True)
-                name = "_".join([column, *(str(v) for v in set_values.values())])
+                name = "_".join([column, *(str(v) for v in set_values.values() if _NAMING.match(str(v)))])
             number = 2
             while name in taken:
                 name, number = f"{column}_{number}", number + 1
