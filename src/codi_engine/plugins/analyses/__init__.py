@@ -12,11 +12,8 @@ from codi_engine.plugins.analyses.importance import Importance
 from codi_engine.plugins.analyses.logit_lens import LogitLens
 from codi_engine.plugins.analyses.pathways import Pathways
 from codi_engine.plugins.analyses.probes import Probes
-from codi_engine.plugins.analyses.words import Words
-
-ANALYSES: list[type[Analysis[Any]]] = [Attribution, Compare, Correlation, Importance, LogitLens, Pathways, Probes, Words]
 from codi_engine.plugins.analyses.proportions import Proportions
 from codi_engine.plugins.analyses.select_features import SelectFeatures
 from codi_engine.plugins.analyses.words import Words
 
-ANALYSES: list[type[Analysis[Any]]] = [Importance, Pathways, Words, Correlation, Compare, Proportions, SelectFeatures]
+ANALYSES: list[type[Analysis[Any]]] = [Attribution, Compare, Correlation, Importance, LogitLens, Pathways, Probes, Proportions, SelectFeatures, Words]

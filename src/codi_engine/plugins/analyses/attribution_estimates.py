@@ -269,13 +269,11 @@ class Estimator:
 
     def _sources(self, example: Example, place: int) -> list[PromptRef]:
         """Return the prompts that a place's values come from: the partner, or one per donor."""
-        from codi_engine.core.donors import donors_of
-
         if self.kind == "partner":
             return [self._ref(example, self.condition.partner)]
         setting, condition = self.setting, self.condition
         points = [{self.grid.place: (place,), "donor": d} for d in condition.axes["donor"]]
-        names = [donors_of(setting.experiment.seed, example.id, list(setting.pool), condition, p) for p in points]
+        names = [setting.donors.of(example.id, condition, p) for p in points if setting.donors.has(example.id, condition, p)]
         return [self._ref(setting.pool[name], condition.variant) for name in names]
 
     def _source_values(self, example: Example, ref: PromptRef, layer: int | None, place: int) -> list[torch.Tensor]:

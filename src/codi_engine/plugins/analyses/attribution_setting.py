@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from codi_engine.core.donors import Donors
 from codi_engine.core.errors import UserError
 from codi_engine.core.experiment import Experiment
 from codi_engine.core.gradients import in_single_precision
@@ -61,6 +62,7 @@ class Setting:
             in_single_precision(self.net)
         self.answers = Answers(adapter, self.experiment.generate.answer_prefix)
         self.pool = {e.id: e for e in self.data.pool}
+        self.donors = Donors(self.experiment.seed, self.data, lambda text: len(adapter.encode_prompt(text)))
         self._chat = adapter.chat if self.experiment.data.model_dump().get("chat_template") else None
         self._ids: dict[str, tuple[int, ...]] = {}
         self._unit: tuple[int, Any] = (-1, None)
@@ -90,18 +92,19 @@ class Setting:
         if options.site is not None:
             return [self._patch(options)]
         plan = build_plan(experiment, self.plugins, self.data, self.net.info, self.net.components)
-        if not plan.conditions:
+        mine = [c for c in plan.conditions if _is_plain(c)]
+        if not mine:
             raise UserError("attribution: the run has no intervention; say what to estimate, for example: -s site=resid_post -s direction=denoise")
         for name in ("direction", "downstream"):
             if getattr(options, name) is not None:
                 raise UserError(f"attribution: {name}: belongs to site; without it the run's own conditions are estimated")
         if options.condition is None:
-            return plan.conditions
-        found = [c for c in plan.conditions if c.name == options.condition]
+            return mine
+        found = [c for c in mine if c.name == options.condition]
         if not found:
             from codi_engine.core.errors import nearest
 
-            raise UserError(f"attribution: condition '{options.condition}': {nearest(options.condition, [c.name for c in plan.conditions])}")
+            raise UserError(f"attribution: condition '{options.condition}': {nearest(options.condition, [c.name for c in mine])}")
         return found
 
     def _patch(self, options: Any) -> Condition:
@@ -162,3 +165,9 @@ class Setting:
         unedited = set(slots[codes == store.labels("condition").index("baseline")].tolist())
         pairs = zip(texts.column("key").to_pylist(), texts.column("slot").to_pylist(), strict=True)
         return {key: slot for key, slot in pairs if slot in unedited}
+
+
+def _is_plain(condition: Condition) -> bool:
+    """False for controls, and for edits that are no single place: in every forward, chained, of the loop's length."""
+    special = condition.tokens is not None or condition.plugin.ends_latents or bool(condition.options.get("chain"))
+    return condition.control is None and not special

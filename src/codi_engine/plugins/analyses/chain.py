@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import re
-
-_RESULT = re.compile(r"=\s*(-?)\s*\$?\s*([\d,]*\.?\d+)\s*>>")
+from codi_engine.core.algebra import parse_solution
 
 
 def results(text: object) -> list[float]:
     """Return the results of a solution's calculations in order; empty where there is no annotation."""
-    if not isinstance(text, str):
-        return []
-    found = [float(sign + digits.replace(",", "")) for sign, digits in _RESULT.findall(text)]
-    return [v for v in found if math.isfinite(v)]
+    solution = parse_solution(text) if isinstance(text, str) else None
+    return [] if solution is None else list(solution.values)
