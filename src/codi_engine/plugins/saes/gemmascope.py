@@ -48,7 +48,7 @@ def _file(path: Path) -> Path:
 
 def _arrays(file: Path) -> Tensors:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(np.asarray(arrays[name], np.float32)) for name in arrays.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"sae: '{file}' is truncated or no .npz of arrays: {str(error)[:120]}") from None
