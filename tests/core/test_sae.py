@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import types
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,14 @@ from safetensors.torch import save_file
 from codi_engine.cli.main import main
 from codi_engine.core import hookspecs
 from codi_engine.core.errors import UserError
+from codi_engine.core.model import ModelAdapter
 from codi_engine.core.plugin import SaeFormat
 from codi_engine.core.plugins import Plugins, plugin_manager
 from codi_engine.core.sae import SAE, SaeStore, filled
+from codi_engine.plugins.models.causal_lm import CausalLM, CausalLMOptions
 
 D, F = 20, 50
+DEMO = Path(str(files("codi_engine.plugins").joinpath("demo")))
 KINDS: dict[str, dict[str, Any]] = {
     "relu": {"activation": "relu"},
     "jumprelu": {"activation": "jumprelu", "threshold": True, "gauge": True},
@@ -287,18 +292,63 @@ def test_somebody_elses_format_is_asked_after_the_built_in_ones(tmp_path: Path) 
 # ------------------------------------------------------------------------------------------------ demo
 
 
-def test_the_packaged_autoencoders_explain_the_demo(store: Callable[..., SaeStore]) -> None:
-    from importlib.resources import files
+@pytest.fixture(scope="module")
+def teacher() -> tuple[ModelAdapter, Callable[[str, str], list[torch.Tensor]]]:
+    """The demo as a plain language model, and (question, solution) → its states after every block."""
+    lm: ModelAdapter = CausalLM(CausalLMOptions(path="demo", device="cpu")).load()
 
-    card = json.loads(files("codi_engine.plugins").joinpath("demo", "sae", "card.json").read_text(encoding="utf-8"))
+    def blocks(question: str, solution: str) -> list[torch.Tensor]:
+        ids = torch.tensor([lm.encode_prompt(question) + lm.encode(solution)])
+        found: list[torch.Tensor] = []
+        handles = [b.register_forward_hook(lambda _, __, out: found.append(out[0] if out.ndim == 3 else out)) for b in lm.network.transformer.h]
+        with torch.no_grad():
+            lm.network(ids)
+        for handle in handles:
+            handle.remove()
+        return found
+
+    return lm, blocks
+
+
+def test_the_packaged_autoencoders_explain_the_demo(store: Callable[..., SaeStore], teacher: Any) -> None:
+    card = json.loads((DEMO / "sae" / "card.json").read_text(encoding="utf-8"))
+    records = [json.loads(line) for line in (DEMO / "problems.jsonl").read_text(encoding="utf-8").splitlines()[:60]]
+    texts = [(r["question"], f"{r['steps']} The answer is: {r['answer']}") for r in records]
+    states = [torch.cat(layer) for layer in zip(*(teacher[1](*t) for t in texts), strict=True)]
     one = store()
     assert one.layers("demo") == [0, 1, 2, 3]
-    for layer in range(4):
+    for layer, h in enumerate(states):
         sae = one.get("demo", layer, width=128)
         assert (sae.features, sae.site, sae.separable) == (512, f"resid_post.{layer}", True)
-        numbers = card["layers"][str(layer)]
-        assert numbers["explained_variance"] >= 0.9
-        assert 0 < numbers["l0"] <= 25
+        codes = sae.encode(h)
+        explained = float(1 - (sae.decode(codes) - h).square().sum() / (h - h.mean(0)).square().sum())
+        assert explained >= 0.95
+        assert explained == pytest.approx(card["layers"][str(layer)]["explained_variance"], abs=0.01)
+        assert 18 < float((codes != 0).sum(1).float().mean()) < 22
+        torch.testing.assert_close(sae.w_dec.norm(dim=1), torch.ones(512), atol=0.01, rtol=0)
+
+
+def test_the_packaged_features_differ_between_the_groups_of_prompts(store: Callable[..., SaeStore], teacher: Any) -> None:
+    """The values in features.csv are of other problems of the two groups; the prompts' own means lie on the same side."""
+    with (DEMO / "features.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len({r["feature"] for r in rows}) == 40
+    assert all(r["feature"] == f"L{r['layer']}-{r['id']}" for r in rows)
+    lm, blocks = teacher
+    means: dict[str, list[list[torch.Tensor]]] = {"more": [], "less": []}
+    one = store()
+    for line in (DEMO / "prompts.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        start = len(lm.encode_prompt(record["text"])) - 1
+        states = blocks(record["text"], f"{record['steps']} The answer is:")
+        means[record["group"]].append([one.get("demo", layer).encode(h[start:]).mean(0) for layer, h in enumerate(states)])
+    agree = 0
+    for row in rows:
+        layer, index = int(row["layer"]), int(row["id"])
+        more, less = (torch.stack([m[layer][index] for m in means[name]]).mean() for name in ("more", "less"))
+        assert (float(row["more"]) > float(row["less"])) == (float(row["d"]) > 0)
+        agree += bool(more > less) == (float(row["d"]) > 0)
+    assert agree >= 38
 
 
 def test_sae_show(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -199,7 +199,7 @@ def test_the_demo_as_a_plain_language_model_writes_its_steps(demo: Callable[...,
     assert len(cells) == 40
     assert set(cells.reasoning_steps) == {1, 2, 3, 4}
     assert bool((cells.accuracy == 1).all())
-    for steps, answer, text in zip(cells.steps, cells.answer, run.texts(cells), strict=True):
+    for steps, answer, text in zip(cells.steps, cells.answer, cells.text, strict=True):
         assert text.strip() == f"{steps} The answer is: {answer:g}"
 
 

@@ -380,7 +380,7 @@ def _fetched(name: str) -> Path:
     try:
         folder = Path(snapshot_download(f"{owner}/{repository}", **wanted))
     except Exception as error:  # the Hub's client raises many types; none of them may reach the user raw
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0][:160]
         raise UserError(f"sae: '{name}' is neither a path here nor reachable on the Hub: {reason}") from None
     if not (folder / inner).exists():
         raise UserError(f"sae: the Hub repository {owner}/{repository} has no '{inner}'")
