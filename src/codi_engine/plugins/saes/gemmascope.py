@@ -34,7 +34,7 @@ class GemmaScope(SaeFormat):
         tensors = {re.sub(r"^w_", "W_", name): value for name, value in _arrays(file).items()}
         audit(tensors, file, _NEEDED)
         encoder, decoder = tensors["W_enc"].float(), tensors["W_dec"].float()
-        embedding = "embedding" in file.resolve().parts[-4:]
+        embedding = "embedding" in file.absolute().parts[-4:]
         scale = float(decoder.shape[-1]) ** 0.5 if embedding else 1.0
         return SAE(
             format=self.name, path=str(path), w_enc=encoder / scale, b_enc=tensors["b_enc"], w_dec=decoder * scale, b_dec=tensors["b_dec"],
@@ -56,7 +56,7 @@ def _arrays(file: Path) -> Tensors:
 
 def _site(file: Path) -> str | None:
     """Return the site that the published folders name: ``layer_12/…``; the releases for attention and MLP outputs say so above it."""
-    place = str(file.resolve())
+    place = str(file.absolute())
     layer = re.search(r"layer_(\d+)", place)
     if layer is None:
         return None
