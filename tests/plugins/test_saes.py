@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,42 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from codi_engine.core.errors import UserError
-from codi_engine.core.plugins import plugin_manager
-from codi_engine.core.sae import SAE, SaeStore
-
-D, F, K, ROWS = 12, 40, 5, 23
-Array = Any  # a numpy array of floats
-STATES = np.random.default_rng(1).normal(size=(ROWS, D)).astype(np.float32) * 3 + 1
-
-
-def store() -> SaeStore:
-    return SaeStore(plugin_manager(load=False), "cpu")
-
-
-def read(path: Path) -> SAE:
-    return store().get(str(path))
-
-
-def drawn(**shapes: tuple[int, ...]) -> dict[str, Array]:
-    """Random tensors of these shapes; dots in names are written as __."""
-    rng = np.random.default_rng(2)
-    return {name.replace("__", "."): rng.normal(size=shape).astype(np.float32) * 0.5 for name, shape in shapes.items()}
-
-
-def tensors(arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
-
-
-def directory(path: Path, config: Mapping[str, Any], arrays: Mapping[str, Array], names: tuple[str, str] = ("cfg.json", "sae_weights.safetensors")) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    (path / names[0]).write_text(json.dumps(config), encoding="utf-8")
-    (path / names[1]).parent.mkdir(exist_ok=True)
-    save_file(tensors(arrays), path / names[1])
-    return path
-
+from codi_engine.core.sae import SAE
+from tests.support.saes import BASIC, HOOK, LINEAR, PLAIN, STATES, Array, D, F, K, directory, drawn, read, tensors
 
 # ------------------------------------------------------------------------------------------- by hand
 
@@ -73,7 +38,7 @@ def agrees(sae: SAE, encode: Callable[[Array], Array], decode: Callable[[Array, 
     np.testing.assert_allclose(sae.encode(states).numpy(), codes, atol=tolerance, rtol=tolerance)
     np.testing.assert_allclose(sae.decode(torch.from_numpy(codes), states).numpy(), decode(codes, x), atol=tolerance, rtol=tolerance)
     np.testing.assert_allclose(sae.reconstruct(states).numpy(), decode(codes, x), atol=10 * tolerance, rtol=10 * tolerance)
-    features, delta = torch.tensor([7, 0, 31]), np.random.default_rng(3).normal(size=(ROWS, 3))
+    features, delta = torch.tensor([7, 0, 31]), np.random.default_rng(3).normal(size=(len(x), 3))
     changed = codes.copy()
     changed[:, features.numpy()] += delta
     expected = x + decode(changed, x) - decode(codes, x)
@@ -81,8 +46,6 @@ def agrees(sae: SAE, encode: Callable[[Array], Array], decode: Callable[[Array, 
 
 
 # -------------------------------------------------------------------------------------------- SAELens
-
-BASIC = {"W_enc": (D, F), "b_enc": (F,), "W_dec": (F, D), "b_dec": (D,)}
 
 
 def saelens(path: Path, shapes: Mapping[str, tuple[int, ...]] = BASIC, **config: Any) -> tuple[SAE, dict[str, Array]]:
@@ -209,22 +172,6 @@ def test_gemma_scope(tmp_path: Path, prefix: str, embedding: bool) -> None:
 
 # ---------------------------------------------------------------------------------- OpenMOSS' layouts
 
-LINEAR = {"encoder__weight": (F, D), "encoder__bias": (F,), "decoder__weight": (D, F), "decoder__bias": (D,)}
-HOOK = "blocks.5.hook_resid_post"
-PLAIN: dict[str, Any] = {
-    "hook_point_in": HOOK,
-    "hook_point_out": HOOK,
-    "d_model": D,
-    "d_sae": F,
-    "act_fn": "jumprelu",
-    "norm_activation": "dataset-wise",
-    "jump_relu_threshold": 0.6,
-    "sparsity_include_decoder_norm": False,
-    "apply_decoder_bias_to_pre_encoder": False,
-    "top_k": K,
-    "dataset_average_activation_norm": {"in": 8.0, "out": 11.0},
-}
-
 
 def by_openmoss(w: Mapping[str, Array], config: Mapping[str, Any], threshold: Array | float) -> Any:
     """Encode and decode in the normalised space, from matrices E (d × F) and D (F × d)."""
@@ -269,6 +216,15 @@ def test_llama_scope(tmp_path: Path, kind: str, norm: str, gauge: bool, subtract
     sae = read(directory(tmp_path / "L5R-8x", config, arrays, ("hyperparams.json", "checkpoints/final.safetensors")))
     assert (sae.format, sae.site) == ("llama_scope", "resid_post.5")
     agrees(sae, *by_openmoss(matrices(arrays), config, 0.6))
+
+
+def test_a_missing_flag_whose_default_changed_is_refused_only_where_it_matters(tmp_path: Path) -> None:
+    config = {k: v for k, v in PLAIN.items() if k != "apply_decoder_bias_to_pre_encoder"}
+    names = ("hyperparams.json", "checkpoints/final.safetensors")
+    with pytest.raises(UserError, match="apply_decoder_bias_to_pre_encoder is missing"):
+        read(directory(tmp_path / "x", config, drawn(**LINEAR), names))
+    arrays = {**drawn(**LINEAR), "decoder.bias": np.zeros(D, np.float32)}
+    agrees(read(directory(tmp_path / "y", config, arrays, names)), *by_openmoss(matrices(arrays), PLAIN, 0.6))
 
 
 def test_llama_scope_pth_and_gated_linear_units(tmp_path: Path) -> None:
@@ -408,161 +364,3 @@ def test_the_published_matryoshka_keeps_40_of_512(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="Matryoshka autoencoder of 24 features without k"):
         read(tmp_path / "n.pt")
-
-
-# --------------------------------------------------------------------------------------------- refusals
-
-
-def refused(path: Path) -> str:
-    with pytest.raises(UserError) as caught:
-        read(path)
-    text = str(caught.value)
-    assert 1 <= len(text.splitlines()) <= 2
-    assert text.startswith("sae: '")
-    return text
-
-
-GOOD: dict[str, Any] = {"d_in": D, "d_sae": F, "architecture": "jumprelu"}
-
-
-def jumprelu() -> dict[str, Array]:
-    return drawn(**BASIC, threshold=(F,))
-
-
-@pytest.mark.parametrize(
-    ("config", "change", "says"),
-    [
-        ({"d_in": 99}, {}, "d_in is 99, but the weights have 12"),
-        ({"d_sae": 99}, {}, "d_sae is 99, but the weights have 40"),
-        ({"architecture": "magic"}, {}, "unknown architecture 'magic'"),
-        ({"architecture": "standard", "activation_fn": "tanh-relu"}, {}, "unknown activation 'tanh-relu'"),
-        ({"normalize_activations": "batch"}, {}, "unknown normalize_activations 'batch'"),
-        ({"apply_b_dec_to_input": "yes"}, {}, "apply_b_dec_to_input must be true or false"),
-        ({}, {"threshold": None}, "missing threshold"),
-        ({}, {"W_more": np.zeros(3, np.float32)}, "unexpected W_more"),
-        ({}, {"b_enc": np.zeros(39, np.float32)}, "b_enc is 39; with 40 features and width 12 it must be 40"),
-        ({}, {"W_enc": np.zeros((F, D), np.float32)}, "W_enc is 40×12; with 40 features and width 12 it must be 12×40"),
-        ({}, {"W_enc": np.full((D, F), np.nan, np.float32)}, "W_enc holds NaN"),
-        ({"architecture": "topk"}, {"threshold": None}, "k must be a number; it is missing"),
-        ({"architecture": "topk", "k": 41}, {"threshold": None}, "k is 41; it must lie between 1 and its 40 features"),
-    ],
-)
-def test_bad_saelens_files_are_refused_by_name(tmp_path: Path, config: dict[str, Any], change: dict[str, Any], says: str) -> None:
-    arrays = {k: v for k, v in {**jumprelu(), **change}.items() if v is not None}
-    assert says in refused(directory(tmp_path / "x", {**GOOD, **config}, arrays))
-
-
-@pytest.mark.parametrize(
-    ("config", "says"),
-    [
-        ({"act_fn": "gelu"}, "unknown activation act_fn 'gelu'"),
-        ({"act_fn": "batchtopk"}, "depend on the batch"),
-        ({"norm_activation": "batch-wise"}, "norm_activation 'batch-wise'; it depends on the batch"),
-        ({"norm_activation": None}, "unknown normalisation"),
-        ({"jump_relu_threshold": None}, "jumprelu without a threshold"),
-        ({"dataset_average_activation_norm": {"in": 3.0}}, "without dataset_average_activation_norm of 'out'"),
-        ({"apply_decoder_bias_to_pre_encoder": None}, "must be true or false"),
-        ({"hook_point_out": "blocks.5.hook_mlp_out"}, "a transcoder"),
-        ({"sae_type": "clt"}, "only plain autoencoders"),
-        ({"d_model": 13}, "d_model is 13"),
-        ({"act_fn": "topk", "top_k": None}, "top_k must be a number"),
-    ],
-)
-def test_bad_llama_scope_files_are_refused_by_name(tmp_path: Path, config: dict[str, Any], says: str) -> None:
-    path = directory(tmp_path / "x", {**PLAIN, **config}, drawn(**LINEAR), ("hyperparams.json", "checkpoints/final.safetensors"))
-    assert says in refused(path)
-
-
-def test_a_missing_flag_whose_default_changed_is_refused_only_where_it_matters(tmp_path: Path) -> None:
-    config = {k: v for k, v in PLAIN.items() if k != "apply_decoder_bias_to_pre_encoder"}
-    names = ("hyperparams.json", "checkpoints/final.safetensors")
-    assert "apply_decoder_bias_to_pre_encoder is missing" in refused(directory(tmp_path / "x", config, drawn(**LINEAR), names))
-    arrays = {**drawn(**LINEAR), "decoder.bias": np.zeros(D, np.float32)}
-    agrees(read(directory(tmp_path / "y", config, arrays, names)), *by_openmoss(matrices(arrays), PLAIN, 0.6))
-
-
-@pytest.mark.parametrize(
-    ("config", "change", "says"),
-    [
-        ({"activation": "groupmax"}, {}, "unknown activation 'groupmax'"),
-        ({"transcode": True}, {}, "is a transcoder"),
-        ({}, {"W_skip": np.zeros((D, D), np.float32)}, "is a transcoder"),
-        ({"k": None}, {}, "k must be a number"),
-        ({}, {"W_dec": np.zeros((5, D), np.float32)}, "the decoder is 5×12"),
-        ({}, {"b_dec": None}, "needs one of the tensors b_dec and decoder.bias"),
-        ({}, {"extra": np.zeros(3, np.float32)}, "unexpected tensors: extra"),
-    ],
-)
-def test_bad_sparsify_files_are_refused_by_name(tmp_path: Path, config: dict[str, Any], change: dict[str, Any], says: str) -> None:
-    w = drawn(encoder__weight=(F, D), encoder__bias=(F,), W_dec=(F, D), b_dec=(D,))
-    arrays = {k: v for k, v in {**w, **change}.items() if v is not None}
-    assert says in refused(directory(tmp_path / "x", {"d_in": D, "k": K, **config}, arrays, ("cfg.json", "sae.safetensors")))
-
-
-class Runs:
-    """A pickle of this would run code."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (os.system, ("touch ran",))
-
-
-def test_pickles_with_code_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save({"model_state_dict": tensors(drawn(**LINEAR)), "config": Runs()}, "code.pt")
-    assert "it holds more than tensors and numbers, and is not loaded" in refused(Path("code.pt"))
-    Path("plain.pt").write_bytes(pickle.dumps(Runs()))
-    refused(Path("plain.pt"))
-    path = directory(tmp_path / "x", PLAIN, drawn(**LINEAR), ("hyperparams.json", "checkpoints/final.safetensors"))
-    (path / "checkpoints" / "final.safetensors").rename(path / "checkpoints" / "unused")
-    torch.save({"sae": Runs()}, path / "checkpoints" / "final.pth")
-    refused(path)
-    assert not Path("ran").exists()
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def test_truncated_files_are_refused(tmp_path: Path) -> None:
-    lens = directory(tmp_path / "lens", GOOD, jumprelu())
-    cut(lens / "sae_weights.safetensors")
-    assert "truncated" in refused(lens)
-    np.savez(tmp_path / "params.npz", allow_pickle=False, **jumprelu())
-    cut(tmp_path / "params.npz")
-    assert "truncated" in refused(tmp_path / "params.npz")
-    torch.save(tensors(drawn(**LINEAR)), tmp_path / "x.pt")
-    cut(tmp_path / "x.pt")
-    assert "damaged" in refused(tmp_path / "x.pt")
-    (lens / "cfg.json").write_text('{"d_in": ', encoding="utf-8")
-    assert "not readable JSON" in refused(lens) or "no known format" in refused(lens)
-
-
-def test_arrays_of_objects_are_not_unpickled(tmp_path: Path) -> None:
-    np.savez(tmp_path / "params.npz", allow_pickle=True, **{**jumprelu(), "threshold": np.array([Runs()], dtype=object)})
-    assert "no .npz of arrays" in refused(tmp_path / "params.npz")
-
-
-def test_unknown_directories_and_sharded_checkpoints_name_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    assert "is in no known format (saelens, sparsify" in refused(tmp_path / "empty")
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "config.json").write_text("{}", encoding="utf-8")
-    (tmp_path / "x" / "sae_weights.dcp").mkdir()
-    assert "save it as safetensors with the library that wrote it" in refused(tmp_path / "x")
-
-
-@pytest.mark.parametrize(
-    ("arrays", "config", "says"),
-    [
-        ({"decoder.bias": None}, {}, "missing decoder.bias"),
-        ({}, {"input_dim": 13}, "input_dim is 13"),
-        ({}, {"latent_dim": 13}, "latent_dim is 13"),
-        ({}, {"k": "five"}, "k must be a number; it is 'five'"),
-    ],
-)
-def test_bad_pt_files_are_refused_by_name(tmp_path: Path, arrays: dict[str, Any], config: dict[str, Any], says: str) -> None:
-    kept = {k: v for k, v in {**drawn(**LINEAR), **arrays}.items() if v is not None}
-    torch.save({"model_state_dict": tensors(kept), "config": config}, tmp_path / "x.pt")
-    assert says in refused(tmp_path / "x.pt")
-    torch.save([1, 2], tmp_path / "y.pt")
-    assert "must hold a dictionary" in refused(tmp_path / "y.pt")
