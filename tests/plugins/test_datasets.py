@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,22 @@ def test_real_data_in_their_own_formats() -> None:
     assert len(load("pairs", path=str(SHARED / "llama_clean_corrupted_pairs.json"), on_invalid="drop").examples) == 57
     sample = {"by": "difficulty", "per_stratum": 10}
     assert len(load("problems", path=str(SHARED / "stratified_1000.json"), sample=sample, on_invalid="drop").examples) == 40
+
+
+def test_demo_prompts_alternate_between_two_groups() -> None:
+    data = load("demo-prompts")
+    assert data.kind == "prompts"
+    assert [e.fields["group"] for e in data.examples] == ["more", "less"] * 6
+    for example in data.examples:
+        operators = re.findall(r"<<\d+([-+*/])\d+=\d+>>", example.fields["steps"])
+        assert len(operators) == example.fields["reasoning_steps"] >= 3
+        assert set(operators[1:]) <= set("+*" if example.fields["group"] == "more" else "-/")
+    less = load("demo-prompts", group="less", limit=2)
+    assert [e.id for e in less.examples] == ["less-1", "less-2"]
+    assert len(less.pool) == 6
+
+
+def test_demo_prompts_are_none_of_the_other_packaged_problems() -> None:
+    prompts = {e.fields["steps"] for e in load("demo-prompts").examples}
+    assert prompts.isdisjoint({e.fields["steps"] for e in load("demo-problems").examples})
+    assert len(prompts) == 12
