@@ -52,8 +52,8 @@ class Finding:
         return ("GO" if self.passed else "NO-GO") if self.go else ("pass" if self.passed else "FAIL")
 
 
-def check_run(run: Run, checks: Sequence[Check]) -> tuple[pd.DataFrame, str]:
-    """Evaluate checks and write ``results/checks``: (one row per check, the table as text).
+def check_run(run: Run, checks: Sequence[Check]) -> pd.DataFrame:
+    """Evaluate checks, write ``results/checks`` and return one row per check.
 
     Columns: check, wanted, found, n, result, passed, value, ci_low, ci_high, note.
     """
@@ -65,17 +65,27 @@ def check_run(run: Run, checks: Sequence[Check]) -> tuple[pd.DataFrame, str]:
     findings = [_KINDS[check.kind](run, check) for check in checks]
     rows: list[dict[str, Any]] = [
         {
-            "check": f.check, "wanted": f.wanted, "found": f.found, "n": f.n, "result": f.result, "passed": f.passed, "value": f.value,
-            "ci_low": f.low, "ci_high": f.high, "note": f.note,
-        }  # fmt: skip
+            "check": f.check,
+            "wanted": f.wanted,
+            "found": f.found,
+            "n": f.n,
+            "result": f.result,
+            "passed": f.passed,
+            "value": f.value,
+            "ci_low": f.low,
+            "ci_high": f.high,
+            "note": f.note,
+        }
         for f in findings
     ]
     frame = pd.DataFrame(rows)
     frame["n"] = frame["n"].astype("Int64")
     text = table_text(rows)
     plain = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows]
-    write_result(run.path / RESULTS / NAME, AnalysisResult({NAME: frame.astype({"passed": "boolean"})}, {}, text, {"checks.json": json.dumps(plain, indent=2) + "\n"}))
-    return frame, text
+    write_result(
+        run.path / RESULTS / NAME, AnalysisResult({NAME: frame.astype({"passed": "boolean"})}, {}, text, {"checks.json": json.dumps(plain, indent=2) + "\n"})
+    )
+    return frame
 
 
 def table_text(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -140,7 +150,7 @@ def _go(run: Run, check: Check) -> Finding:
         return _judged(check, _by_example(frame, check.metric), wanted, True, least=options.n)
     parts = list(frame.groupby(searched, sort=False, observed=True))
     confidence = 1 - (1 - CONFIDENCE) / max(len(parts), 1)
-    note = f"the best of {len(parts)} places; intervals are Bonferroni's over them ({confidence:.2%})" if len(parts) > 1 and check.by != "mean" else ""
+    note = f"the best of {len(parts)} places; intervals are Bonferroni's over them ({confidence:.2%})" if len(parts) > 1 else ""
     found = []
     for key, part in parts:
         named = ", ".join(f"{a} {k}" for a, k in zip(searched, key if isinstance(key, tuple) else (key,), strict=True))

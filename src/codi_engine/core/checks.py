@@ -122,7 +122,7 @@ def parse_bound(text: Any, where: str, unit: str = "") -> Bound:
         if low > high:
             raise UserError(f"{where}: the range '{text}' is empty; write the smaller number first")
         return Bound(" ".join(text.split()), ((">=", low), ("<=", high)))
-    raise UserError(f'{where}: \'{text}\' is no comparison; write >=, >, <=, < or == and a number, such as {example}, or a range "0.2 .. 0.4"')
+    raise UserError(f"{where}: '{text}' is no comparison; write >=, >, <=, < or == and a number, such as {example}, or a range \"0.2 .. 0.4\"")
 
 
 def _number(text: str, unit: str, where: str, wanted: str) -> float:
@@ -172,7 +172,9 @@ class _Reader:
         if metric not in self.metrics:
             known = [*self.metrics, *(() if condition else (*RESOURCES, "no_nan", *_MAPPINGS))]
             raise UserError(f"{where}: '{metric}' is neither a metric of the experiment nor a check; {nearest(metric, known)}")
-        options = self._options(MeanCheck, value if isinstance(value, dict) else {"value": value}, where) if not isinstance(value, str) else MeanCheck(value=value)
+        options = (
+            self._options(MeanCheck, value if isinstance(value, dict) else {"value": value}, where) if not isinstance(value, str) else MeanCheck(value=value)
+        )
         return Check(name, "mean", parse_bound(options.value, where), options.by, metric, condition or None)
 
     def _mapping(self, name: str, value: Any, where: str) -> Check:

@@ -22,7 +22,6 @@ from codi_engine.core.reading import ANSWER_TOKENS, Needs
 from codi_engine.core.sites import COMPONENTS
 
 if TYPE_CHECKING:
-    from codi_engine.core.model import ModelInfo
     from codi_engine.core.plan import Condition
     from codi_engine.core.runner import Prepared
 
@@ -77,11 +76,11 @@ def estimate(prepared: Prepared, prepared_in: float = 0.0, price: float | None =
     fixed = (resident_bytes() or 0) if not info.device.startswith("cuda") else 0
     stages = [StageCost("load", prepared_in + _SETUP * python + weights / 1e9 * _GIGABYTE, 0, fixed + weights + weights // 4, 0)]
     memory = fixed + weights + shape.cache
-    stages.append(
-        StageCost("baseline", _baseline_seconds(shape, speed), shape.baseline_rows, memory + shape.batch_bytes(shape.prompt_tokens), shape.disk()[0], shape.baseline_cells)
-    )
+    first, second = shape.disk()
+    peak = memory + shape.batch_bytes(shape.prompt_tokens)
+    stages.append(StageCost("baseline", _baseline_seconds(shape, speed), shape.baseline_rows, peak, first, shape.baseline_cells))
     if shape.plan.conditions:
-        stages.append(StageCost("sweep", _sweep_seconds(shape, speed), shape.sweep_rows, memory + shape.batch_bytes(1), shape.disk()[1], len(shape.plan.cells)))
+        stages.append(StageCost("sweep", _sweep_seconds(shape, speed), shape.sweep_rows, memory + shape.batch_bytes(1), second, len(shape.plan.cells)))
     cells = shape.baseline_cells + len(shape.plan.cells)
     stages += [StageCost(f"analysis {name}", seconds) for name, seconds in _analyses(prepared, cells, python)]
     return Costs(stages, info.device, prepared.experiment.price if price is None else price, "the plan's shape and a block timed on this machine")

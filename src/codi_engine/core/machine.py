@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -51,7 +52,7 @@ def _block_time(width: int, mlp: int, heads: int, dtype: str, device: str) -> Bl
     few, many = 16, 1024 if device.startswith("cuda") else int(min(max(_FLOPS / (2 * min(parameters, _PARAMETERS)), 48), 512))
     with torch.inference_mode():
         block = _block(width, mlp, heads, getattr(torch, dtype, torch.float32), device)
-        low, high = (_best(lambda n=n: block(n), device) for n in (few, many))
+        low, high = (_typical(lambda n=n: block(n), device) for n in (few, many))
     row = max(high - low, 0.0) / (many - few)
     return BlockTime(max(low - few * row, 1e-6), max(row, 1e-9) * scale * scale)
 
@@ -77,33 +78,32 @@ def _block(width: int, mlp: int, heads: int, dtype: Any, device: str) -> Callabl
     return run
 
 
-def _best(run: Callable[[], Any], device: str, times: int = 4) -> float:
-    """Return the shortest of a few timings, the first not counted."""
+def _typical(run: Callable[[], Any], device: str, times: int = 5) -> float:
+    """Return the median of a few timings, after one that is not counted: other work on the machine slows a run too."""
     import torch
 
-    best = float("inf")
-    for number in range(times):
+    taken = []
+    for _ in range(times + 1):
         begun = time.perf_counter()
         run()
         if device.startswith("cuda"):
             torch.cuda.synchronize(device)
-        if number:
-            best = min(best, time.perf_counter() - begun)
-    return best
+        taken.append(time.perf_counter() - begun)
+    return statistics.median(taken[1:])
 
 
 @cache
 def python_speed() -> float:
     """How many times longer Python takes here than where the engine's overheads were measured."""
-    best = float("inf")
-    for _ in range(3):
+    taken = []
+    for _ in range(7):
         begun = time.perf_counter()
         table: dict[int, list[int]] = {}
         for i in range(10_000):
             table.setdefault(i % 97, []).append(i)
         sorted(len(v) for v in table.values())
-        best = min(best, time.perf_counter() - begun)
-    return best / _LOOP
+        taken.append(time.perf_counter() - begun)
+    return statistics.median(taken) / _LOOP
 
 
 # ------------------------------------------------------------------------------------------------- memory

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from codi_engine.store.writer import RunWriter
 
 
+#: examples of ``run --test``
+TRIED = 5
+
+
 @dataclass
 class Finished:
     """A finished run: where it is, what was computed, and what its analyses say."""
@@ -41,7 +45,6 @@ class Finished:
     experiment: Experiment | None = None
     estimate: Costs | None = None
     checks: pd.DataFrame | None = None
-    checks_text: str = ""
 
     @property
     def passed(self) -> bool:
@@ -237,9 +240,33 @@ def run_experiment(
     if prepared.checks:
         from codi_engine.core.checking import check_run
 
-        finished.checks, finished.checks_text = check_run(open_run(path), prepared.checks)
+        finished.checks = check_run(open_run(path), prepared.checks)
     runner.life.finished(finished.tables, finished.figures)
     finished.seconds = time.perf_counter() - begun
+    return finished
+
+
+def try_experiment(
+    experiment: Experiment,
+    output: str | Path | None = None,
+    *,
+    limit: int | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Finished:
+    """Run an experiment on a few examples, analyses and checks included; trackers are not told.
+
+    Parameters
+    ----------
+    output: kept there; default: a temporary directory, removed at the end
+    limit: how many examples; default :data:`TRIED`
+    """
+    experiment = experiment.with_overrides(["trackers=[]"])
+    if output is not None:
+        return run_experiment(experiment, output, limit=limit or TRIED, device=device, progress=progress)
+    with tempfile.TemporaryDirectory(prefix="codi-engine-test-") as folder:
+        finished = run_experiment(experiment, Path(folder) / experiment.name, limit=limit or TRIED, device=device, progress=progress)
+    finished.figures, finished.tables = {}, {}
     return finished
 
 

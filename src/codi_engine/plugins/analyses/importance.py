@@ -25,7 +25,7 @@ class Importance(Analysis[ImportanceOptions]):
     """
 
     name = "importance"
-    usual_seconds = (2.8, 1.5e-4)
+    usual_seconds = (3.2, 1.5e-4)
     Options = ImportanceOptions
 
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
