@@ -226,8 +226,8 @@ def _singles(run: Run, check: Check) -> Finding:
     if not axes:
         return Finding(check.name, wanted, "–", 0, False, note=f"{options.condition_singles} sweeps no step or position by itself")
     keys = [k for k, _ in single.groupby(shared, sort=False)] if shared else [()]
-    parts = [_one_group(_at(single, shared, key), _at(whole, shared, key), axes) for key in keys]
-    parts = [p for p in parts if p is not None]
+    grouped = [_one_group(_at(single, shared, key), _at(whole, shared, key), axes) for key in keys]
+    parts = [p for p in grouped if p is not None]
     if not parts:
         return Finding(check.name, wanted, "–", 0, False, note="no example has a value in both conditions")
     n, total, strongest, place, summed = min(parts, key=lambda p: p[1] - p[2])
@@ -259,7 +259,7 @@ def _one_group(single: pd.DataFrame, whole: pd.DataFrame, axes: Sequence[str]) -
     if not len(shared) or matrix.shape[1] == 0:
         return None
     means, total = matrix.loc[shared].mean(), float(both.loc[shared].mean())
-    key = means.abs().idxmax()
+    key: Any = means.abs().idxmax()
     place = ", ".join(f"{a} {v}" for a, v in zip(axes, key if isinstance(key, tuple) else (key,), strict=True))
     return len(shared), abs(total), float(abs(means[key])), place, float(means.sum()) * (1.0 if total >= 0 else -1.0)
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ def _block_time(width: int, mlp: int, heads: int, dtype: str, device: str) -> Bl
     few, many = 16, 1024 if device.startswith("cuda") else int(min(max(_FLOPS / (2 * min(parameters, _PARAMETERS)), 48), 512))
     with torch.inference_mode():
         block = _block(width, mlp, heads, getattr(torch, dtype, torch.float32), device)
-        low, high = (_typical(lambda n=n: block(n), device) for n in (few, many))
+        low, high = (_typical(partial(block, n), device) for n in (few, many))
     row = max(high - low, 0.0) / (many - few)
     return BlockTime(max(low - few * row, 1e-6), max(row, 1e-9) * scale * scale)
 

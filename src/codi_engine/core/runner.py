@@ -248,11 +248,11 @@ class Runner:
             todo = [u for u in units if u.number not in writer.committed and mine & set(u.keys)]
             self._complete(job, todo)
             self.new_cells = sum(len(u.keys) * u.trials for u in todo if u.stage != "sources")
+            self._expect(job, todo)
             writer.set_provenance(self._provenance(adapter, writer))
             self.life.planned(self.experiment.to_dict(), len(self.plan.cells), len(units))
             self.life.started()
             unedited = [u for u in todo if u.stage != "sweep"]
-            self._expect(job, todo)
             self.cost.begin("baseline")
             self.progress.start("baseline", sum(len(u.keys) * u.trials for u in unedited), "prompts")
             for unit in unedited:
