@@ -31,7 +31,9 @@ CONDITIONS: dict[str, Any] = {
 
 
 def one(checks: dict[str, Any], demo: Maker, **keys: Any) -> list[Check]:
-    return prepare(demo(conditions=CONDITIONS, checks=checks, metrics=["normalized_effect", "kl", "flip", "accuracy"], **keys), plugin_manager(load=False)).checks
+    return prepare(
+        demo(conditions=CONDITIONS, checks=checks, metrics=["normalized_effect", "kl", "flip", "accuracy"], **keys), plugin_manager(load=False)
+    ).checks
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -99,7 +101,12 @@ def fake(tmp_path: Path, cells: pd.DataFrame, cost: dict[str, Any] | None = None
     """A run with given cells; what checks read of it."""
     store = SimpleNamespace(arrays=[], committed={})
     made = SimpleNamespace(
-        path=tmp_path, cells=cells, axes=[a for a in ("example", "condition", "layer", "step") if a in cells], metrics=["flip"], provenance=cost or {}, store=store
+        path=tmp_path,
+        cells=cells,
+        axes=[a for a in ("example", "condition", "layer", "step") if a in cells],
+        metrics=["flip"],
+        provenance=cost or {},
+        store=store,
     )
     return cast(Run, made)
 

@@ -121,7 +121,7 @@ def test_invocations_add_up(demo: Maker) -> None:
     assert (actual["analysis importance"].seconds or 0) > 0
     assert (actual.memory or 0) > 1e8
     assert estimate["sweep"].cells == 12 * 24
-    assert 0 < estimate.seconds
+    assert estimate.seconds > 0
 
 
 def test_a_stopped_invocation_counts_its_share_of_the_estimate() -> None:
@@ -152,7 +152,7 @@ def test_the_peak_is_that_of_a_stage() -> None:
     reset_peak()
     before = peak_bytes() or 0
     block = bytearray(200_000_000)
-    block[:: 4096] = b"1" * len(block[:: 4096])
+    block[::4096] = b"1" * len(block[::4096])
     assert (peak_bytes() or 0) > before + 100e6
     del block
     if sys.platform == "linux":
