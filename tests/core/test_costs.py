@@ -18,9 +18,12 @@ from hypothesis import strategies as st
 from codi_engine import Experiment
 from codi_engine.core.costs import Costs, StageCost, size_text, time_text, total_of
 from codi_engine.core.errors import UserError
-from codi_engine.core.machine import peak_bytes, reset_peak
+from codi_engine.core.estimate import estimate
+from codi_engine.core.machine import Preparing, peak_bytes, reset_peak
+from codi_engine.core.plugins import plugin_manager
 from codi_engine.core.recording import Recorder, actual_of, estimate_of, invocations_of
 from codi_engine.core.run import plan_experiment, run_experiment
+from codi_engine.core.runner import prepare
 from codi_engine.core.status import runs_in, status_of
 from codi_engine.store.ledger import read_ledger
 from codi_engine.store.lock import RunLock, holder
@@ -31,6 +34,17 @@ SMALL: dict[str, Any] = {"intervention": PATCH, "sweep": {"layer": "all", "step"
 
 
 # ----------------------------------------------------------------------------------------------- estimate
+
+
+def test_a_busy_machine_slows_the_estimate(demo: Maker) -> None:
+    prepared = prepare(demo(**SMALL), plugin_manager(load=False))
+    free, busy = estimate(prepared), estimate(prepared, 1.0, 3.0)
+    assert busy["sweep"].seconds == pytest.approx(3 * (free["sweep"].seconds or 0.0))
+    assert busy["load"].seconds > 1.0
+    begun = Preparing()
+    assert begun.taken()[1] == 1.0  # too early to tell
+    time.sleep(0.6)
+    assert begun.taken()[1] > 2.0
 
 
 def test_a_plan_costs_its_stages(demo: Maker) -> None:
@@ -70,7 +84,7 @@ def test_the_estimate_meets_what_the_demo_takes(demo: Maker) -> None:
     assert finished.estimate is not None
     took = actual_of(finished.open().provenance)
     expected = sum(finished.estimate[s].seconds or 0.0 for s in ("baseline", "sweep"))
-    assert expected == pytest.approx(sum(took[s].seconds or 0.0 for s in ("baseline", "sweep")), rel=0.75)
+    assert 0.25 < expected / sum(took[s].seconds or 0.0 for s in ("baseline", "sweep")) < 4  # within 2 on a quiet machine
     assert finished.took.startswith("took ")
     assert "estimated" in finished.took
 
@@ -122,6 +136,14 @@ def test_invocations_add_up(demo: Maker) -> None:
     assert (actual.memory or 0) > 1e8
     assert estimate["sweep"].cells == 12 * 24
     assert estimate.seconds > 0
+
+
+def test_a_refused_run_gets_no_record(demo: Maker) -> None:
+    run_experiment(demo(**SMALL), "here")
+    before = Path("here/provenance.json").read_bytes()
+    with pytest.raises(UserError, match="holds another experiment"):
+        run_experiment(demo(**SMALL, seed=1), "here")
+    assert Path("here/provenance.json").read_bytes() == before
 
 
 def test_a_stopped_invocation_counts_its_share_of_the_estimate() -> None:

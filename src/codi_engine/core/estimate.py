@@ -59,17 +59,18 @@ class _Speed:
         return tokens * self.layers * self.block.row * _PACKED
 
 
-def estimate(prepared: Prepared, prepared_in: float = 0.0, price: float | None = None) -> Costs:
+def estimate(prepared: Prepared, prepared_in: float = 0.0, slowed: float = 1.0, price: float | None = None) -> Costs:
     """Estimate every stage of a prepared experiment; no weight is read.
 
     Parameters
     ----------
     prepared_in: seconds that preparing took (imports, data, plan): a run pays them again, as part of ``load``
+    slowed: by this factor other processes slow this one (:class:`~codi_engine.core.machine.Preparing`)
     price: per GPU-hour, or per hour of this machine on a CPU; default: the experiment's
     """
     shape = _Shape(prepared)
-    info, python = shape.info, python_speed()
-    block = block_time(info)
+    info, python, block = shape.info, python_speed() * slowed, block_time(shape.info)
+    block = BlockTime(block.call * slowed, block.row * slowed)
     head = 2 * info.width * info.vocab_size / (2 * block_parameters(info) / block.row)
     speed = _Speed(block, info.layers, python, head)
     weights = info.parameters * _BYTES.get(info.dtype, 4)

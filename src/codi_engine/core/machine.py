@@ -20,6 +20,8 @@ _FLOPS = 1e9
 _PARAMETERS = 5e7
 #: keys that each row of the timed block attends to
 _KEYS = 96
+#: seconds from which the share of the processor that this process gets is believed, and the most it may explain
+_LONG, _MOST = 0.5, 4.0
 #: seconds that the loop of :func:`python_speed` takes on the machine on which the engine's overheads were measured
 _LOOP = 0.67e-3
 
@@ -30,6 +32,21 @@ class BlockTime:
 
     call: float
     row: float
+
+
+class Preparing:
+    """The time since an invocation began, and how much other processes slowed it: wall time by processor time.
+
+    Short timings fall between the system's time slices and see nothing of that.
+    """
+
+    def __init__(self) -> None:
+        self.wall, self._processor = time.perf_counter(), time.process_time()
+
+    def taken(self) -> tuple[float, float]:
+        """Return (seconds so far, slowed by this factor); 1 where it is too early to tell."""
+        wall, processor = time.perf_counter() - self.wall, time.process_time() - self._processor
+        return wall, min(max(wall / max(processor, 1e-9), 1.0), _MOST) if wall >= _LONG else 1.0
 
 
 def block_parameters(info: ModelInfo) -> float:
@@ -50,9 +67,10 @@ def _block_time(width: int, mlp: int, heads: int, dtype: str, device: str) -> Bl
     scale = max(1.0, parameters / _PARAMETERS) ** 0.5
     width, mlp = max(int(width / scale) // heads, 1) * heads, max(int(mlp / scale), 1)
     few, many = 16, 1024 if device.startswith("cuda") else int(min(max(_FLOPS / (2 * min(parameters, _PARAMETERS)), 48), 512))
+    wait = partial(torch.cuda.synchronize, device) if device.startswith("cuda") else int
     with torch.inference_mode():
         block = _block(width, mlp, heads, getattr(torch, dtype, torch.float32), device)
-        low, high = (_typical(partial(block, n), device) for n in (few, many))
+        low, high = (_typical(partial(block, n), wait) for n in (few, many))
     row = max(high - low, 0.0) / (many - few)
     return BlockTime(max(low - few * row, 1e-6), max(row, 1e-9) * scale * scale)
 
@@ -78,16 +96,13 @@ def _block(width: int, mlp: int, heads: int, dtype: Any, device: str) -> Callabl
     return run
 
 
-def _typical(run: Callable[[], Any], device: str, times: int = 5) -> float:
-    """Return the median of a few timings, after one that is not counted: other work on the machine slows a run too."""
-    import torch
-
+def _typical(run: Callable[[], Any], wait: Callable[[], Any] = lambda: None, times: int = 5) -> float:
+    """Return the median of a few timings, after one that is not counted."""
     taken = []
     for _ in range(times + 1):
         begun = time.perf_counter()
         run()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize(device)
+        wait()
         taken.append(time.perf_counter() - begun)
     return statistics.median(taken[1:])
 
@@ -95,15 +110,14 @@ def _typical(run: Callable[[], Any], device: str, times: int = 5) -> float:
 @cache
 def python_speed() -> float:
     """How many times longer Python takes here than where the engine's overheads were measured."""
-    taken = []
-    for _ in range(7):
-        begun = time.perf_counter()
+
+    def loop() -> None:
         table: dict[int, list[int]] = {}
         for i in range(10_000):
             table.setdefault(i % 97, []).append(i)
         sorted(len(v) for v in table.values())
-        taken.append(time.perf_counter() - begun)
-    return statistics.median(taken) / _LOOP
+
+    return _typical(loop) / _LOOP
 
 
 # ------------------------------------------------------------------------------------------------- memory

@@ -29,15 +29,17 @@ UNITS, SECONDS = 3, 15.0
 
 @dataclass(frozen=True)
 class _Timed:
-    """What was timed of a stage: ``once`` in a run, and ``each`` cell."""
+    """What was timed of a stage: ``once`` in a run (seconds, and the gate's ``rows``), and ``each`` cell."""
 
     cost: StageCost
     once: float
     each: float
+    rows: int = 0
 
     def scaled(self, cells: int) -> StageCost:
         """Return the cost of so many cells."""
-        return replace(self.cost.scaled(cells / max(self.cost.cells or 1, 1)), seconds=self.once + cells * self.each, cells=cells)
+        part = self.cost.scaled(cells / max(self.cost.cells or 1, 1))
+        return replace(part, seconds=self.once + cells * self.each, rows=self.rows + (part.rows or 0), cells=cells)
 
 
 def measured(prepared: Prepared, estimated: Costs, prepared_in: float, progress: Progress) -> Costs:
@@ -116,17 +118,18 @@ def _timed(runner: Runner, job: Job, writer: RunWriter, units: Sequence[Unit]) -
         return baseline, None
     runner.cost.begin("sweep")
     runner.progress.note("timing the sweep")
-    begun = time.perf_counter()
+    begun, rows = time.perf_counter(), runner.cost.rows()
     bank = Bank(job, units)
     run_gate(job, bank, runner.reproducible)
     editor = editor_for(job, bank)
-    gate = time.perf_counter() - begun
-    return baseline, _time(runner, todo, lambda unit: commit(unit, run_sweep(job, unit, bank, editor)), 0.0, gate)
+    gate = time.perf_counter() - begun, runner.cost.rows() - rows
+    sweep = _time(runner, todo, lambda unit: commit(unit, run_sweep(job, unit, bank, editor)), 0.0)
+    return baseline, replace(sweep, once=sweep.once + gate[0], rows=gate[1])
 
 
-def _time(runner: Runner, units: Sequence[Unit], run: Callable[[Unit], None], first: float, before: float = 0.0) -> _Timed:
-    """Run units; the first one's share of ``first`` seconds is paid once in a run, as is what came ``before``."""
-    seconds, cells = 0.0, 0
+def _time(runner: Runner, units: Sequence[Unit], run: Callable[[Unit], None], first: float) -> _Timed:
+    """Run units; ``first`` of their seconds are paid once in a run."""
+    seconds, cells, rows = 0.0, 0, runner.cost.rows()
     for unit in units:
         begun = time.perf_counter()
         run(unit)
@@ -134,6 +137,6 @@ def _time(runner: Runner, units: Sequence[Unit], run: Callable[[Unit], None], fi
         cells += len(unit.keys) * unit.trials
         runner.cost.committed(len(unit.keys) * unit.trials, 0)
     once = min(first, seconds / 2)
-    stage = runner.cost.record()["stages"][units[-1].stage if units[-1].stage == "sweep" else "baseline"]
-    cost = StageCost("sweep" if units[-1].stage == "sweep" else "baseline", seconds, stage["rows"], stage["memory"], 0, cells)
-    return _Timed(cost, before + once, (seconds - once) / cells)
+    name = "sweep" if units[-1].stage == "sweep" else "baseline"
+    memory = runner.cost.record()["stages"][name]["memory"]
+    return _Timed(StageCost(name, seconds, runner.cost.rows() - rows, memory, 0, cells), once, (seconds - once) / cells)

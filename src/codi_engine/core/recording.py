@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.costs import Costs, StageCost, total_of
-from codi_engine.core.machine import peak_bytes, reset_peak
+from codi_engine.core.machine import Preparing, peak_bytes, reset_peak
 from codi_engine.store.errors import StoreError
 from codi_engine.store.files import write_durably
 from codi_engine.store.layout import LEDGER, LOCK, PROVENANCE
@@ -37,14 +37,14 @@ class Recorder:
     Parameters
     ----------
     device: where the model is
-    since: ``time.perf_counter()`` at which the invocation began; what lies before the first stage belongs to ``load``
+    begun: when the invocation began; what lies before the first stage belongs to ``load``
     price: kept with the record
     """
 
-    def __init__(self, device: str, since: float | None = None, price: float | None = None) -> None:
+    def __init__(self, device: str, begun: Preparing | None = None, price: float | None = None) -> None:
         self.device, self.price = device, price
         created = time.perf_counter()
-        self.prepared_in = 0.0 if since is None else created - since
+        self.prepared_in, self.slowed = (0.0, 1.0) if begun is None else begun.taken()
         self.estimate: Costs | None = None
         self.rows: Callable[[], int] = lambda: 0
         self._id, self._started, self._written = secrets.token_hex(4), now(), created
@@ -107,8 +107,8 @@ class Recorder:
             self._written = time.perf_counter()
 
     def save(self, path: Path) -> None:
-        """As :meth:`write`, when the run's writer is closed; nothing is written where another process writes the run."""
-        if not (path / LEDGER).exists():
+        """As :meth:`write`, when the run's writer is closed; nothing is written to a run that was refused or is another process'."""
+        if self.estimate is None or not (path / LEDGER).exists():
             return
         try:
             lock = RunLock(path / LOCK)

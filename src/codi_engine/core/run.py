@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.costs import Costs, money_text, size_text, time_text
 from codi_engine.core.errors import DifferentRun, UserError
+from codi_engine.core.machine import Preparing
 from codi_engine.core.progress import Progress
 
 if TYPE_CHECKING:
@@ -181,10 +181,10 @@ def plan_experiment(
     """
     from codi_engine.core.estimate import estimate, units_in
 
-    begun = time.perf_counter()
+    begun = Preparing()
     prepared, _ = _prepared(experiment, limit, device)
-    prepared_in = time.perf_counter() - begun
-    costs = estimate(prepared, prepared_in, price)
+    prepared_in, slowed = begun.taken()
+    costs = estimate(prepared, prepared_in, slowed, price)
     if measure:
         from codi_engine.core.measuring import measured
 
@@ -221,7 +221,7 @@ def run_experiment(
     from codi_engine.core.results import open_run
     from codi_engine.core.runner import Runner
 
-    begun = time.perf_counter()
+    begun = Preparing()
     progress = progress or Progress()
     prepared, plugins = _prepared(experiment, limit, device)
     path = output_of(experiment, output)
@@ -242,7 +242,7 @@ def run_experiment(
 
         finished.checks = check_run(open_run(path), prepared.checks)
     runner.life.finished(finished.tables, finished.figures)
-    finished.seconds = time.perf_counter() - begun
+    finished.seconds = begun.taken()[0]
     return finished
 
 

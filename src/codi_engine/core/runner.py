@@ -22,6 +22,7 @@ from codi_engine.core.recording import KEY, Recorder
 
 if TYPE_CHECKING:
     from codi_engine.core.experiment import Experiment
+    from codi_engine.core.machine import Preparing
     from codi_engine.core.model import ModelAdapter
     from codi_engine.core.plugins import Plugins
     from codi_engine.core.stages import Job
@@ -90,7 +91,7 @@ def _metric_names(metrics: Sequence[Metric[Any]]) -> dict[tuple[int, str], str]:
 class Runner:
     """Carries one experiment from plan to committed run."""
 
-    def __init__(self, prepared: Prepared, path: Path, progress: Progress, begun: float | None = None) -> None:
+    def __init__(self, prepared: Prepared, path: Path, progress: Progress, begun: Preparing | None = None) -> None:
         self.prepared, self.path, self.progress = prepared, path, progress
         self.experiment, self.plan = prepared.experiment, prepared.plan
         self.new_cells = 0  # computed by this call
@@ -279,7 +280,7 @@ class Runner:
         new = {name: sum(len(u.keys) * u.trials for u in todo if (u.stage == "sweep") == (name == "sweep")) for name in ("baseline", "sweep")}
         whole = {"baseline": sum(1 if p.pool else self.plan.trials for p in self.plan.prompts), "sweep": len(self.plan.cells)}
         self.cost.rows = lambda: job.forwarded + job.rollout.fed
-        self.cost.expect(estimate(self.prepared, self.cost.prepared_in), {name: (min(new[name], whole[name]), whole[name]) for name in whole})
+        self.cost.expect(estimate(self.prepared, self.cost.prepared_in, self.cost.slowed), {name: (min(new[name], whole[name]), whole[name]) for name in whole})
 
     def _complete(self, job: Job, todo: Sequence[Unit]) -> None:
         """A unit left over from a larger plan needs that plan's cells: ask for the larger plan instead of guessing."""
