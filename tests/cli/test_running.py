@@ -24,6 +24,8 @@ analyses: [importance]
 CHECKS = """
 checks:
   accuracy: ">= 0.9"
+  peak_memory: "<= 8 GB"
+  sign: {example: "9", condition: patch, layer: 0, step: 0, metric: normalized_effect, sign: "+"}
   go: {metric: flip, condition: patch, at: {step: 5, layer: 3}, value: ">= 0.05", n: 2}
 """
 Run = Callable[..., tuple[int, str, str]]
@@ -90,7 +92,8 @@ def test_a_failed_check_is_exit_code_3(cli: Run) -> None:
     assert code == 3
     assert re.search(r"^accuracy\s+>= 0.9\s+.*\spass\s*$", out, re.MULTILINE)
     assert "NO-GO" in out
-    assert "1 of 2 checks failed" in out
+    assert re.search(r"^sign\s.*–\s+not run\s*$", out, re.MULTILINE)  # example 9 is not among the first five
+    assert "1 of 3 checks failed" in out
     assert "was temporary" in out
     assert all(len(line) <= 100 for line in out.splitlines())
     assert not Path("runs").exists()

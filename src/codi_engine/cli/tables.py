@@ -50,7 +50,7 @@ def checks(frame: pd.DataFrame) -> None:
     for row in rows:
         style = "red" if row["passed"] is False else ""
         cells = [plain(row[k]) for k in ("check", "wanted", "found")]
-        made.add_row(*cells, plain("–" if row["n"] is pd.NA else f"{row['n']:,}"), plain(row["result"], style))
+        made.add_row(*cells, plain("–" if pd.isna(row["n"]) else f"{row['n']:,}"), plain(row["result"], style))
     console().print(made)
     table([(str(row["check"]), str(row["note"])) for row in rows if row["note"]])
     failed, asked = sum(row["passed"] is False for row in rows), sum(row["passed"] is not None for row in rows)

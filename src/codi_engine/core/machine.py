@@ -67,7 +67,7 @@ def _block_time(width: int, mlp: int, heads: int, dtype: str, device: str) -> Bl
     scale = max(1.0, parameters / _PARAMETERS) ** 0.5
     width, mlp = max(int(width / scale) // heads, 1) * heads, max(int(mlp / scale), 1)
     few, many = 16, 1024 if device.startswith("cuda") else int(min(max(_FLOPS / (2 * min(parameters, _PARAMETERS)), 48), 512))
-    wait = partial(torch.cuda.synchronize, device) if device.startswith("cuda") else int
+    wait: Callable[[], Any] = partial(torch.cuda.synchronize, device) if device.startswith("cuda") else torch.mps.synchronize if device == "mps" else int
     with torch.inference_mode():
         block = _block(width, mlp, heads, getattr(torch, dtype, torch.float32), device)
         low, high = (_typical(partial(block, n), wait) for n in (few, many))
