@@ -23,7 +23,7 @@ HEAVY = ("torch", "transformers", "numpy", "pandas", "zarr", "xarray", "matplotl
 SOURCE = Path(__file__).parents[2] / "src"
 #: of processes started here: this checkout, whatever is installed
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE), "CODI_ENGINE_PLUGINS": ""}
-COMMANDS = ("run", "check", "analyze", "plugins", "import")
+COMMANDS = ("run", "plan", "status", "ls", "check", "analyze", "plugins", "import")
 #: DESIGN.md, People
 HELP_SECONDS = 0.3
 

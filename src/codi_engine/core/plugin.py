@@ -274,6 +274,8 @@ class Analysis(Plugin[OptionsT]):
 
     #: ``many``: all runs of a command at once; ``one``: each of them by itself
     takes: ClassVar[Literal["one", "many"]] = "one"
+    #: seconds for any run and per cell on one core, where they are known: what a plan says of the analysis
+    usual_seconds: ClassVar[tuple[float, float] | None] = None
 
     @abstractmethod
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
