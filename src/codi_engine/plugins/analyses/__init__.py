@@ -9,8 +9,10 @@ from codi_engine.plugins.analyses.compare import Compare
 from codi_engine.plugins.analyses.correlation import Correlation
 from codi_engine.plugins.analyses.importance import Importance
 from codi_engine.plugins.analyses.pathways import Pathways
+from codi_engine.plugins.analyses.resampling import Resampling
 from codi_engine.plugins.analyses.shapley import Shapley
 from codi_engine.plugins.analyses.step_effects import StepEffects
+from codi_engine.plugins.analyses.trajectories import Trajectories
 from codi_engine.plugins.analyses.words import Words
 
-ANALYSES: list[type[Analysis[Any]]] = [Importance, Pathways, Words, Correlation, Compare, Shapley, StepEffects]
+ANALYSES: list[type[Analysis[Any]]] = [Importance, Pathways, Words, Correlation, Compare, Resampling, Shapley, StepEffects, Trajectories]

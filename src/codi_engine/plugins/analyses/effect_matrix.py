@@ -142,7 +142,7 @@ def _mediated_lines(table: pd.DataFrame, options: StepEffectsOptions) -> list[st
     best = known.loc[known["share"].idxmax()]
     span = f" [{best['share_ci_low']:.0%}, {best['share_ci_high']:.0%}]" if best["share_ci_low"] == best["share_ci_low"] else ""
     return [
-        f"mediated by later latents (1 − direct / total): median {known['share'].median():.0%} of {len(known)} pairs of steps, "
+        f"mediated by later latents (1 − direct / total): median {known['share'].median():.0%} of {len(known)} pairs; "
         f"most {best['edited']} → {best['state']} {best['share']:.0%}{span}",
         f"total and direct differ in {int(table['significant'].sum())} of {int(table['p'].notna().sum())} pairs (q < {options.q:g}, BH)",
     ]

@@ -101,7 +101,7 @@ def _own(base: xr.DataArray, count: int) -> tuple[Any, Any]:
 def _ordered(data: xr.DataArray) -> np.ndarray:
     """Return cells × layers × steps × width."""
     if "layer" not in data.dims:
-        data = data.expand_dims("layer", 1)
+        return np.asarray(data.transpose("cell", "step", "width").values)[:, None]
     return np.asarray(data.transpose("cell", "layer", "step", "width").values)
 
 

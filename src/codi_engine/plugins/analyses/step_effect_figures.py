@@ -24,7 +24,7 @@ def draw(tables: Mapping[str, pd.DataFrame], site: str, metric: str | None, opti
     if len(kinds) == 2:
         figures = {"matrix": _matrices(kinds, tables, site, metric), **figures}
         if len(tables["mediated"]):
-            figures["mediated"] = _mediated(tables["mediated"], site, options)
+            figures["mediated_share"] = _mediated(tables["mediated"], site, options)
     return figures
 
 
@@ -85,11 +85,11 @@ def _metric_column(ax: Any, table: pd.DataFrame, kind: str, edited: list[int], m
 
 def _mediated(table: pd.DataFrame, site: str, options: StepEffectsOptions) -> Figure:
     grid, edited, names = _grid(table, "share")
-    marks = table.assign(mark=~table["significant"]).pivot(index="edited", columns="state", values="mark").reindex(index=edited)
+    marks, _, _ = _grid(table.assign(mark=(~table["significant"]).astype(float)), "mark")
     note = f"1 − direct / total · dots: q ≥ {options.q:g} (BH) · {n_text(table['n'])} examples"
     figure = pieces.titled(max(0.62 * grid.shape[1] + 2.4, 5.4), 0.52 * grid.shape[0] + 1.75, f"Share mediated by later latents ({site})", note)
     (ax,) = pieces.panels(figure, 1, 1, right=0.5)
-    image = pieces.matrix(ax, grid, edited, names, pieces.scale_of(grid), marks.fillna(False).to_numpy(bool))
+    image = pieces.matrix(ax, grid, edited, names, pieces.scale_of(grid), marks == 1)
     pieces.plain(ax, "state out of step", "edited step", grid=False)
     ax.spines["bottom"].set_visible(False)
     pieces.colourbar(figure, image, ax, "mediated share")

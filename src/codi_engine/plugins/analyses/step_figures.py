@@ -60,10 +60,12 @@ def bars(ax: Any, names: Sequence[str], table: pd.DataFrame, colour: str = BLUE,
     ax.set_xticks(range(len(names)), list(names), fontsize=8.5)
 
 
-def curve(ax: Any, x: Sequence[float], table: pd.DataFrame, colour: str, label: str, mean: str = "mean", low: str = "ci_low", high: str = "ci_high") -> None:
+def curve(
+    ax: Any, x: Sequence[float], table: pd.DataFrame, colour: Any, label: str, mean: str = "mean", low: str = "ci_low", high: str = "ci_high", band: float = 0.14
+) -> None:  # fmt: skip
     """Draw means as a line with its interval as a band."""
     ax.plot(x, table[mean], "-o", color=colour, markersize=3.6, linewidth=1.6, label=label, zorder=3)
-    ax.fill_between(x, table[low].to_numpy(float), table[high].to_numpy(float), color=colour, alpha=0.14, linewidth=0, zorder=2)
+    ax.fill_between(x, table[low].to_numpy(float), table[high].to_numpy(float), color=colour, alpha=band, linewidth=0, zorder=2)
 
 
 def scale_of(values: np.ndarray) -> tuple[Colormap, Normalize]:
