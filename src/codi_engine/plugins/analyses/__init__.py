@@ -7,6 +7,7 @@ from typing import Any
 from codi_engine.core.plugin import Analysis
 from codi_engine.plugins.analyses.compare import Compare
 from codi_engine.plugins.analyses.correlation import Correlation
+from codi_engine.plugins.analyses.early_late import EarlyLate
 from codi_engine.plugins.analyses.importance import Importance
 from codi_engine.plugins.analyses.pathways import Pathways
 from codi_engine.plugins.analyses.resampling import Resampling
@@ -15,4 +16,4 @@ from codi_engine.plugins.analyses.step_effects import StepEffects
 from codi_engine.plugins.analyses.trajectories import Trajectories
 from codi_engine.plugins.analyses.words import Words
 
-ANALYSES: list[type[Analysis[Any]]] = [Importance, Pathways, Words, Correlation, Compare, Resampling, Shapley, StepEffects, Trajectories]
+ANALYSES: list[type[Analysis[Any]]] = [Importance, Pathways, Words, Correlation, Compare, EarlyLate, Resampling, Shapley, StepEffects, Trajectories]

@@ -76,6 +76,7 @@ def _histograms(problems: pd.DataFrame, impacts: Impacts) -> Figure:
         axes[number].hist(part, bins=edges, color=pieces.BLUE, zorder=2)
         axes[number].axvline(part.mean(), color=pieces.RUST, linewidth=1.4, zorder=3)
         pieces.plain(axes[number], "impact" if number >= len(order) - columns else "", "problems" if number % columns == 0 else "", f"step {step}")
+        axes[number].locator_params(axis="y", integer=True, nbins=4)
     for spare in axes[len(order) :]:
         spare.set_visible(False)
     return figure

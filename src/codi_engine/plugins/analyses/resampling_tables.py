@@ -127,7 +127,7 @@ def _lower(row: pd.Series, problems: pd.DataFrame, rule: Rule, confidence: float
 
 
 def _reason(row: pd.Series, bound: float, rule: Rule, confidence: float) -> str:
-    what = f"mean impact {row['mean']:+.3f}" if rule.by == "mean" else f"lower bound {bound:+.3f} ({confidence:.4g} interval)"
+    what = f"mean impact {row['mean']:+.3f}" if rule.by == "mean" else f"lower bound {bound:+.3f} of the {confidence * 100:.4g} % interval"
     text = f"step {row['step']}: {what} {'≥' if bound >= rule.impact else '<'} {rule.impact:g}"
     if bound != bound:
         text = f"step {row['step']}: no interval"
@@ -142,7 +142,8 @@ def summary(tables: Mapping[str, pd.DataFrame], impacts: Impacts, options: Resam
     steps = tables["steps"]
     lines = [f"{impacts.condition}: {impacts.metric} lost to other problems' latents, up to {impacts.donors} donors each"]
     for name, part in steps.groupby("subset", sort=False):
-        if name == WRONG and not (part["mean"].abs() > 0).any():
+        if name == WRONG:
+            lines += ["", f"{_word(WRONG)} ({stepping.n_text(part['n'])}): impact {part['mean'].mean():+.3f}, mean over steps; see the table"]
             continue
         lines += ["", f"{_word(str(name))} ({stepping.n_text(part['n'])})", *[_step_line(row) for _, row in part.iterrows()]]
     lines.append(f"* q < {options.q:g}, BH over {int(steps['p'].notna().sum())} tests; intervals over problems")
