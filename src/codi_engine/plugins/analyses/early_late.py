@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -124,7 +125,7 @@ class EarlyLate(Analysis[EarlyLateOptions]):
     def _losses(self, run: Run, condition: str, metric: str) -> Losses:
         cells = stepping.condition_cells(run, condition, self.options.at, self.name)
         table = stepping.loss(stepping.effects_by_steps(run, cells, metric, self.name), metric)
-        table = table[sorted(table.columns, key=lambda s: (len(s), s))]
+        table = table[sorted(stepping.sets_of(table), key=lambda s: (len(s), s))]
         if self.options.correct:
             right = stepping.answered_right(run, cells, self.name)
             if right is None:
@@ -148,7 +149,7 @@ class EarlyLate(Analysis[EarlyLateOptions]):
 def is_cumulative(steps: Sequence[stepping.Steps]) -> bool:
     """Say whether sets of steps grow by one step at a time, each holding the one before."""
     ordered = sorted(steps, key=len)
-    nested = all(set(a) < set(b) and len(b) == len(a) + 1 for a, b in zip(ordered, ordered[1:], strict=False))
+    nested = all(set(a) < set(b) and len(b) == len(a) + 1 for a, b in itertools.pairwise(ordered))
     return len(ordered) > 1 and len(ordered[0]) == 1 and nested
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def draw(
     tables: Mapping[str, pd.DataFrame], single: str | None, halves: tuple[list[int], list[int]] | None, metric: str, options: EarlyLateOptions
-) -> dict[str, Figure]:  # fmt: skip
+) -> dict[str, Figure]:
     """Return name → figure."""
     figures: dict[str, Figure] = {}
     if single is not None and halves is not None:
@@ -50,7 +50,8 @@ def _curves(table: pd.DataFrame, title: str, x: str, metric: str, options: Early
     strata = [s for s in dict.fromkeys(table["stratum"]) if s != WHOLE] or [WHOLE]
     for number, stratum in enumerate(strata[: len(pieces.HUES)]):
         part = table[table["stratum"] == stratum]
-        pieces.curve(ax, list(range(len(part))), part, pieces.HUES[number], f"{stratum} ({n_text(part['n'])})")
+        shift = 0.09 * (number - (min(len(strata), len(pieces.HUES)) - 1) / 2)
+        pieces.whiskers(ax, [i + shift for i in range(len(part))], part, pieces.HUES[number], f"{stratum} ({n_text(part['n'])})")
     ax.axhline(0, color=QUIET, linewidth=0.8)
     long = max(len(n) for n in names) > 3
     shown = [f"+{n.rpartition('+')[2]}" if long and "+" in n else n for n in names]

@@ -10,8 +10,8 @@ import pandas as pd
 
 from codi_engine.kernels.multiple import adjust
 from codi_engine.plugins.analyses.early_late import WHOLE
-from codi_engine.plugins.analyses.effects import interval_text, statistics
-from codi_engine.plugins.analyses.stepping import n_text, set_name
+from codi_engine.plugins.analyses.effects import are_shares, interval_text, statistics
+from codi_engine.plugins.analyses.stepping import n_text, set_name, sets_of
 
 if TYPE_CHECKING:
     from codi_engine.plugins.analyses.early_late import EarlyLateOptions, Losses
@@ -38,7 +38,14 @@ def contrast_tables(losses: Losses, halves: tuple[list[int], list[int]], options
     rows = []
     for name, part in strata_of(losses):
         some = per.loc[part.index]
-        rows.append({"stratum": name, "early": some["early"].mean(), "late": some["late"].mean(), **statistics(some["contrast"].to_numpy(float), options.confidence, False)})
+        rows.append(
+            {
+                "stratum": name,
+                "early": some["early"].mean(),
+                "late": some["late"].mean(),
+                **statistics(some["contrast"].to_numpy(float), options.confidence, False),
+            }
+        )
     table = pd.DataFrame(rows)
     table["q"] = adjust(table["p"].to_numpy(float))
     table["significant"] = table["q"] < options.q
@@ -56,14 +63,15 @@ def curve_table(conditions: Sequence[Losses], options: EarlyLateOptions) -> pd.D
     """Return one row per condition, stratum and set of steps: mean loss with interval; for growing sets what each step adds."""
     rows = []
     for losses in conditions:
+        shares = are_shares(pd.Series(losses.table.to_numpy(float).ravel()))
         for name, part in strata_of(losses):
             before: Any = None
-            for steps in part.columns:
+            for steps in sets_of(part):
                 values = part[steps].to_numpy(float)
-                found = statistics(values, options.confidence, False)
+                found = statistics(values, options.confidence, shares)
                 row = {"condition": losses.condition, "stratum": name, "steps": set_name(steps), "size": len(steps)}
                 row |= {k: found[k] for k in ("n", "missing", "mean", "ci_low", "ci_high", "sd", "hedges_g")}
-                if len(part.columns[-1]) > 1:
+                if len(sets_of(part)[-1]) > 1:
                     row |= _increment(steps, before, values, options.confidence)
                 rows.append(row)
                 before = (set(steps), values)
@@ -81,19 +89,24 @@ def _increment(steps: Sequence[int], before: tuple[set[int], np.ndarray] | None,
 
 
 def summary(
-    tables: Mapping[str, pd.DataFrame], single: str | None, halves: tuple[list[int], list[int]] | None, refused: str | None, metric: str, options: EarlyLateOptions
-) -> str:  # fmt: skip
+    tables: Mapping[str, pd.DataFrame],
+    single: str | None,
+    halves: tuple[list[int], list[int]] | None,
+    refused: str | None,
+    metric: str,
+    options: EarlyLateOptions,
+) -> str:
     """Say the contrast, or why there is none, and the curves."""
     lines: list[str] = []
     if single is not None and halves is not None:
         lines += _contrast_lines(tables["contrast"], single, halves, metric, options)
-        lines += ["", f"{single}: loss of {metric} by edited step", *_curve_lines(tables["steps"], "mean", "ci_low", "ci_high", "steps")]
+        lines += ["", f"{single}: loss ({metric}) by edited step", *_curve_lines(tables["steps"], "mean", "ci_low", "ci_high", "steps")]
     if refused is not None:
-        lines.append(f"early_late: condition '{refused}' is cumulative: its later sets hold the early steps, so late exceeds early")
-        lines.append("whatever the steps do. No contrast is given. Edit one step at a time: sweep: {step: all}")
+        lines.append(f"condition '{refused}' is cumulative: its later sets hold the early steps, which favours late ones whatever")
+        lines.append("the steps do. The contrast is refused; edit one step at a time: sweep: {step: all}")
     if "cumulative" in tables:
         for condition, part in tables["cumulative"].groupby("condition", sort=False):
-            lines += ["", f"{condition}: what each further step adds to the loss of {metric}"]
+            lines += ["", f"{condition}: what each further step adds to the loss ({metric})"]
             lines += _curve_lines(part, "increment", "increment_low", "increment_high", "added")
     return "\n".join(lines)
 
@@ -101,7 +114,7 @@ def summary(
 def _contrast_lines(table: pd.DataFrame, single: str, halves: tuple[list[int], list[int]], metric: str, options: EarlyLateOptions) -> list[str]:
     early, late = (", ".join(map(str, half)) for half in halves)
     only = ", answered right unedited" if options.correct else ""
-    lines = [f"{single}: loss of {metric} from a late step ({late}) minus an early one ({early}){only}"]
+    lines = [f"{single}: loss ({metric}) from a late step ({late}) minus an early one ({early}){only}"]
     width = max(len(_stratum(s, options)) for s in table["stratum"]) + 2
     for _, row in table.iterrows():
         effect = f"g = {row['hedges_g']:+.2f}" if row["hedges_g"] == row["hedges_g"] else row["note"] or "g –"

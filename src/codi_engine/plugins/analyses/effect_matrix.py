@@ -10,8 +10,7 @@ import pandas as pd
 
 from codi_engine.kernels.multiple import adjust
 from codi_engine.plugins.analyses import stepping
-from codi_engine.plugins.analyses.effects import interval_text, statistics
-from codi_engine.plugins.analyses.options import yes_or_no
+from codi_engine.plugins.analyses.effects import are_shares, interval_text, statistics
 
 if TYPE_CHECKING:
     from codi_engine.plugins.analyses.step_effects import Moves, StepEffectsOptions
@@ -64,15 +63,14 @@ def mediated_table(total: Moves, direct: Moves, edited: Sequence[int], states: S
     return table
 
 
-def metric_table(moves: Mapping[Any, Moves], edited: Sequence[int], metric: str, options: StepEffectsOptions) -> pd.DataFrame:
+def metric_table(moves: Mapping[Any, Moves], edited: Sequence[int], options: StepEffectsOptions) -> pd.DataFrame:
     """Return the effect on the metric per kind and edited step, tests corrected over all of them."""
+    shares = are_shares(pd.Series(np.concatenate([move.metric.ravel() for move in moves.values() if move.metric is not None])))
     rows = []
     for kind, move in moves.items():
         assert move.metric is not None
         for i, step in enumerate(edited):
-            rows.append(
-                {"effect": kind, "condition": move.condition, "edited": step, **statistics(move.metric[:, i], options.confidence, yes_or_no(metric))}
-            )
+            rows.append({"effect": kind, "condition": move.condition, "edited": step, **statistics(move.metric[:, i], options.confidence, shares)})
     table = pd.DataFrame(rows)
     table["q"] = adjust(table["p"].to_numpy(float))
     table["significant"] = table["q"] < options.q
@@ -139,7 +137,7 @@ def _mediated_lines(table: pd.DataFrame, options: StepEffectsOptions) -> list[st
     known = table[table["share"].notna()]
     if known.empty:
         return ["mediated share: undefined, no later state is moved"]
-    best = known.loc[known["share"].idxmax()]
+    best = known.iloc[int(known["share"].argmax())]
     span = f" [{best['share_ci_low']:.0%}, {best['share_ci_high']:.0%}]" if best["share_ci_low"] == best["share_ci_low"] else ""
     return [
         f"mediated by later latents (1 − direct / total): median {known['share'].median():.0%} of {len(known)} pairs; "
@@ -155,7 +153,7 @@ def _causality_lines(table: pd.DataFrame) -> list[str]:
         if wrong.empty:
             lines.append(f"{rule}: holds at all {len(part)} places")
         else:
-            worst = wrong.loc[wrong["largest"].idxmax()]
+            worst = wrong.iloc[int(wrong["largest"].argmax())]
             lines.append(
                 f"WARNING {rule}: violated at {len(wrong)} of {len(part)} places, at most {worst['largest']:.2g} "
                 f"(edited step {worst['edited']}, state {worst['state']}): rounding differs between edited and unedited runs, or the edit leaks"

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from codi_engine.plugins.analyses import step_figures as pieces
+from codi_engine.plugins.analyses.figures import INK
 from codi_engine.plugins.analyses.resampling import ALL, RIGHT
 from codi_engine.plugins.analyses.stepping import n_text
 
@@ -40,7 +41,7 @@ def _bars(steps: pd.DataFrame, impacts: Impacts, options: ResamplingOptions) -> 
         pieces.bars(ax, names, right, pieces.RUST, 0.2, width, f"answered right unedited ({n_text(right['n'])})")
         pieces.key(ax, loc="best")
     if options.go is not None:
-        ax.axhline(options.go.impact, color=pieces.INK, linewidth=0.9, linestyle="--")
+        ax.axhline(options.go.impact, color=INK, linewidth=0.9, linestyle="--")
     pieces.plain(ax, "latent step", f"impact ({impacts.metric})")
     return figure
 

@@ -95,19 +95,22 @@ def decide(steps: pd.DataFrame, problems: pd.DataFrame, rule: Rule, confidence: 
     ------
     UserError: the rule's step was not swept, or correctness is unknown
     """
-    part = steps[steps["subset"] == rule.of]
+    part = steps[steps["subset"] == rule.of].reset_index(drop=True)
     if part.empty:
         raise UserError(f"resampling: go.of: there are no {rule.of} problems, or the run has no accuracy; write of: all")
     if rule.step != "any":
-        part = part[part["step"] == str(rule.step)]
+        part = part[part["step"] == str(rule.step)].reset_index(drop=True)
         if part.empty:
             raise UserError(f"resampling: go.step: step {rule.step} was not swept; there are {', '.join(dict.fromkeys(steps['step']))}")
     held = 1 - (1 - confidence) / len(part)
-    bounds = part["mean"] if rule.by == "mean" else pd.Series([_lower(row, problems, rule, held) for _, row in part.iterrows()], index=part.index)
-    passes = (bounds >= rule.impact) & (part["n"] >= rule.n)
-    best = part.loc[passes] if passes.any() else part
-    row = best.loc[bounds[best.index].fillna(-np.inf).idxmax()]
-    bound = float(bounds[row.name])
+    if rule.by == "mean":
+        bounds = part["mean"].to_numpy(float)
+    else:
+        bounds = np.array([_lower(row, problems, rule, held) for _, row in part.iterrows()])
+    passes = (bounds >= rule.impact) & (part["n"] >= rule.n).to_numpy()
+    # of those that pass (of all, where none does) the strongest gives the reason
+    best = int(np.where(passes if passes.any() else True, np.nan_to_num(bounds, nan=-np.inf), -np.inf).argmax())
+    row, bound = part.iloc[best], float(bounds[best])
     verdict = "GO" if passes.any() else "NO-GO"
     return pd.DataFrame(
         [

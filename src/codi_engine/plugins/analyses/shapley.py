@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import Analysis, AnalysisResult
 from codi_engine.plugins.analyses import coalitions, stepping
-from codi_engine.plugins.analyses.options import YES_NO
 from codi_engine.plugins.analyses.selection import metric_of
 
 if TYPE_CHECKING:
@@ -74,9 +73,9 @@ class Shapley(Analysis[ShapleyOptions]):
         cells = stepping.condition_cells(run, condition, self.options.at, self.name)
         metric = metric_of(run, self.options.metric, self.name)
         effects = stepping.effects_by_steps(run, cells, metric, self.name)
-        players = tuple(sorted({s for steps in effects.columns for s in steps}))
+        players = tuple(sorted({s for steps in stepping.sets_of(effects) for s in steps}))
         values = np.zeros((len(effects), 2 ** len(players)))
-        for steps in effects.columns:
+        for steps in stepping.sets_of(effects):
             values[:, coalitions.mask_of(players, steps)] = effects[steps]
         known = ~np.isnan(values).any(1)
         if not known.any():
@@ -135,23 +134,17 @@ def _value_tables(game: Game, options: ShapleyOptions) -> dict[str, pd.DataFrame
     return {"values": values, "interactions": interactions, "efficiency": efficiency, "examples": examples}
 
 
-def _shares(game: Game) -> bool:
-    """Say whether the metric counts yes and no per example, so that Wilson's interval is right."""
-    import numpy as np
-
-    return game.metric in YES_NO and bool(np.isin(game.values, (0.0, 1.0)).all())
-
-
 def _set_table(game: Game, confidence: float) -> pd.DataFrame:
     """Return the effect of every set of edited steps."""
     import pandas as pd
 
-    from codi_engine.plugins.analyses.effects import statistics
+    from codi_engine.plugins.analyses.effects import are_shares, statistics
 
+    shares = are_shares(pd.Series(game.values[:, 1:].ravel()))
     rows = []
     for mask in sorted(range(1, game.values.shape[1]), key=lambda m: (m.bit_count(), coalitions.members_of(game.players, m))):
         edited = coalitions.members_of(game.players, mask)
-        found = statistics(game.values[:, mask], confidence, _shares(game))
+        found = statistics(game.values[:, mask], confidence, shares)
         rows.append({"edited": stepping.set_name(edited), "size": len(edited), **{k: found[k] for k in ("n", "mean", "ci_low", "ci_high", "sd", "hedges_g")}})
     return pd.DataFrame(rows)
 

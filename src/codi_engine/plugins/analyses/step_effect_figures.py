@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from codi_engine.plugins.analyses import step_figures as pieces
+from codi_engine.plugins.analyses.figures import INK, QUIET
 from codi_engine.plugins.analyses.stepping import n_text
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ def _matrices(kinds: list[str], tables: Mapping[str, pd.DataFrame], site: str, m
     box = axes[(len(kinds) - 1) * every + every - 1].get_position()
     bar = figure.colorbar(image, cax=figure.add_axes((1 - 0.85 / figure.get_figwidth(), box.y0, 0.13 / figure.get_figwidth(), box.height)))
     bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0, labelsize=7.5, colors=pieces.QUIET)
-    bar.set_label("relative distance", fontsize=7.5, color=pieces.QUIET)
+    bar.ax.tick_params(length=0, labelsize=7.5, colors=QUIET)
+    bar.set_label("relative distance", fontsize=7.5, color=QUIET)
     return figure
 
 
@@ -71,7 +72,7 @@ def _metric_column(ax: Any, table: pd.DataFrame, kind: str, edited: list[int], m
     ax.barh(y, part["mean"], height=0.6, color=pieces.RUST, alpha=0.85, zorder=2)
     for at, (_, row) in zip(y, part.iterrows(), strict=True):
         if np.isfinite(row["ci_low"]):
-            ax.plot([row["ci_low"], row["ci_high"]], [at, at], color=pieces.INK, linewidth=1.0, zorder=3)
+            ax.plot([row["ci_low"], row["ci_high"]], [at, at], color=INK, linewidth=1.0, zorder=3)
     limits = table[["mean", "ci_low", "ci_high"]].to_numpy(float)
     low, high = min(float(np.nanmin(limits)), 0.0), max(float(np.nanmax(limits)), 0.0)
     margin = 0.06 * (high - low) or 1.0
@@ -80,7 +81,7 @@ def _metric_column(ax: Any, table: pd.DataFrame, kind: str, edited: list[int], m
     pieces.plain(ax, metric, grid=False)
     ax.set_yticks([])
     ax.locator_params(axis="x", nbins=3)
-    ax.axvline(0, color=pieces.QUIET, linewidth=0.8)
+    ax.axvline(0, color=QUIET, linewidth=0.8)
 
 
 def _mediated(table: pd.DataFrame, site: str, options: StepEffectsOptions) -> Figure:

@@ -72,7 +72,7 @@ class StepEffects(Analysis[StepEffectsOptions]):
         if len(moves) == 2:
             tables["mediated"] = effect_matrix.mediated_table(moves["total"], moves["direct"], edited, states.steps, options)
         if metric is not None:
-            tables["metric"] = effect_matrix.metric_table(moves, edited, metric, options)
+            tables["metric"] = effect_matrix.metric_table(moves, edited, options)
         tables["causality"] = effect_matrix.causality_table(moves, edited, states.steps)
         figures = step_effect_figures.draw(tables, states.site, metric, options)
         return AnalysisResult(tables, figures, effect_matrix.summary(tables, states.site, metric, options))
@@ -93,7 +93,7 @@ class StepEffects(Analysis[StepEffectsOptions]):
             if name is not None and kinds.get(name) not in (None, kind):
                 raise UserError(f"{self.name}: {kind}: '{name}' has downstream: {'freeze' if kind == 'total' else 'propagate'}; give it as {kinds[name]}")
             if name is not None or any(not reason for reason in fits.values()):
-                found[kind] = stepping.chosen(name, fits or {c: "" for c in sets}, f"{self.name}: {kind}", "sweep: {step: all}")
+                found[kind] = stepping.chosen(name, fits or dict.fromkeys(sets, ""), f"{self.name}: {kind}", "sweep: {step: all}")
         if not found:
             stepping.chosen(self.options.condition, single, self.name, "edit one step at a time: sweep: {step: all}")
         return found

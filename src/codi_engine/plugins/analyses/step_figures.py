@@ -61,11 +61,25 @@ def bars(ax: Any, names: Sequence[str], table: pd.DataFrame, colour: str = BLUE,
 
 
 def curve(
-    ax: Any, x: Sequence[float], table: pd.DataFrame, colour: Any, label: str, mean: str = "mean", low: str = "ci_low", high: str = "ci_high", band: float = 0.14
-) -> None:  # fmt: skip
+    ax: Any,
+    x: Sequence[float],
+    table: pd.DataFrame,
+    colour: Any,
+    label: str,
+    mean: str = "mean",
+    low: str = "ci_low",
+    high: str = "ci_high",
+    band: float = 0.14,
+) -> None:
     """Draw means as a line with its interval as a band."""
     ax.plot(x, table[mean], "-o", color=colour, markersize=3.6, linewidth=1.6, label=label, zorder=3)
     ax.fill_between(x, table[low].to_numpy(float), table[high].to_numpy(float), color=colour, alpha=band, linewidth=0, zorder=2)
+
+
+def whiskers(ax: Any, x: Sequence[float], table: pd.DataFrame, colour: Any, label: str) -> None:
+    """Draw means as a line with their intervals as vertical lines, for curves whose bands would hide each other."""
+    ax.plot(x, table["mean"], "-o", color=colour, markersize=3.6, linewidth=1.5, label=label, zorder=3)
+    ax.vlines(x, table["ci_low"].to_numpy(float), table["ci_high"].to_numpy(float), color=colour, linewidth=1.0, alpha=0.7, zorder=2)
 
 
 def scale_of(values: np.ndarray) -> tuple[Colormap, Normalize]:
@@ -79,8 +93,14 @@ def scale_of(values: np.ndarray) -> tuple[Colormap, Normalize]:
 
 
 def matrix(
-    ax: Any, values: np.ndarray, rows: Sequence[Any], columns: Sequence[Any], scale: tuple[Colormap, Normalize], marks: np.ndarray | None = None, digits: int = 2
-) -> Any:  # fmt: skip
+    ax: Any,
+    values: np.ndarray,
+    rows: Sequence[Any],
+    columns: Sequence[Any],
+    scale: tuple[Colormap, Normalize],
+    marks: np.ndarray | None = None,
+    digits: int = 2,
+) -> Any:
     """Draw a matrix, first row on top, with its numbers where they fit; NaN cells stay blank, ``marks`` cells get a dot."""
     colours, norm = scale
     image = ax.pcolormesh(np.ma.masked_invalid(values), cmap=colours, norm=norm, edgecolors=PAPER, linewidth=1.4)

@@ -173,6 +173,11 @@ def effects_by_steps(run: Run, cells: pd.DataFrame, metric: str, who: str) -> pd
     return table.reindex(index=list(dict.fromkeys(cells["example"])))[order]
 
 
+def sets_of(effects: pd.DataFrame) -> list[Steps]:
+    """Return the sets of steps that columns are called by."""
+    return [tuple(map(int, column)) for column in effects.columns.to_list()]
+
+
 def loss(effects: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Return effects with the sign of damage: positive is worse (contrasts and metrics that rise stay, others are turned)."""
     return effects if rises(metric) else 0.0 - effects
