@@ -43,7 +43,8 @@ def banzhaf_weights(count: int) -> np.ndarray:
     """Return players × masks: the mean marginal contribution over all sets of the others, each weighed the same."""
     masks = np.arange(2**count)
     inside = (masks[None] >> np.arange(count)[:, None]) & 1
-    return (2.0 * inside - 1.0) / 2 ** (count - 1)
+    weights: np.ndarray = (2.0 * inside - 1.0) / 2 ** (count - 1)
+    return weights
 
 
 def interaction_weights(count: int) -> np.ndarray:

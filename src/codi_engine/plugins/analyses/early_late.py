@@ -125,7 +125,8 @@ class EarlyLate(Analysis[EarlyLateOptions]):
     def _losses(self, run: Run, condition: str, metric: str) -> Losses:
         cells = stepping.condition_cells(run, condition, self.options.at, self.name)
         table = stepping.loss(stepping.effects_by_steps(run, cells, metric, self.name), metric)
-        table = table[sorted(stepping.sets_of(table), key=lambda s: (len(s), s))]
+        order: list[stepping.Steps] = sorted(stepping.sets_of(table), key=lambda s: (len(s), s))
+        table = table[order]
         if self.options.correct:
             right = stepping.answered_right(run, cells, self.name)
             if right is None:

@@ -77,7 +77,7 @@ class Shapley(Analysis[ShapleyOptions]):
         values = np.zeros((len(effects), 2 ** len(players)))
         for steps in stepping.sets_of(effects):
             values[:, coalitions.mask_of(players, steps)] = effects[steps]
-        known = ~np.isnan(values).any(1)
+        known: np.ndarray = ~np.isnan(values).any(1)
         if not known.any():
             raise UserError(f"{self.name}: '{metric}' is undefined for every example; choose another metric")
         base = stepping.level(run, cells, metric, self.name).reindex(effects.index).to_numpy(float)
@@ -192,7 +192,7 @@ def _value_lines(values: pd.DataFrame) -> list[str]:
 def _link_line(links: pd.DataFrame) -> str:
     from codi_engine.plugins.analyses.effects import interval_text
 
-    row = links.loc[links["mean"].abs().idxmax()]
+    row = links.iloc[int(links["mean"].abs().argmax())]
     mark = "*" if row["significant"] else ""
     return f"strongest interaction: steps {row['a']} and {row['b']} {row['mean']:+.3f}{mark}{interval_text(row)}"
 
@@ -204,10 +204,10 @@ def _sufficient_lines(table: pd.DataFrame, game: Game, options: ShapleyOptions) 
         return [f"sufficient sets: {first['note']}"]
     good = table[table["smallest"]]
     if good.empty:
-        best = table.loc[table["share"].idxmax()]
+        best = table.iloc[int(table["share"].argmax())]
         return [f"no set of {verb} steps reaches {options.threshold:.0%} (100 % is {first['reference']}); most: {best['steps']}, {best['share']:.0%}"]
     size = int(good["size"].iloc[0])
-    lines = [f"smallest sets of {verb} steps ({share} ≥ {options.threshold:.0%}; 100 % is {first['reference']}): {len(good)} of {size}"]
+    lines = [f"smallest sets of {verb} steps ({share} ≥ {options.threshold:.0%}; 100 % is {first['reference']}): {len(good)} with {size} steps"]
     lines += [
         f"  {row['steps']}  {row['share']:.1%} [{row['ci_low']:.1%}, {row['ci_high']:.1%}]{'' if row['certain'] else '  (the interval reaches below)'}"
         for _, row in good.sort_values("share", ascending=False, kind="stable").head(6).iterrows()

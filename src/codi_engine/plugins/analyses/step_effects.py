@@ -144,7 +144,7 @@ class StepEffects(Analysis[StepEffectsOptions]):
         values = None
         if metric is not None:
             cells = stepping.condition_cells(run, condition, self.options.at, self.name)
-            effects = stepping.effects_by_steps(run, cells, metric, self.name).reindex(examples)
+            effects = stepping.effects_by_steps(run, cells, metric, self.name).reindex(list(examples))
             values = np.stack([effects[k,].to_numpy(float) for k in edited], 1)
         return Moves(condition, distance, cosine, values)
 

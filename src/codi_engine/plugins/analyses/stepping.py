@@ -120,10 +120,11 @@ def condition_cells(run: Run, condition: str, at: Mapping[str, Any], who: str) -
         values = cells[axis].dropna().unique()
         if len(values) > 1:
             raise UserError(f"{who}: '{condition}' is swept over {axis} too ({_listed(values)}); choose one: at={{{axis}: {values[0]}}}")
-    return cells.assign(steps=[step_set(v, who) for v in cells["step"]])
+    sets: list[Any] = [step_set(v, who) for v in cells["step"]]
+    return cells.assign(steps=sets)
 
 
-def _listed(values: Sequence[Any]) -> str:
+def _listed(values: Any) -> str:
     shown = [str(v) for v in values[:8]]
     return ", ".join(shown) + (", …" if len(values) > 8 else "")
 
