@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,10 +11,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from codi_engine.core.analyzing import analyze_runs
+from codi_engine.core.plugin import AnalysisResult
 from codi_engine.core.results import Run
 from codi_engine.core.sampling import generator
-from codi_engine.plugins.analyses.resampling import Resampling, ResamplingOptions, variance_parts
-from codi_engine.plugins.analyses.resampling_tables import bootstrap
+from codi_engine.plugins.analyses.resampling import Resampling, ResamplingOptions, Rule, variance_parts
+from codi_engine.plugins.analyses.resampling_tables import bootstrap, decide
 from tests.support.steps import analysed, by_steps, demo_run, planted, refused
 
 
@@ -123,32 +126,38 @@ def impacts(*means: float, n: int = 30, base: float | np.ndarray = 1.0) -> Run:
     return planted({"resample": steps}, base=base, conditions=conditions)
 
 
-def decision(run: Run, **rule: object) -> tuple[str, str]:
-    row = analysed(Resampling, run, bootstrap=0, go=rule).tables["decision"].iloc[0]
+def decision(result: AnalysisResult, **rule: Any) -> tuple[str, str]:
+    row = decide(result.tables["steps"], result.tables["problems"], Rule(**rule), 0.95).iloc[0]
     return row["decision"], row["reason"]
 
 
+def mean_and_bound(result: AnalysisResult, step: str) -> tuple[float, float]:
+    row = result.tables["steps"].query("subset == 'all'").set_index("step").loc[step]
+    return float(row["mean"]), float(row["ci_low"])
+
+
 def test_the_decision() -> None:
-    run = impacts(0.02, 0.3)
-    verdict, reason = decision(run, impact=0.05)
+    result = analysed(Resampling, impacts(0.02, 0.3), bootstrap=0, go={"impact": 0.05})
+    verdict, reason = decision(result, impact=0.05)
+    assert f"{verdict}: {reason}" == result.summary.splitlines()[-1]
     assert verdict == "GO"
     assert reason.startswith("step 1: lower bound +0.2")
-    assert "97.5 % interval] ≥" in reason or "of the 97.5 % interval ≥ 0.05, n = 30 ≥ 20 (all problems)" in reason
-    assert decision(run, step=0, impact=0.05)[0] == "NO-GO"
-    assert decision(run, step=1, impact=0.05, n=31) == ("NO-GO", decision(run, step=1, impact=0.05, n=31)[1])
-    assert "n = 30 < 31" in decision(run, step=1, impact=0.05, n=31)[1]
-    mean = analysed(Resampling, run, bootstrap=0).tables["steps"].query("subset == 'all'").set_index("step").loc["1", "mean"]
-    assert decision(run, step=1, impact=float(mean), by="mean")[0] == "GO"
-    assert decision(run, step=1, impact=float(mean), by="lower")[0] == "NO-GO"
+    assert reason.endswith("of the 97.5 % interval ≥ 0.05, n = 30 ≥ 20 (all problems)")
+    assert decision(result, step=0, impact=0.05)[0] == "NO-GO"
+    verdict, reason = decision(result, step=1, impact=0.05, n=31)
+    assert verdict == "NO-GO"
+    assert "n = 30 < 31" in reason
+    mean, _ = mean_and_bound(result, "1")
+    assert decision(result, step=1, impact=mean, by="mean")[0] == "GO"
+    assert decision(result, step=1, impact=mean, by="lower")[0] == "NO-GO"
 
 
 def test_any_step_must_pass_a_wider_interval() -> None:
     """Bonferroni over the steps: a bound that one step alone just passes is not passed as the best of two."""
-    run = impacts(0.02, 0.3)
-    row = analysed(Resampling, run, bootstrap=0).tables["steps"].query("subset == 'all'").set_index("step").loc["1"]
-    just = float(row["ci_low"])
-    assert decision(run, step=1, impact=just)[0] == "GO"
-    assert decision(run, step="any", impact=just)[0] == "NO-GO"
+    result = analysed(Resampling, impacts(0.02, 0.3), bootstrap=0)
+    _, just = mean_and_bound(result, "1")
+    assert decision(result, step=1, impact=just)[0] == "GO"
+    assert decision(result, step="any", impact=just)[0] == "NO-GO"
 
 
 def test_wrong_answers_are_reported_apart() -> None:
