@@ -208,7 +208,7 @@ def test_undefined_examples_are_left_out_and_counted() -> None:
 def test_an_edit_without_effect_says_so() -> None:
     result = game({"0": [1, 1, 1], "1": [1, 1, 1], "0+1": [1, 1, 1]})
     assert result.tables["values"]["note"].tolist() == ["constant: no effect in any example"] * 2
-    assert "100 % is the unedited run): 1 with 0 steps" in result.summary
+    assert "100% is the unedited run): 1 with 0 steps" in result.summary
     flat = analysed(Shapley, planted({"zero": {k: np.zeros(3) for k in ("0", "1", "0+1")}}, metric="kl", base=0.0))
     assert "sufficient sets: the reference is 0: no share can be formed" in flat.summary
 

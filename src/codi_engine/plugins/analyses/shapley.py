@@ -198,16 +198,16 @@ def _link_line(links: pd.DataFrame) -> str:
 
 
 def _sufficient_lines(table: pd.DataFrame, game: Game, options: ShapleyOptions) -> list[str]:
-    verb, share = ("patched", "reached") if game.plugin == "patch" else ("kept", "retained")
+    verb = "patched" if game.plugin == "patch" else "kept"
     first = table.iloc[0]
     if table["share"].isna().all():
         return [f"sufficient sets: {first['note']}"]
     good = table[table["smallest"]]
     if good.empty:
         best = table.iloc[int(table["share"].argmax())]
-        return [f"no set of {verb} steps reaches {options.threshold:.0%} (100 % is {first['reference']}); most: {best['steps']}, {best['share']:.0%}"]
+        return [f"no set of {verb} steps reaches {options.threshold:.0%} (100% is {first['reference']}); most: {best['steps']}, {best['share']:.0%}"]
     size = int(good["size"].iloc[0])
-    lines = [f"smallest sets of {verb} steps ({share} ≥ {options.threshold:.0%}; 100 % is {first['reference']}): {len(good)} with {size} steps"]
+    lines = [f"smallest sets of {verb} steps (share ≥ {options.threshold:.0%}; 100% is {first['reference']}): {len(good)} with {size} steps"]
     lines += [
         f"  {row['steps']}  {row['share']:.1%} [{row['ci_low']:.1%}, {row['ci_high']:.1%}]{'' if row['certain'] else '  (the interval reaches below)'}"
         for _, row in good.sort_values("share", ascending=False, kind="stable").head(6).iterrows()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from codi_engine.plugins.analyses.shapley import Game
 
 #: what a share of 1 stands for
-UNEDITED, AVOIDED, ALL, OTHER = "the unedited run", "no effect, 0 % editing all", "patching all steps", "the other prompt's run"
+UNEDITED, AVOIDED, ALL, OTHER = "the unedited run", "no effect, 0% editing all", "patching all steps", "the other prompt's run"
 
 
 def sufficient_table(game: Game, threshold: float, confidence: float) -> pd.DataFrame:
