@@ -106,7 +106,7 @@ def test_halves_are_chosen() -> None:
     assert "late: step 9 was not swept; there are 0, 1, 2, 3, 4, 5" in refused(EarlyLate, run, early=[0], late=[9])
     for options, message in (({"early": [0]}, "together"), ({"early": [0], "late": [0]}, "step 0 is in"), ({"split": 2, "early": [0], "late": [1]}, "either")):
         with pytest.raises(ValueError, match=message):
-            EarlyLateOptions(**options)  # type: ignore[arg-type]
+            EarlyLateOptions(**options)
 
 
 def test_only_right_answers() -> None:

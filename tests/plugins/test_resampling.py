@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from codi_engine.core.analyzing import analyze_runs
-from codi_engine.core.plugin import AnalysisResult
 from codi_engine.core.results import Run
 from codi_engine.core.sampling import generator
 from codi_engine.plugins.analyses.resampling import Resampling, ResamplingOptions, Rule, variance_parts
@@ -126,12 +125,12 @@ def impacts(*means: float, n: int = 30, base: float | np.ndarray = 1.0) -> Run:
     return planted({"resample": steps}, base=base, conditions=conditions)
 
 
-def decision(result: AnalysisResult, **rule: Any) -> tuple[str, str]:
-    row = decide(result.tables["steps"], result.tables["problems"], Rule(**rule), 0.95).iloc[0]
+def decision(result: Any, **rule: Any) -> tuple[str, str]:
+    row: Any = decide(result.tables["steps"], result.tables["problems"], Rule(**rule), 0.95).iloc[0]
     return row["decision"], row["reason"]
 
 
-def mean_and_bound(result: AnalysisResult, step: str) -> tuple[float, float]:
+def mean_and_bound(result: Any, step: str) -> tuple[float, float]:
     row = result.tables["steps"].query("subset == 'all'").set_index("step").loc[step]
     return float(row["mean"]), float(row["ci_low"])
 

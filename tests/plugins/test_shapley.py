@@ -14,7 +14,6 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from codi_engine.core.analyzing import analyze_runs
-from codi_engine.core.plugin import AnalysisResult
 from codi_engine.core.results import Run
 from codi_engine.plugins.analyses import coalitions, stepping
 from codi_engine.plugins.analyses.shapley import Shapley
@@ -152,7 +151,7 @@ def test_sufficient_sets_keep_the_accuracy(ablated: Run) -> None:
 
 def test_flips_and_divergences_have_their_own_references(ablated: Run) -> None:
     flips = analysed(Shapley, ablated, metric="flip").tables["sufficient"].set_index("steps")
-    cells = ablated.cells
+    cells: Any = ablated.cells
     assert flips.loc["0+1+2", "share"] == pytest.approx(1 - cells.loc[cells["step"].astype(str) == "3+4+5", "flip"].mean())
     kl = analysed(Shapley, ablated, metric="kl").tables["sufficient"].set_index("steps")
     mean = cells.groupby(cells["step"].astype(str))["kl"].mean()
@@ -165,7 +164,7 @@ def test_patches_reach_the_other_run_and_one_layer_is_chosen(patched: Run) -> No
     assert "has no layer 3; it has 1, 2" in refused(Shapley, patched, at={"layer": 3})
     assert "is no other axis" in refused(Shapley, patched, at={"layr": 3})
     result = analysed(Shapley, patched, at={"layer": 2})
-    cells = patched.cells[(patched.cells["layer"] == 2)]
+    cells: Any = patched.cells[patched.cells["layer"] == 2]
     mean = cells.groupby("step")["normalized_effect"].mean()
     table = result.tables["sufficient"].set_index("steps")
     assert table.loc["0+2", "share"] == pytest.approx(mean["0+2"])
@@ -186,7 +185,7 @@ def test_results_are_written_and_lines_are_short(ablated: Run) -> None:
 # ------------------------------------------------------------------------------------------- planted, refused
 
 
-def game(values: dict[str, list[float]], **more: Any) -> AnalysisResult:
+def game(values: dict[str, list[float]], **more: Any) -> Any:
     return analysed(Shapley, planted({"zero": {k: np.array(v, float) for k, v in values.items()}}, **more), metric="accuracy")
 
 

@@ -177,7 +177,7 @@ def naive_similarity(
     return float(np.mean(cosines)), float(np.mean(distances))
 
 
-def one(table: pd.DataFrame, **keys: Any) -> pd.Series:
+def one(table: Any, **keys: Any) -> Any:
     """The one row with these values."""
     for column, value in keys.items():
         table = table[(table[column] == value).fillna(False).to_numpy(bool)]
@@ -257,7 +257,7 @@ def test_distance_and_cosine(a: np.ndarray, b: np.ndarray, factor: float) -> Non
     elif a.any() and not np.isnan(c):
         x, y = a.astype(float), b.astype(float)
         # the law of cosines ties the two
-        size = np.linalg.norm(x) / np.linalg.norm(y)
+        size = float(np.linalg.norm(x) / np.linalg.norm(y))
         assert d**2 == pytest.approx(1 + size**2 - 2 * size * c, abs=1e-6 * (1 + size**2))
         assert latent_states.cosine(factor * x, y) == pytest.approx(c, abs=1e-9)
 

@@ -12,7 +12,7 @@ import pytest
 
 from codi_engine import Experiment, open_run
 from codi_engine.core.errors import UserError
-from codi_engine.core.plugin import Analysis, AnalysisResult
+from codi_engine.core.plugin import Analysis
 from codi_engine.core.results import Run
 from codi_engine.core.work import Work
 
@@ -30,7 +30,8 @@ def demo_run(folder: Path, **keys: Any) -> Run:
     return open_run(Experiment.from_dict({**value, **keys}).run(folder / "run").path)
 
 
-def analysed(analysis: type[Analysis[Any]], run: Run, **options: Any) -> AnalysisResult:
+def analysed(analysis: type[Analysis[Any]], run: Run, **options: Any) -> Any:
+    """An AnalysisResult, untyped: tests look into its tables in ways that stubs of pandas do not know."""
     return analysis(analysis.Options(**options)).analyze([run], Work())
 
 
