@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,29 @@ def test_nothing_moves_before_the_edit_and_the_last_step_has_no_mediator(both: R
     metric = result.tables["metric"].set_index(["effect", "edited"])
     assert metric.loc[("total", 5), "mean"] == metric.loc[("direct", 5), "mean"]
     assert metric.loc[("total", 0), "mean"] != metric.loc[("direct", 0), "mean"]
+
+
+def test_the_last_layer_acts_through_the_next_latent_alone(tmp_path: Path) -> None:
+    """What leaves the last block is in no key and no value, so pinned latents stop it: no direct effect at all."""
+    edit = {"plugin": "zero", "site": "resid_post.3"}
+    conditions = {
+        "total": {"intervention": edit, "sweep": {"step": [1, 3]}},
+        "direct": {"intervention": {**edit, "downstream": "freeze"}, "sweep": {"step": [1, 3]}},
+    }
+    run = demo_run(tmp_path, data={"plugin": "demo-problems", "limit": 3}, conditions=conditions, capture=["latent_out"])
+    table = analysed(StepEffects, run).tables["mediated"]
+    assert (table["direct"] == 0).all()
+    assert (table["total"] > 0).all()
+    assert (table["share"] == 1).all()
+
+
+def test_unedited_prompts_of_templates_are_not_mixed_up(tmp_path: Path) -> None:
+    sweep = {"step": [0]}
+    conditions = {"plain": {"intervention": ZERO, "sweep": sweep}, "asked": {"intervention": ZERO, "sweep": sweep, "prompt": "Solve. {question}"}}
+    run = demo_run(tmp_path, data={"plugin": "demo-problems", "limit": 2}, conditions=conditions, metrics=["kl"], capture=["latent_out"])
+    for analysis in (Trajectories, StepEffects):
+        options = {"condition": "plain"} if analysis is StepEffects else {}
+        assert "several unedited prompts per example" in refused(analysis, run, **options)
 
 
 def test_mediated_shares(both: Run) -> None:

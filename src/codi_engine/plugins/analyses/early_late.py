@@ -55,6 +55,7 @@ class Losses:
     """Losses of one condition, examples × sets of steps in their order (positive is worse), and each example's stratum."""
 
     condition: str
+    metric: str
     table: pd.DataFrame
     strata: pd.Series | None
 
@@ -134,7 +135,7 @@ class EarlyLate(Analysis[EarlyLateOptions]):
             table = table[right.reindex(table.index).to_numpy(bool)]
             if table.empty:
                 raise UserError(f"{self.name}: correct: no example is answered right unedited")
-        return Losses(condition, table, self._strata(run, cells, table.index))
+        return Losses(condition, metric, table, self._strata(run, cells, table.index))
 
     def _strata(self, run: Run, cells: pd.DataFrame, examples: pd.Index) -> pd.Series | None:
         by = self.options.by

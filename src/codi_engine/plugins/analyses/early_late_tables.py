@@ -11,6 +11,7 @@ import pandas as pd
 from codi_engine.kernels.multiple import adjust
 from codi_engine.plugins.analyses.early_late import WHOLE
 from codi_engine.plugins.analyses.effects import are_shares, interval_text, statistics
+from codi_engine.plugins.analyses.options import yes_or_no
 from codi_engine.plugins.analyses.stepping import n_text, set_name, sets_of
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def curve_table(conditions: Sequence[Losses], options: EarlyLateOptions) -> pd.D
     """Return one row per condition, stratum and set of steps: mean loss with interval; for growing sets what each step adds."""
     rows = []
     for losses in conditions:
-        shares = are_shares(pd.Series(losses.table.to_numpy(float).ravel()))
+        shares = yes_or_no(losses.metric) and are_shares(pd.Series(losses.table.to_numpy(float).ravel()))
         for name, part in strata_of(losses):
             before: Any = None
             for steps in sets_of(part):

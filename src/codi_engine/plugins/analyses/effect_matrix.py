@@ -11,6 +11,7 @@ import pandas as pd
 from codi_engine.kernels.multiple import adjust
 from codi_engine.plugins.analyses import stepping
 from codi_engine.plugins.analyses.effects import are_shares, interval_text, statistics
+from codi_engine.plugins.analyses.options import yes_or_no
 
 if TYPE_CHECKING:
     from codi_engine.plugins.analyses.step_effects import Moves, StepEffectsOptions
@@ -63,9 +64,9 @@ def mediated_table(total: Moves, direct: Moves, edited: Sequence[int], states: S
     return table
 
 
-def metric_table(moves: Mapping[Any, Moves], edited: Sequence[int], options: StepEffectsOptions) -> pd.DataFrame:
+def metric_table(moves: Mapping[Any, Moves], edited: Sequence[int], metric: str, options: StepEffectsOptions) -> pd.DataFrame:
     """Return the effect on the metric per kind and edited step, tests corrected over all of them."""
-    shares = are_shares(pd.Series(np.concatenate([move.metric.ravel() for move in moves.values() if move.metric is not None])))
+    shares = yes_or_no(metric) and are_shares(pd.Series(np.concatenate([move.metric.ravel() for move in moves.values() if move.metric is not None])))
     rows = []
     for kind, move in moves.items():
         assert move.metric is not None
@@ -140,7 +141,7 @@ def _mediated_lines(table: pd.DataFrame, options: StepEffectsOptions) -> list[st
     best = known.iloc[int(known["share"].argmax())]
     span = f" [{best['share_ci_low']:.0%}, {best['share_ci_high']:.0%}]" if best["share_ci_low"] == best["share_ci_low"] else ""
     return [
-        f"mediated by later latents (1 − direct / total): median {known['share'].median():.0%} of {len(known)} pairs; "
+        f"mediated (1 − direct / total): median {known['share'].median():.0%} of {len(known)} pairs; "
         f"most {best['edited']} → {best['state']} {best['share']:.0%}{span}",
         f"total and direct differ in {int(table['significant'].sum())} of {int(table['p'].notna().sum())} pairs (q < {options.q:g}, BH)",
     ]

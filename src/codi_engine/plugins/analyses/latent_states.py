@@ -61,6 +61,7 @@ def read_states(run: Run, site: str | None, who: str) -> States:
         raise UserError(f"{who}: the run has no edited cells with captured '{name}'")
     cells = _axes(edited, run)
     values, others = _ordered(edited), _ordered(base.rename(example="cell") if "example" in base.dims else base)
+    _refuse_templates(run, who)
     unedited: dict[tuple[str, str], np.ndarray] = {}
     for row, (example, variant) in enumerate(zip(*_own(base, len(others)), strict=True)):
         unedited.setdefault((str(example), str(variant)), others[row])
@@ -71,11 +72,19 @@ def read_states(run: Run, site: str | None, who: str) -> States:
     return States(name, cells, values, unedited, layers, [int(v) for v in edited["step"].values])
 
 
+def _refuse_templates(run: Run, who: str) -> None:
+    """Refuse runs in which an example has several unedited prompts: which one a state belongs to is not known."""
+    base = run.baseline
+    if base.duplicated([k for k in ("example", "variant", "trial") if k in base]).any():
+        raise UserError(f"{who}: the run has several unedited prompts per example (prompt templates); analyse a run without them")
+
+
 def _default_site(run: Run, who: str) -> str:
     known = [a.split("/")[1] for a in run.store.arrays if a.startswith("activations/")]
     if "latent_out" in known:
         return "latent_out"
-    at_steps = [n for n in known if "step" in run.store.spec(f"activations/{n}/value").dims] if known else []
+    dense = [n for n in known if not run.store.is_sparse(f"activations/{n}")]
+    at_steps = [n for n in dense if "step" in run.store.spec(f"activations/{n}/value").dims]
     if not at_steps:
         raise UserError(f"{who}: no states of latent steps were captured; add capture: [latent_out] to the experiment")
     if len(at_steps) > 1:

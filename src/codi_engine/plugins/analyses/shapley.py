@@ -12,6 +12,7 @@ from pydantic import Field
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import Analysis, AnalysisResult
 from codi_engine.plugins.analyses import coalitions, stepping
+from codi_engine.plugins.analyses.options import yes_or_no
 from codi_engine.plugins.analyses.selection import metric_of
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def _set_table(game: Game, confidence: float) -> pd.DataFrame:
 
     from codi_engine.plugins.analyses.effects import are_shares, statistics
 
-    shares = are_shares(pd.Series(game.values[:, 1:].ravel()))
+    shares = yes_or_no(game.metric) and are_shares(pd.Series(game.values[:, 1:].ravel()))
     rows = []
     for mask in sorted(range(1, game.values.shape[1]), key=lambda m: (m.bit_count(), coalitions.members_of(game.players, m))):
         edited = coalitions.members_of(game.players, mask)

@@ -72,7 +72,7 @@ class StepEffects(Analysis[StepEffectsOptions]):
         if len(moves) == 2:
             tables["mediated"] = effect_matrix.mediated_table(moves["total"], moves["direct"], edited, states.steps, options)
         if metric is not None:
-            tables["metric"] = effect_matrix.metric_table(moves, edited, options)
+            tables["metric"] = effect_matrix.metric_table(moves, edited, metric, options)
         tables["causality"] = effect_matrix.causality_table(moves, edited, states.steps)
         figures = step_effect_figures.draw(tables, states.site, metric, options)
         return AnalysisResult(tables, figures, effect_matrix.summary(tables, states.site, metric, options))
