@@ -106,9 +106,8 @@ def test_unedited_prompts_of_templates_are_not_mixed_up(tmp_path: Path) -> None:
     sweep = {"step": [0]}
     conditions = {"plain": {"intervention": ZERO, "sweep": sweep}, "asked": {"intervention": ZERO, "sweep": sweep, "prompt": "Solve. {question}"}}
     run = demo_run(tmp_path, data={"plugin": "demo-problems", "limit": 2}, conditions=conditions, metrics=["kl"], capture=["latent_out"])
-    for analysis in (Trajectories, StepEffects):
-        options = {"condition": "plain"} if analysis is StepEffects else {}
-        assert "several unedited prompts per example" in refused(analysis, run, **options)
+    assert "several unedited prompts per example" in refused(Trajectories, run)
+    assert "several unedited prompts per example" in refused(StepEffects, run, condition="plain")
 
 
 def test_mediated_shares(both: Run) -> None:
