@@ -8,6 +8,7 @@ from codi_engine.core.plugin import Analysis
 from codi_engine.plugins.analyses.attribution import Attribution
 from codi_engine.plugins.analyses.compare import Compare
 from codi_engine.plugins.analyses.correlation import Correlation
+from codi_engine.plugins.analyses.early_late import EarlyLate
 from codi_engine.plugins.analyses.importance import Importance
 from codi_engine.plugins.analyses.logit_lens import LogitLens
 from codi_engine.plugins.analyses.pathways import Pathways
@@ -17,3 +18,10 @@ from codi_engine.plugins.analyses.select_features import SelectFeatures
 from codi_engine.plugins.analyses.words import Words
 
 ANALYSES: list[type[Analysis[Any]]] = [Attribution, Compare, Correlation, Importance, LogitLens, Pathways, Probes, Proportions, SelectFeatures, Words]
+from codi_engine.plugins.analyses.resampling import Resampling
+from codi_engine.plugins.analyses.shapley import Shapley
+from codi_engine.plugins.analyses.step_effects import StepEffects
+from codi_engine.plugins.analyses.trajectories import Trajectories
+from codi_engine.plugins.analyses.words import Words
+
+ANALYSES: list[type[Analysis[Any]]] = [Importance, Pathways, Words, Correlation, Compare, EarlyLate, Resampling, Shapley, StepEffects, Trajectories]
