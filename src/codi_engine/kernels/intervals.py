@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from codi_engine.kernels import shares
+
 
 def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
     """Return (mean, low, high): Student's t, or Wilson's score interval where every value is 0 or 1; NaN is no value.
@@ -28,11 +30,6 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, 
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's score interval of a proportion (Wilson 1927)."""
-    from scipy import stats
-
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
-    share = successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return 0.0 if successes == 0 else max(0.0, float(centre - half)), 1.0 if successes == n else min(1.0, float(centre + half))
+    """Return Wilson's score interval of one proportion (Wilson 1927)."""
+    low, high = shares.wilson(np.array(successes / n), np.array(n), confidence)
+    return float(low), float(high)

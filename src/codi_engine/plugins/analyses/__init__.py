@@ -14,14 +14,14 @@ from codi_engine.plugins.analyses.logit_lens import LogitLens
 from codi_engine.plugins.analyses.pathways import Pathways
 from codi_engine.plugins.analyses.probes import Probes
 from codi_engine.plugins.analyses.proportions import Proportions
-from codi_engine.plugins.analyses.select_features import SelectFeatures
-from codi_engine.plugins.analyses.words import Words
-
-ANALYSES: list[type[Analysis[Any]]] = [Attribution, Compare, Correlation, Importance, LogitLens, Pathways, Probes, Proportions, SelectFeatures, Words]
 from codi_engine.plugins.analyses.resampling import Resampling
+from codi_engine.plugins.analyses.select_features import SelectFeatures
 from codi_engine.plugins.analyses.shapley import Shapley
 from codi_engine.plugins.analyses.step_effects import StepEffects
 from codi_engine.plugins.analyses.trajectories import Trajectories
 from codi_engine.plugins.analyses.words import Words
 
-ANALYSES: list[type[Analysis[Any]]] = [Importance, Pathways, Words, Correlation, Compare, EarlyLate, Resampling, Shapley, StepEffects, Trajectories]
+ANALYSES: list[type[Analysis[Any]]] = [
+    Attribution, Compare, Correlation, EarlyLate, Importance, LogitLens, Pathways, Probes, Proportions,
+    Resampling, SelectFeatures, Shapley, StepEffects, Trajectories, Words,
+]  # fmt: skip

@@ -10,9 +10,10 @@ import pandas as pd
 
 from codi_engine.core.errors import UserError
 from codi_engine.core.sampling import generator
+from codi_engine.kernels.intervals import wilson
 from codi_engine.kernels.multiple import adjust
 from codi_engine.plugins.analyses import stepping
-from codi_engine.plugins.analyses.effects import interval_text, statistics, wilson
+from codi_engine.plugins.analyses.effects import interval_text, statistics
 from codi_engine.plugins.analyses.resampling import ALL, RIGHT, WRONG, variance_parts
 
 if TYPE_CHECKING:

@@ -78,7 +78,7 @@ class Shapley(Analysis[ShapleyOptions]):
         values = np.zeros((len(effects), 2 ** len(players)))
         for steps in stepping.sets_of(effects):
             values[:, coalitions.mask_of(players, steps)] = effects[steps]
-        known: np.ndarray = ~np.isnan(values).any(1)
+        known = np.asarray(~np.isnan(values).any(axis=1))
         if not known.any():
             raise UserError(f"{self.name}: '{metric}' is undefined for every example; choose another metric")
         base = stepping.level(run, cells, metric, self.name).reindex(effects.index).to_numpy(float)

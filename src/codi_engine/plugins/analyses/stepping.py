@@ -202,7 +202,7 @@ def ratio(above: np.ndarray, below: np.ndarray, confidence: float) -> dict[str, 
     import numpy as np
     from scipy import stats
 
-    from codi_engine.plugins.analyses.effects import wilson
+    from codi_engine.kernels.intervals import wilson
 
     known = ~(np.isnan(above) | np.isnan(below))
     a, b = above[known], below[known]
