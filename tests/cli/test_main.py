@@ -151,7 +151,7 @@ def test_run_then_again_then_larger(cli: Run, here: Path) -> None:
     code, out, _ = cli("run", "small.yaml", "-s", "seed=1", "--output", "elsewhere/{name}_s{seed}")
     assert code == 0
     assert (here / "elsewhere/small_s1/ledger").is_file()
-    refused(cli("analyze", "runs/small", "importanc"), "'importanc' is neither a run directory nor an analysis; did you mean 'importance'?")
+    refused(cli("analyze", "runs/small", "importanc"), "'importanc' is neither a run directory nor an analysis; did you mean 'importance'")
     refused(cli("analyze", "runs/small", "importance", "-s", "by=step_count"), "no field 'step_count'")
     refused(cli("analyze", "runs/small", "importance", "-s", "metric"), "write option=value")
     code, out, _ = cli("analyze", "runs/small", "importance", "-s", "metric=flip")

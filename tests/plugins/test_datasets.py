@@ -33,7 +33,8 @@ def test_problems_understand_gsm8k_and_numbers(tmp_path: Path) -> None:
     ]
     data = load("problems", path=str(write_lines(tmp_path / "p.jsonl", records)))
     assert [e.prompts["main"].answer for e in data.examples] == [4.0, 2000.5, 2000.0, -3.0]
-    assert data.examples[0].fields == {"steps": 1}
+    assert data.examples[0].fields == {"steps": 1, "solution": "2 + 2 = <<2+2=4>>4\n#### 4"}
+    assert data.examples[1].fields == {}
 
 
 def test_json_jsonl_and_parquet_are_the_same(tmp_path: Path) -> None:
