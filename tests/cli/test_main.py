@@ -179,7 +179,7 @@ def test_dry_run_without_a_file_is_the_demo(cli: Run) -> None:
 def test_check_shows_where_edits_fire(cli: Run, here: Path) -> None:
     code, out, _ = cli("check", "small.yaml", "--limit", "1")
     assert code == 0
-    assert re.search(r"patch\s+resid_post\.0\s+0, 5\s+2 of 2\s+[\d.]+ → [\d.]+\s+exact", out)
+    assert re.search(r"patch\s+resid_post\.0@latent\s+0, 5\s+2 of 2\s+[\d.]+ → [\d.]+\s+exact", out)
     assert "self-patch is an identity" in out
     assert not (here / "runs").exists()
 
