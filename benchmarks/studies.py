@@ -1,4 +1,4 @@
-"""Two studies of latent thoughts on the demo model: whole runs of codi-engine against a plain loop, one generation at a time.
+"""Studies on the demo model: whole runs of codi-engine against a plain loop, one generation at a time.
 
 resample: problems × 6 latent steps × 10 donors, the donor's latent put in place of the model's own, 12 decoded tokens.
 ablation: problems × 6 cumulative sets of steps ([0], [0, 1], …), block 2's output set to zero there, 12 decoded tokens.
@@ -216,6 +216,36 @@ def compare(name: str, args: argparse.Namespace) -> None:
         print(f"{label:28}{wall:9.1f}{cpu:9.1f}{count / wall:13.0f}{wall / ours[0]:13.1f}{cpu / ours[1]:12.1f}", flush=True)
 
 
+def capture_cost(args: argparse.Namespace) -> None:
+    """Time feature patching while generating, without and with capture of all listed features' codes (CPU seconds)."""
+    edit = {"plugin": "sae", "sae": "demo", "site": "resid_post", "tokens": "last"}
+    value: dict[str, Any] = {
+        "name": "features",
+        "model": {"plugin": "causal_lm", "path": "demo", "device": "cpu"},
+        "data": {"plugin": "demo-prompts", "limit": 2},
+        "conditions": {side: {"intervention": {**edit, "value": side}} for side in ("more", "less")},
+        "sweep": {"feature": {"from": "demo", "limit": 8}},
+        "trials": 30,
+        "generate": {"max_new_tokens": 40, "do_sample": True, "temperature": 2.0, "top_p": 0.95},
+    }
+    captures: dict[str, list[Any]] = {"no capture": []}
+    captures |= {f"40 features, {how} over tokens": [{"sae": "demo", "features": {"from": "demo"}, "reduce": how}] for how in ("last", "mean", "max")}
+    captures["all 2,048 features, last token"] = [{"sae": "demo", "features": "all", "reduce": "last"}]
+    seconds: dict[str, list[float]] = {label: [] for label in captures}
+    for number in range(args.repeats + 1):
+        for label, capture in captures.items():
+            experiment = Experiment.from_dict({**value, "capture": capture})
+            with tempfile.TemporaryDirectory(prefix="codi-engine-bench-") as folder:
+                begun = time.process_time()
+                experiment.run(Path(folder) / "run")
+                if number:  # the first round warms up
+                    seconds[label].append(time.process_time() - begun)
+    plain = statistics.median(seconds["no capture"])
+    print("\nfeature patching while generating: 2 prompts × 8 features × 2 conditions × 30 trials, sampled")
+    for label, values in seconds.items():
+        print(f"{label:36}{statistics.median(values):8.2f} CPU s{statistics.median(values) / plain:8.2f} × without capture", flush=True)
+
+
 def peak(args: argparse.Namespace) -> None:
     """Print the peak resident memory of a fresh process that runs the resample study and nothing else."""
     command = [sys.executable, __file__, "--problems", str(args.problems), "--threads", str(args.threads), "--only"]
@@ -247,6 +277,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"torch {torch.__version__}, {args.threads} thread(s), demo model, {args.problems} and {args.ablated} problems, medians of {args.repeats}")
     for name in STUDIES:
         compare(name, args)
+    capture_cost(args)
     peak(args)
 
 

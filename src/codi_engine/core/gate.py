@@ -112,7 +112,7 @@ def _places(by_phase: Mapping[Any, Sequence[int]]) -> str:
 def _changed(condition: str, editor: Editor) -> None:
     """An intervention that is no identity must change its site somewhere."""
     groups = [g.intervention for g in editor.groups[2:] if g.intervention is not None]
-    if all(g.identity() for g in groups):
+    if all(g.identity() or g.may_change_nothing for g in groups):
         return
     for (name, site), record in editor.fired.items():
         if name == condition and record.changed == 0:
