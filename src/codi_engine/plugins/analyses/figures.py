@@ -108,8 +108,8 @@ def _panel(figure: Figure, ax: Any, bar: Any, title: str, part: pd.DataFrame, do
     ax.set_xlim(-0.5, max(columns, len(xs)) - 0.5)
     _annotate(ax, values, dots, colours, norm)
     ax.set_title(title, loc="left", fontsize=10, color=INK, pad=5)
-    ax.set_xticks(range(len(xs)), [str(x) for x in xs] if len(xs) <= 24 else [str(x) if i % (len(xs) // 12) == 0 else "" for i, x in enumerate(xs)])
-    ax.set_yticks(range(len(ys)), [str(y) for y in ys])
+    ax.set_xticks(range(len(xs)), [tick(x) for x in xs] if len(xs) <= 24 else [tick(x) if i % (len(xs) // 12) == 0 else "" for i, x in enumerate(xs)])
+    ax.set_yticks(range(len(ys)), [tick(y) for y in ys])
     ax.set_xlabel({"step": "latent step"}.get(across or "", across or ""), fontsize=9, color=QUIET, labelpad=3)
     ax.set_ylabel(down or "", fontsize=9, color=QUIET)
     ax.tick_params(length=0, labelsize=9, colors=INK)
@@ -122,6 +122,13 @@ def _panel(figure: Figure, ax: Any, bar: Any, title: str, part: pd.DataFrame, do
     colourbar.update_ticks()
     if down or columns == 1:
         colourbar.set_label(WORDS.get(metric, metric), fontsize=7.5, color=QUIET)
+
+
+def tick(label: Any) -> str:
+    """Return an axis label as it fits under a column: the set 0+1+2+3 is 0–3."""
+    parts = str(label).split("+")
+    whole = len(parts) > 2 and all(p.isdigit() for p in parts) and int(parts[-1]) - int(parts[0]) == len(parts) - 1
+    return f"{parts[0]}–{parts[-1]}" if whole else str(label)
 
 
 def _few_ticks() -> Any:
@@ -156,7 +163,7 @@ def bars(table: pd.DataFrame, axes: Sequence[str], metric: str, options: Importa
             if np.isfinite(low) and np.isfinite(high):
                 ax.plot([x, x], [low, high], color=INK, linewidth=1.1, zorder=3)
         ax.axhline(0, color=QUIET, linewidth=0.8)
-        ax.set_xticks(range(len(groups)), [str(g[0]) for g in groups], fontsize=8.5)
+        ax.set_xticks(range(len(groups)), [tick(g[0]) for g in groups], fontsize=8.5)
         ax.set_title(f"{condition} by {axis}" if axis else str(condition), loc="left", fontsize=10, color=INK)
         ax.set_ylabel(metric, fontsize=8.5, color=QUIET)
         ax.tick_params(length=0, labelsize=8.5, colors=INK)
@@ -180,7 +187,7 @@ def example_map(per: pd.DataFrame, axes: Sequence[str], metric: str) -> Figure |
     ax = figure.add_subplot()
     colours, norm = _scale(grid.to_numpy(float), True)
     image = ax.pcolormesh(np.ma.masked_invalid(grid.to_numpy(float)), cmap=colours, norm=norm, edgecolors=PAPER, linewidth=0.4)
-    ax.set_xticks(np.arange(grid.shape[1]) + 0.5, [str(c) for c in grid.columns], fontsize=8.5)
+    ax.set_xticks(np.arange(grid.shape[1]) + 0.5, [tick(c) for c in grid.columns], fontsize=8.5)
     ax.set_yticks(np.arange(len(grid)) + 0.5, [str(e) for e in grid.index], fontsize=6)
     ax.set_xlabel("latent step" if across == "step" else across, fontsize=9, color=QUIET)
     ax.set_ylabel("example (strongest on top)", fontsize=9, color=QUIET)
