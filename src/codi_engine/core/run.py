@@ -108,7 +108,9 @@ class PlanSummary:
         ]
         for condition in plan.conditions:
             axes = " × ".join(f"{name} {len(values)}" for name, values in condition.axes.items()) or "one point"
-            rows.append((f"  {condition.name}", f"{condition.plugin.name} at {condition.site}, {condition.phase}: {axes}"))
+            tokens = {"last": "last token of every forward", "all": "every token", None: condition.phase}
+            where = tokens[condition.tokens]
+            rows.append((f"  {condition.name}", f"{condition.plugin.name} at {condition.site}, {where}: {axes}"))
         return [*rows, ("cells", f"{self.cells:,} edited + {self.prompts * plan.trials:,} unedited"), ("units", f"{self.units:,}")]
 
     def costed(self) -> list[tuple[str, str]]:
