@@ -28,11 +28,11 @@ def estimate(prepared: Prepared) -> tuple[int, int, float]:
     answer = min(experiment.generate.max_new_tokens, 12) + 2
     per_prompt = info.latents + answer
     tokens = float(sum(lengths)) + len(plan.prompts) * plan.trials * per_prompt
-    share = 0.0
     for condition in plan.conditions:
+        share = 0.0
         for point in condition.points():
             share += info.latents + answer + 1.0 if condition.tokens is not None else _tokens_of(point, condition.phase, info.layers, info.latents, answer)
-    tokens += share * len(plan.data.examples) * plan.trials
+        tokens += share * min(len(plan.data.examples), condition.examples or len(plan.data.examples)) * plan.trials
     flops = 2.0 * info.parameters * tokens
     return int(tokens), _disk(prepared, lengths), flops / (_matrix_rate() * EFFICIENCY) + 2.0
 

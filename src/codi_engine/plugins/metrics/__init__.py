@@ -19,8 +19,9 @@ from codi_engine.plugins.metrics.logits import (
     Rank,
     RMSLogitDiff,
 )
+from codi_engine.plugins.metrics.states import Unusual
 
 METRICS: list[type[Metric[Any]]] = [
     Accuracy, Flip, EqualsOther, EqualsPredicted, KL, LogitDiff, NormalizedEffect, Probability, Rank, CrossEntropy,
-    RMSLogitDiff, ArgmaxChanged, CleanScore, CorruptedScore, Norm, Cosine, L2, CleanSimilarity,
+    RMSLogitDiff, ArgmaxChanged, CleanScore, CorruptedScore, Norm, Cosine, L2, CleanSimilarity, Unusual,
 ]  # fmt: skip
