@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ def draw(table: pd.DataFrame, axes: Sequence[str], metric: str, options: Importa
     """Draw one row per condition: its effect, and beside it each control, over the same examples."""
     parts = [(str(c), p, _varying(p, axes)) for c, p in table.groupby("condition", sort=False)]
     widest = max(_columns(p, v) for _, p, v in parts)
-    heights = [max(len(order_of(p, v[0])) * 0.42, 1.2) if len(v) > 1 else 1.9 for _, p, v in parts]
+    heights = [max(len(order_of(p, v[0])) * 0.42, 1.2) if len(v) > 1 else 1.9 if v else 0.9 for _, p, v in parts]
     size = (min(1.75 + widest, 14.0), sum(heights) + 1.0 * len(parts) + 0.75)
     figure = Figure(figsize=size, facecolor=PAPER)
     left, right = 0.75 / size[0], 1 - 0.95 / size[0]
@@ -37,9 +38,16 @@ def draw(table: pd.DataFrame, axes: Sequence[str], metric: str, options: Importa
     for number, (condition, part, varying) in enumerate(parts):
         if len(varying) > 1:
             _maps(figure, rows[number], condition, part, varying, metric)
+        elif varying:
+            _lines(figure.add_subplot(rows[number]), condition, part, varying[0], metric)
         else:
-            _lines(figure.add_subplot(rows[number]), condition, part, varying, metric)
+            _bars(figure.add_subplot(rows[number]), condition, part, metric)
     return figure
+
+
+def _label(metric: str) -> str:
+    """Return a metric in words, in lines as short as a panel is high."""
+    return "\n".join(wrap(WORDS.get(metric, metric), 26))
 
 
 def _bold() -> dict[str, Any]:
@@ -92,7 +100,7 @@ def _bar(figure: Figure, ax: Any, colours: Colormap, norm: Normalize, metric: st
     bar.ax.tick_params(length=0, labelsize=7.5, colors=QUIET)
     bar.locator = few_ticks()
     bar.update_ticks()
-    bar.set_label(WORDS.get(metric, metric), fontsize=7.5, color=QUIET)
+    bar.set_label(_label(metric), fontsize=7.5, color=QUIET)
 
 
 def _plain(ax: Any) -> None:
@@ -109,16 +117,16 @@ def _grid(part: pd.DataFrame, column: str, varying: Sequence[str], ys: Sequence[
     return out
 
 
-def _lines(ax: Any, condition: str, part: pd.DataFrame, varying: Sequence[str], metric: str) -> None:
-    """Draw the effect and its controls over the one axis that varies (or as points, where none does)."""
-    xs = order_of(part, varying[0]) if varying else [""]
+def _lines(ax: Any, condition: str, part: pd.DataFrame, axis: str, metric: str) -> None:
+    """Draw the effect and its controls over the one axis that varies."""
+    xs = order_of(part, axis)
     at = np.arange(len(xs))
     controls = list(dict.fromkeys(part["control"]))
     style: dict[str, Any] = {"marker": "o", "markersize": 4.5}
 
     def values(control: str, column: str) -> np.ndarray:
         mine = part[part["control"] == control]
-        return np.array([mine[mine[varying[0]] == x][column].astype(float).mean() if varying else mine[column].astype(float).mean() for x in xs])
+        return np.array([mine[mine[axis] == x][column].astype(float).mean() for x in xs])
 
     ax.plot(at, values(controls[0], "effect"), color="#1d4f8c", label=condition, linewidth=1.8, **style)
     for control in controls:
@@ -127,10 +135,26 @@ def _lines(ax: Any, condition: str, part: pd.DataFrame, varying: Sequence[str], 
         ax.plot(at[~exceeded], values(control, "mean")[~exceeded], ".", color=INK, markersize=2.6, zorder=4)
     ax.axhline(0, color=QUIET, linewidth=0.7)
     ax.set_xticks(at, [str(x) for x in xs])
-    ax.set_xlabel(named(varying[0]) if varying else "", fontsize=8.5, color=QUIET, labelpad=2)
-    ax.set_ylabel(WORDS.get(metric, metric).replace(", ", ",\n"), fontsize=7.5, color=QUIET)
+    ax.set_xlabel(named(axis), fontsize=8.5, color=QUIET, labelpad=2)
+    ax.set_ylabel(_label(metric), fontsize=7.5, color=QUIET)
     ax.set_title(condition, loc="left", fontsize=10, color=INK, pad=4, fontweight="bold")
     ax.grid(axis="y", color=GRID)
     ax.set_axisbelow(True)
-    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.02))
+    ax.legend(frameon=False, fontsize=8, loc="best")
+    _plain(ax)
+
+
+def _bars(ax: Any, condition: str, part: pd.DataFrame, metric: str) -> None:
+    """Draw the effect and its controls at the only place; a dot marks a control that is not exceeded."""
+    names = ["effect", *(in_words(str(c)) for c in part["control"])]
+    values = [float(part["effect"].iloc[0]), *part["mean"].astype(float)]
+    ax.barh(names[::-1], values[::-1], color=["#1d4f8c", *(COLOURS.get(str(c), QUIET) for c in part["control"])][::-1], height=0.62, zorder=2)
+    for row, exceeds in enumerate(part["exceeds"], 1):
+        if not exceeds:
+            ax.plot(values[row], len(names) - 1 - row, ".", color=INK, markersize=4, zorder=3)
+    ax.axvline(0, color=QUIET, linewidth=0.8)
+    ax.set_xlabel(WORDS.get(metric, metric), fontsize=8.5, color=QUIET, labelpad=2)
+    ax.set_title(condition, loc="left", fontsize=10, color=INK, pad=4, fontweight="bold")
+    ax.grid(axis="x", color=GRID)
+    ax.set_axisbelow(True)
     _plain(ax)

@@ -89,21 +89,23 @@ def lines(table: pd.DataFrame, main: pd.DataFrame, axes: Sequence[str], options:
         place, there = strongest(part, main[main["condition"] == condition], axes)
         if there.empty:
             continue
-        shown = ", ".join(f"{in_words(r['control'])} {r['mean']:+.2f}" for _, r in there.iterrows())
+        shown = ", ".join(f"{in_words(r['control'])} {r['mean']:+.2g}" for _, r in there.iterrows())
         places = _by_place(part, axes)["exceeds"].all()
-        who, against = f"{condition} " if several else "", f"{there['effect'].iloc[0]:+.2f} at the strongest place"
+        who, against = f"{condition} " if several else "", f"{there['effect'].iloc[0]:+.2g} at the strongest place"
         out.append(
             f"{who}controls ({effects.count_text(there)}): {shown} against {against} ({place}); "
             f"{int(places.sum())} of {len(places)} places exceed all of them (q < {options.q:g})"
         )
-        out += [f"warning: {_as_strong(row, str(condition), place)}" for _, row in there[~there["exceeds"]].iterrows()]
+        if not there["exceeds"].all():
+            doubts = ", ".join(_doubt(row) for _, row in there[~there["exceeds"]].iterrows())
+            out.append(f"warning: {condition} does not exceed there: {doubts}")
     return out
 
 
-def _as_strong(row: pd.Series, condition: str, place: str) -> str:
-    numbers = f"{row['mean']:+.2f} against {row['effect']:+.2f}, difference {row['difference']:+.2f}{effects.interval_text(row)}, n = {row['n']}"
-    what = "is as strong as" if abs(row["mean"]) >= abs(row["effect"]) else "cannot be told from"
-    return f"at {place} the control '{in_words(row['control'])}' {what} {condition}: {numbers}"
+def _doubt(row: pd.Series) -> str:
+    """Name a control that the effect does not exceed, with the difference."""
+    strong = "as strong, " if abs(row["mean"]) >= abs(row["effect"]) else ""
+    return f"{in_words(row['control'])} ({strong}difference {row['difference']:+.2g}{effects.interval_text(row)})"
 
 
 def strongest(part: pd.DataFrame, main: pd.DataFrame, axes: Sequence[str]) -> tuple[str, pd.DataFrame]:

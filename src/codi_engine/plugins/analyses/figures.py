@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 
+from codi_engine.plugins.analyses.console import two_digits
 from codi_engine.plugins.analyses.effects import count_text
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def annotate(ax: Any, values: np.ndarray, dots: np.ndarray, colours: Colormap, n
         red, green, blue, _ = colours(norm(values[y, x]))
         ink = "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.55 else INK
         if numbers:
-            ax.text(x, y, f"{values[y, x]:.2f}".replace("-", "−"), ha="center", va="center", fontsize=size, color=ink)
+            ax.text(x, y, two_digits(values[y, x]).replace("-", "−"), ha="center", va="center", fontsize=size, color=ink)
         if dots[y, x]:
             ax.plot(x + (0.36 if numbers else 0), y + (0.32 if numbers else 0), ".", markersize=2.6, color=ink, alpha=0.6)
 
