@@ -63,7 +63,7 @@ class Population:
     @classmethod
     def of(cls, states: np.ndarray) -> Population:
         """``states``: n × width."""
-        states = np.asarray(states, np.float64)
+        states = np.ascontiguousarray(states, np.float64)
         mean, sd = states.mean(0), states.std(0)
         bound = 1e-6 * float(np.sqrt(np.mean(states**2)))
         made = cls(mean, np.maximum(sd, bound if bound > 0 else 1e-12), np.empty(0))
@@ -71,7 +71,8 @@ class Population:
 
     def extremeness(self, states: np.ndarray) -> np.ndarray:
         """Return d of each row of ``states`` (n × width)."""
-        return np.asarray(np.sqrt(np.mean(((np.asarray(states, np.float64) - self.mean) / self.sd) ** 2, axis=-1)))
+        rows = np.ascontiguousarray(states, np.float64)  # one order of summation, so that equal states are equally extreme
+        return np.asarray(np.sqrt(np.mean(((rows - self.mean) / self.sd) ** 2, axis=-1)))
 
     def share(self, states: np.ndarray) -> np.ndarray:
         """Return per row the share of natural states that are less extreme."""
@@ -102,7 +103,7 @@ class Naturals:
     def begin(self) -> None:
         """Forget the cells of the batch before."""
         for kept in (self._histories, self._at, self._own, self._shares):
-            kept.clear()  # type: ignore[attr-defined]
+            kept.clear()
 
     def follow(self, placed: Placed, edits: Sequence[Edit], others: Sequence[int]) -> None:
         """Note a cell's edits, in the order in which they are reached; those of the groups ``others`` are none of its own."""

@@ -66,9 +66,9 @@ def place(job: Job, cell: Cell) -> Placed:
         name = job.plan.donors.of(cell.example, condition, cell.values)
         source = donor = job.index[prompt_ref(job.examples[name], condition.variant, condition.template).key]
     elif condition.control == "shuffled":
-        name = job.plan.donors.shuffled(cell.example, condition)
-        assert name is not None
-        source = job.index[prompt_ref(job.examples[name], condition.partner, condition.template).key]
+        stranger = job.plan.donors.shuffled(cell.example, condition)
+        assert stranger is not None  # without one the plan has no cell
+        source = job.index[prompt_ref(job.examples[stranger], condition.partner, condition.template).key]
     return Placed(cell, prompt, partner, donor, source)
 
 

@@ -73,7 +73,7 @@ def _columns(part: pd.DataFrame, varying: Sequence[str]) -> float:
 def _maps(figure: Figure, spec: Any, condition: str, part: pd.DataFrame, varying: Sequence[str], metric: str) -> None:
     ys, xs = order_of(part, varying[0]), order_of(part, varying[1])
     controls = list(dict.fromkeys(part["control"]))
-    panels = [(condition, _grid(part[part["control"] == controls[0]], "effect", varying, ys, xs), None)]
+    panels: list[tuple[str, np.ndarray, np.ndarray | None]] = [(condition, _grid(part[part["control"] == controls[0]], "effect", varying, ys, xs), None)]
     for control in controls:
         mine = part[part["control"] == control]
         panels.append((in_words(control), _grid(mine, "mean", varying, ys, xs), _grid(mine, "exceeds", varying, ys, xs) < 0.5))
@@ -96,7 +96,7 @@ def _maps(figure: Figure, spec: Any, condition: str, part: pd.DataFrame, varying
 
 def _bar(figure: Figure, ax: Any, colours: Colormap, norm: Normalize, metric: str) -> None:
     bar = figure.colorbar(ScalarMappable(norm, colours), cax=ax)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, labelsize=7.5, colors=QUIET)
     bar.locator = few_ticks()
     bar.update_ticks()

@@ -35,7 +35,7 @@ def control_table(cells: pd.DataFrame, metric: str, axes: Sequence[str], options
     if unusual is not None:
         per = per.merge(unusual, on=["condition", *axes, "example"], how="left")
     rows = []
-    for name, condition, control in _named(per["condition"].unique()):
+    for name, condition, control in _named([str(c) for c in per["condition"].unique()]):
         both = per[per["condition"] == condition].merge(per[per["condition"] == name], on=[*axes, "example"], suffixes=("", "_control"))
         for key, group in both.groupby([*axes], dropna=False, sort=False, observed=True) if axes else [((), both)]:
             rows.append({"condition": condition, "control": control, **dict(zip(axes, key, strict=True)), **_row(group, options)})
@@ -46,13 +46,12 @@ def control_table(cells: pd.DataFrame, metric: str, axes: Sequence[str], options
     return table
 
 
-def _named(names: Sequence[Any]) -> Iterator[tuple[str, str, str]]:
+def _named(names: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     """Yield (name, condition, control) of the controls whose condition there is."""
-    known = {str(n) for n in names}
     for name in names:
-        found = control_of(str(name))
-        if found is not None and found[0] in known:
-            yield str(name), *found
+        found = control_of(name)
+        if found is not None and found[0] in names:
+            yield name, *found
 
 
 def _row(group: pd.DataFrame, options: ImportanceOptions) -> dict[str, Any]:
@@ -113,7 +112,7 @@ def strongest(part: pd.DataFrame, main: pd.DataFrame, axes: Sequence[str]) -> tu
     known = main.dropna(subset=["mean"])
     if known.empty:
         return "", part.iloc[:0]
-    best = known.loc[known["mean"].abs().idxmax()]
+    best = known.iloc[int(known["mean"].abs().to_numpy().argmax())]
     there = np.ones(len(part), bool)
     for axis in axes:
         there &= part[axis].isna().to_numpy() if pd.isna(best[axis]) else (part[axis] == best[axis]).fillna(False).to_numpy(bool)
