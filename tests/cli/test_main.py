@@ -35,6 +35,7 @@ intervention: {plugin: patch, site: resid_post, direction: denoise}
 sweep: {layer: [0, 3], step: [0, 5]}
 metrics: [normalized_effect, flip]
 generate: {max_new_tokens: 8}
+controls: none
 analyses: [importance]
 """
 
