@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from codi_engine.core.run import plan_experiment, run_experiment
 Maker = Callable[..., Experiment]
 PATCH = {"plugin": "patch", "site": "resid_post", "direction": "denoise"}
 SITE = "resid_post.1@latent"
+SIDES = ("clean", "corrupted")
 
 
 def states(run: Run, edited: bool) -> dict[tuple[Any, ...], np.ndarray]:
@@ -190,6 +193,22 @@ def test_unusual_of_heads_and_positions(demo: Maker, monkeypatch: pytest.MonkeyP
     assert len(cells) == 8
     for _, cell in cells.iterrows():
         assert cell["unusual"] == pytest.approx(max(naive(found[cell["example"]][place], there[:, place]) for place in (0, 1)))
+
+
+def test_short_prompts_of_the_pool_are_no_natural_states_of_far_positions(demo: Maker) -> None:
+    """Neither the metric nor a control makes a plan fail because an example beyond the limit is short."""
+    problems = [{"question": f"there are {n} apples and some more words", "answer": n} for n in range(12)]
+    problems += [{"question": f"{n} apples", "answer": n} for n in range(30, 40)]
+    Path("problems.jsonl").write_text("\n".join(map(json.dumps, problems)), encoding="utf-8")
+    data = {"plugin": "problems", "path": "problems.jsonl", "limit": 2}
+    intervention = {"plugin": "zero", "site": "resid_post.1", "position": -8}
+    cells = demo(intervention=intervention, data=data, metrics=["unusual"]).run().open().cells
+    assert cells[cells["condition"] == "zero"]["unusual"].tolist() == [1.0, 1.0]
+    pairs = [{"pair_id": str(n), "variant": v, "question": p["question"], "answer": n + 2 * (v == "clean")} for n, p in enumerate(problems) for v in SIDES]
+    Path("pairs.jsonl").write_text("\n".join(json.dumps({**p, "question": f"{p['question']} {p['answer']}"}) for p in pairs), encoding="utf-8")
+    data = {"plugin": "pairs", "path": "pairs.jsonl", "limit": 3}
+    experiment = demo(name="pairs", intervention={**PATCH, "position": -9, "layer": 1}, data=data, controls="auto", metrics=["kl"])
+    assert (experiment.run().open().cells["condition"] == "patch~shuffled").sum() == 3
 
 
 def test_unusual_says_where_it_is_not_defined(demo: Maker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 from codi_engine.core.plugin import Intervention
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
     from codi_engine.core.conditions import Condition
     from codi_engine.core.experiment import Experiment
     from codi_engine.core.model import ModelInfo
@@ -41,6 +44,11 @@ def is_control(name: object) -> bool:
 def without_controls(names: Iterable[str]) -> list[str]:
     """Return the conditions of interest."""
     return [n for n in names if not is_control(n)]
+
+
+def control_rows(conditions: pd.Series) -> np.ndarray:
+    """Return which rows of a column of conditions are controls'."""
+    return conditions.isin([n for n in conditions.unique() if is_control(n)]).to_numpy(bool)
 
 
 def in_words(control: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.conditions import BASELINE, PLACES, Condition, Conditions, axis_label, build_intervention
@@ -33,7 +33,10 @@ def digest(*parts: Any) -> str:
 
 @dataclass(frozen=True)
 class PromptRef:
-    """One text to be run unedited: an example's variant under a condition's template."""
+    """One text to be run unedited: an example's variant under a condition's template.
+
+    ``pool``: for its values only. ``compared``: edits take none of them, so it need not have every swept position.
+    """
 
     example: str
     variant: str
@@ -41,6 +44,7 @@ class PromptRef:
     gold: float | None
     other: float | None
     pool: bool = False
+    compared: bool = False
 
     @property
     def key(self) -> str:
@@ -173,13 +177,15 @@ class _Prompts:
             for example, variant in self._drawn_from(number, condition, cells):
                 ref = prompt_ref(example, variant, condition.template, pool=True)
                 found.setdefault(ref.key, ref)
+        for condition in conditions if self.natural else ():
+            for example in () if condition.plugin.ends_latents else natural_examples(self.data):
+                ref = replace(prompt_ref(example, condition.variant, condition.template, pool=True), compared=True)
+                found.setdefault(ref.key, ref)
         return list(found.values())
 
     def _drawn_from(self, number: int, condition: Condition, cells: Sequence[Cell]) -> list[tuple[Example, str]]:
-        """Return (example, variant) of the pool whose unedited values a condition's edits and metrics take."""
+        """Return (example, variant) of the pool whose unedited values a condition's edits take."""
         drawn: list[tuple[Example, str]] = []
-        if self.natural and not condition.plugin.ends_latents:
-            drawn += [(e, condition.variant) for e in natural_examples(self.data)]
         probe = build_intervention(self.plugins, condition.plugin, condition.first_options, "", "")
         difference = condition.options.get("difference")
         if condition.plugin.needs_scale or difference is not None or probe.source in ("mean", "mean_over_steps"):

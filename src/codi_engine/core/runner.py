@@ -173,6 +173,8 @@ class Runner:
             values = condition.axes.get("position") or (condition.fixed["position"],)
             low, high = min(p for v in values for p in v), max(p for v in values for p in v)
             for key, tokens in ids.items():
+                if prompts[key].compared:
+                    continue
                 if prompts[key].variant in (condition.variant, condition.partner) and not -len(tokens) <= low <= high < len(tokens):
                     bad = low if low < -len(tokens) else high
                     raise UserError(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from codi_engine.core.controls import control_of, in_words, is_control
+from codi_engine.core.controls import control_of, control_rows, in_words, is_control
 from codi_engine.kernels.multiple import adjust
 from codi_engine.plugins.analyses import effects
 from codi_engine.plugins.analyses.options import ImportanceOptions
@@ -18,7 +18,7 @@ UNUSUAL = "unusual"
 
 def split(cells: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
     """Return the cells of interest (with the unedited ones), and whether the others hold controls."""
-    control = cells["condition"].map(is_control).to_numpy(bool)
+    control = control_rows(cells["condition"])
     return cells[~control], bool(control.any())
 
 
