@@ -205,7 +205,7 @@ def test_short_prompts_of_the_pool_are_no_natural_states_of_far_positions(demo: 
     cells = demo(intervention=intervention, data=data, metrics=["unusual"]).run().open().cells
     assert cells[cells["condition"] == "zero"]["unusual"].tolist() == [1.0, 1.0]
     pairs = [{"pair_id": str(n), "variant": v, "question": p["question"], "answer": n + 2 * (v == "clean")} for n, p in enumerate(problems) for v in SIDES]
-    Path("pairs.jsonl").write_text("\n".join(json.dumps({**p, "question": f"{p['question']} {p['answer']}"}) for p in pairs), encoding="utf-8")
+    Path("pairs.jsonl").write_text("\n".join(json.dumps({**p, "question": f"{p['answer']} {p['question']}"}) for p in pairs), encoding="utf-8")
     data = {"plugin": "pairs", "path": "pairs.jsonl", "limit": 3}
     experiment = demo(name="pairs", intervention={**PATCH, "position": -9, "layer": 1}, data=data, controls="auto", metrics=["kl"])
     assert (experiment.run().open().cells["condition"] == "patch~shuffled").sum() == 3
