@@ -38,6 +38,7 @@ class Finished:
     tables: dict[str, Path] = field(default_factory=dict)
     console: str = ""
     experiment: Experiment | None = None
+    parts: dict[str, Finished] = field(default_factory=dict)  # of an experiment with checkpoints: label → its run
 
     def take(self, analysed: Analysed, life: Lifecycle) -> None:
         """Add what an analysis gave, and tell observers."""
@@ -137,7 +138,9 @@ def _prepared(experiment: Experiment, limit: int | None, device: str | None) -> 
 
 
 def plan_experiment(experiment: Experiment, output: str | Path | None = None, *, limit: int | None = None, device: str | None = None) -> PlanSummary:
-    """Return what the experiment would compute, without loading weights."""
+    """Return what the experiment would compute, without loading weights; ``plan_checkpoints`` does so where there are several models."""
+    if experiment.checkpoints is not None:
+        raise UserError(f"{experiment.source}: has checkpoints; codi_engine.core.checkpoints.plan_checkpoints plans each of them")
     from codi_engine.core.estimate import estimate
 
     prepared, _ = _prepared(experiment, limit, device)
@@ -175,6 +178,10 @@ def run_experiment(
     from codi_engine.core.results import open_run
     from codi_engine.core.runner import Runner
 
+    if experiment.checkpoints is not None:
+        from codi_engine.core.checkpoints import run_checkpoints
+
+        return run_checkpoints(experiment, output_of(experiment, output), limit=limit, device=device, progress=progress or Progress())
     begun = time.perf_counter()
     progress = progress or Progress()
     prepared, plugins = _prepared(experiment, limit, device)
@@ -214,6 +221,10 @@ def check_experiment(experiment: Experiment, *, limit: int | None = None, device
 
     Columns: condition, site, places, rows, changed, norm_before, norm_after, first_values, self_patch.
     """
+    if experiment.checkpoints is not None:
+        from codi_engine.core.checkpoints import check_checkpoints
+
+        return check_checkpoints(experiment, limit=limit, device=device, progress=progress)
     import pandas as pd
 
     from codi_engine.core.bank import Bank
