@@ -56,6 +56,12 @@ def run(
     from codi_engine.cli.files import read_experiment
 
     experiment = read_experiment(file, overrides)
+    if dry_run and experiment.checkpoints is not None:
+        from codi_engine.cli import show_checkpoints
+        from codi_engine.core.checkpoints import plan_checkpoints
+
+        show_checkpoints.plans(experiment, plan_checkpoints(experiment, output, limit=limit, device=device))
+        return
     if dry_run:
         from codi_engine.core.run import plan_experiment
 

@@ -59,6 +59,11 @@ def table(rows: Sequence[tuple[str, str]]) -> None:
 
 def finished(experiment: Experiment, done: Finished) -> None:
     """Print what a run gave."""
+    if done.parts:
+        from codi_engine.cli import show_checkpoints
+
+        show_checkpoints.finished(experiment, done)
+        return
     experiment = done.experiment or experiment  # with --limit and --device applied
     new = "all new" if done.new_cells == done.cells else f"{done.new_cells:,} new" if done.new_cells else "none new: all were on disk"
     _console().print(plain(experiment.name, "bold"))
@@ -119,13 +124,22 @@ def checks(frame: pd.DataFrame) -> None:
     console = _console()
     wide = console.width >= WIDE
     grid = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("condition", "site", "places"):
+    several = ["checkpoint"] if "checkpoint" in frame else []
+    for name in (*several, "condition", "site", "places"):
         grid.add_column(name, overflow="fold", min_width=12 if name == "site" else None)
     for name in ("changed", "norm", "self-patch", *(["first values"] if wide else [])):
         grid.add_column(name, justify="right", no_wrap=True)
     for row in frame.to_dict("records"):
         norms = f"{row['norm_before']:.4g} → {row['norm_after']:.4g}"
-        values = [row["condition"], row["site"], _ranges(str(row["places"])), f"{row['changed']} of {row['rows']}", norms, row["self_patch"]]
+        values = [
+            *(row[k] for k in several),
+            row["condition"],
+            row["site"],
+            _ranges(str(row["places"])),
+            f"{row['changed']} of {row['rows']}",
+            norms,
+            row["self_patch"],
+        ]
         first = [" ".join(f"{v:.3g}" for v in row["first_values"])] if wide else []
         grid.add_row(*map(plain, values + first))
     console.print(grid)

@@ -149,7 +149,9 @@ def _of_families(opened: Sequence[Run], plugins: Plugins, options: Sequence[str]
     for home in dict.fromkeys(run.path.parent for run in opened):
         runs = [run for run in opened if run.path.parent == home]
         if is_family(home) and [r.path for r in runs] == runs_below(home):
-            jobs += [(runs, analysis) for analysis in _with_options(plugins, family_analyses(home, plugins), options, str(home))]
+            wanted = family_analyses(home, plugins)
+            meant = [o for o in options if _option(o)[0] in [w["plugin"] for w in wanted]]
+            jobs += [(runs, analysis) for analysis in _with_options(plugins, wanted, meant, str(home))]
     return jobs
 
 

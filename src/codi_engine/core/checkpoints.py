@@ -148,13 +148,13 @@ def run_checkpoints(experiment: Experiment, root: Path, *, limit: int | None, de
     from codi_engine.core.lifecycle import Lifecycle
     from codi_engine.core.plugins import plugin_manager
     from codi_engine.core.results import open_run
-    from codi_engine.core.run import Finished, run_experiment
+    from codi_engine.core.run import Finished, _adjusted, run_experiment
 
     begun, plugins = time.perf_counter(), plugin_manager()
     family = family_of(experiment, plugins)
     _check_root(root)
     _check_members(family, limit, device)
-    _write_family(root, family.resolved)
+    _write_family(root, _adjusted(family.resolved, limit, device))
     parts: dict[str, Finished] = {}
     for number, (label, member) in enumerate(family.members.items()):
         progress.note(f"checkpoint {label} ({number + 1} of {len(family.members)})")
@@ -163,7 +163,7 @@ def run_checkpoints(experiment: Experiment, root: Path, *, limit: int | None, de
         progress.note(f"checkpoint {label}: {part.cells:,} cells, {part.new_cells:,} new, {part.seconds:.1f} s")
         _free()
     cells, new = (sum(getattr(p, key) for p in parts.values()) for key in ("cells", "new_cells"))
-    notes = list(dict.fromkeys(n for p in parts.values() for n in p.notes))
+    notes = _notes(parts)
     finished = Finished(root, cells, new, 0.0, notes=notes, experiment=experiment, parts=parts)
     life = Lifecycle(plugins, [], root, progress.note)
     for analysis in family.analyses:
@@ -171,6 +171,15 @@ def run_checkpoints(experiment: Experiment, root: Path, *, limit: int | None, de
         finished.take(analyze_one([open_run(p.path) for p in parts.values()], analysis, progress, root), life)
     finished.seconds = time.perf_counter() - begun
     return finished
+
+
+def _notes(parts: Mapping[str, Finished]) -> list[str]:
+    """Return what was noted, with the checkpoints that it is about where it is not about all."""
+    about: dict[str, list[str]] = {}
+    for label, part in parts.items():
+        for note in dict.fromkeys(part.notes):
+            about.setdefault(note, []).append(label)
+    return [note if len(labels) == len(parts) else f"{', '.join(labels)}: {note}" for note, labels in about.items()]
 
 
 def _check_members(family: Family, limit: int | None, device: str | None) -> None:

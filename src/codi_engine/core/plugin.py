@@ -60,7 +60,7 @@ class Model(Plugin[OptionsT]):
     def describe(self) -> ModelInfo:
         """Return layers, width, heads, latents … without loading any weight (used by ``--dry-run``)."""
 
-    def locate(self) -> None:  # noqa: B027 - nothing to find is a model's good right
+    def locate(self) -> None:
         """Find the files of the weights, on the Hub too, and read none; raise UserError where there are none."""
 
     @abstractmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from codi_engine.core.plugin import Analysis
+from codi_engine.plugins.analyses.across import Across
 from codi_engine.plugins.analyses.attribution import Attribution
 from codi_engine.plugins.analyses.compare import Compare
 from codi_engine.plugins.analyses.correlation import Correlation
@@ -16,4 +17,4 @@ from codi_engine.plugins.analyses.proportions import Proportions
 from codi_engine.plugins.analyses.select_features import SelectFeatures
 from codi_engine.plugins.analyses.words import Words
 
-ANALYSES: list[type[Analysis[Any]]] = [Attribution, Compare, Correlation, Importance, LogitLens, Pathways, Probes, Proportions, SelectFeatures, Words]
+ANALYSES: list[type[Analysis[Any]]] = [Across, Attribution, Compare, Correlation, Importance, LogitLens, Pathways, Probes, Proportions, SelectFeatures, Words]

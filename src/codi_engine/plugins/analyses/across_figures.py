@@ -1,0 +1,160 @@
+"""The pictures of ``across``: lines over checkpoints, places × checkpoints, curves over relative depth, accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from codi_engine.plugins.analyses import effects
+from codi_engine.plugins.analyses.compare_figures import short
+from codi_engine.plugins.analyses.figures import GRID, INK, PAPER, QUIET, SEQUENTIAL, WORDS, _scale
+from codi_engine.plugins.analyses.place_figures import Curve, Map, curves, maps
+from codi_engine.plugins.analyses.share_figures import _COLOURS as COLOURS
+
+if TYPE_CHECKING:
+    from codi_engine.plugins.analyses.across_tables import Series
+    from codi_engine.plugins.analyses.options import ImportanceOptions
+
+ROWS = 24  # places of a condition in the heatmap
+LINES = 8  # checkpoints with a curve of their own over depth
+
+
+def draw(series: Series, tables: Mapping[str, pd.DataFrame], top: int, options: ImportanceOptions) -> dict[str, Figure]:
+    """Return name → figure."""
+    figures = {}
+    if "trend" in tables:
+        places = placed(series, tables["effects"])
+        if len(places):
+            figures["lines"] = _lines(series, places, top, options)
+            figures["heatmap"] = _heatmap(series, places, options)
+        if series.relative and series.per["depth"].notna().any():
+            figures["depth"] = _depth(series, options)
+    if len(tables["baseline"]):
+        figures["accuracy"] = _accuracy(series, tables["baseline"], options)
+    return figures
+
+
+def placed(series: Series, table: pd.DataFrame) -> pd.DataFrame:
+    """Return effects of the places that checkpoints share, with their names in ``place`` (and ``strongest`` |mean| of all checkpoints)."""
+    out = table
+    if series.relative:
+        out = table[table["match"].notna() | table["layer"].isna()].assign(depth=table["match"].round(2))
+        out = out.sort_values("depth", kind="stable")
+    names = ["·".join(str(row[a]) for a in series.shared if not pd.isna(row[a])) or "whole" for _, row in out.iterrows()]
+    out = out.assign(place=names)
+    return out.assign(strongest=out["mean"].abs().groupby([out["condition"], out["place"]]).transform("max"))
+
+
+def _metric(series: Series) -> str:
+    return WORDS.get(series.metric, series.metric)
+
+
+def _n(table: pd.DataFrame) -> str:
+    low, high = int(table["n"].min()), int(table["n"].max())
+    return f"n = {low}" if low == high else f"n = {low}–{high}"
+
+
+def _name(series: Series) -> str:
+    name, label = str(series.runs[0].experiment.get("name", "")), f"-{series.labels[0]}"
+    return short(name.removesuffix(label), 30)
+
+
+def _lines(series: Series, places: pd.DataFrame, top: int, options: ImportanceOptions) -> Figure:
+    order = places.drop_duplicates(["condition", "place"]).sort_values("strongest", ascending=False, kind="stable")[["condition", "place"]]
+    several = places["condition"].nunique() > 1
+    found = []
+    for colour, (condition, place) in zip(COLOURS, order.head(top).itertuples(index=False), strict=False):
+        part = places[(places["condition"] == condition) & (places["place"] == place)].set_index("checkpoint").reindex(series.labels)
+        columns = [part[c].to_numpy(float) for c in ("mean", "ci_low", "ci_high")]
+        found.append(Curve(f"{condition} {place}" if several else place, columns[0], colour, columns[1], columns[2]))
+    axes = "·".join(series.shared) or "condition"
+    note = f"the {len(found)} strongest places ({axes}); bands: {options.confidence:.0%} intervals, {_n(places)} examples"
+    return curves(f"{_name(series)}: effects over checkpoints", note, [short(v, 14) for v in series.labels], "checkpoint", _metric(series), found)
+
+
+def _heatmap(series: Series, places: pd.DataFrame, options: ImportanceOptions) -> Figure:
+    colours, norm = _scale(places["mean"].to_numpy(float), True)
+    panels, cut = [], 0
+    for condition, part in places.groupby("condition", sort=False):
+        rows = part.drop_duplicates("place")
+        kept = set(rows.sort_values("strongest", ascending=False, kind="stable")["place"].head(ROWS))
+        cut += len(rows) - len(kept)
+        down = [p for p in rows["place"] if p in kept][::-1]
+        grids = [part.pivot(index="place", columns="checkpoint", values=v).reindex(index=down, columns=series.labels) for v in ("mean", "significant")]
+        quiet = grids[1].to_numpy(object) == False  # noqa: E712 - None is no test
+        panels.append(
+            Map(
+                str(condition), grids[0].to_numpy(float), [short(p, 12) for p in down], [short(v, 9) for v in series.labels], _metric(series), norm,
+                colours, quiet, down_name="·".join(series.shared), across_name="checkpoint",
+            )
+        )  # fmt: skip
+    note = f"{_n(places)} examples; dots: q ≥ {options.q:g} ({options.correction.upper()})" + (f"; {cut} weaker places are left out" if cut else "")
+    return maps(f"{_name(series)}: places over checkpoints", note, panels)
+
+
+def _accuracy(series: Series, table: pd.DataFrame, options: ImportanceOptions) -> Figure:
+    found = []
+    for colour, (variant, part) in zip(COLOURS, table.groupby("variant", sort=False), strict=False):
+        rows = part.set_index("checkpoint").reindex(series.labels)
+        found.append(Curve(str(variant), *(rows["accuracy"].to_numpy(float), colour), rows["ci_low"].to_numpy(float), rows["ci_high"].to_numpy(float)))
+    note = f"without any edit; bands: {options.confidence:.0%} intervals (Wilson), {_n(table)} examples"
+    return curves(f"{_name(series)}: accuracy", note, [short(v, 14) for v in series.labels], "checkpoint", "accuracy", found)
+
+
+# -------------------------------------------------------------------------------------------- depth
+
+
+def depth_curve(series: Series, condition: str, label: str, confidence: float) -> pd.DataFrame:
+    """Return depth, mean, ci_low, ci_high of one checkpoint: an example's effects averaged over the other axes first."""
+    per = series.per
+    part = per[(per["condition"] == condition) & (per["checkpoint"] == label) & per["depth"].notna()]
+    means = part.groupby(["depth", "example"])["effect"].mean().reset_index()
+    rows = [{"depth": depth, **effects.statistics(group["effect"].to_numpy(float), confidence, shares=False)} for depth, group in means.groupby("depth")]
+    return pd.DataFrame(rows, columns=["depth", "mean", "ci_low", "ci_high"])
+
+
+def _depth(series: Series, options: ImportanceOptions) -> Figure:
+    conditions = list(series.per.loc[series.per["depth"].notna(), "condition"].unique())
+    some = _some(series.labels)
+    figure = Figure(figsize=(6.8, 2.6 * len(conditions) + 0.9), facecolor=PAPER, layout="constrained")
+    for number, condition in enumerate(conditions):
+        ax = figure.add_subplot(len(conditions), 1, number + 1)
+        for at, label in enumerate(some):
+            colour = SEQUENTIAL(0.35 + 0.65 * at / max(len(some) - 1, 1)) if series.numbers and len(some) > 3 else COLOURS[at]
+            _curve(ax, depth_curve(series, condition, label, options.confidence), label, series.layers[series.labels.index(label)], colour)
+        _dress(ax, _metric(series), str(condition), last=number == len(conditions) - 1)
+        if number == 0:
+            ax.legend(frameon=False, fontsize=8.5, loc="best")
+    others = [a for a in series.axes if a != "layer"]
+    over = f"mean over {' and '.join(others)}; " if others else ""
+    note = f"{over}bands: {options.confidence:.0%} intervals over examples"
+    figure.suptitle(f"{_name(series)}: effects over relative depth", x=0.02, ha="left", fontsize=12, fontweight="bold", color=INK)
+    figure.supxlabel(note, fontsize=8, color=QUIET)
+    return figure
+
+
+def _some(labels: Sequence[str]) -> list[str]:
+    """Return at most :data:`LINES` labels, the first and the last among them."""
+    return [labels[i] for i in np.unique(np.linspace(0, len(labels) - 1, min(len(labels), LINES)).round().astype(int))]
+
+
+def _curve(ax: Any, table: pd.DataFrame, label: str, layers: int | None, colour: Any) -> None:
+    ax.plot(table["depth"], table["mean"], color=colour, marker="o", markersize=4, linewidth=1.6, label=f"{short(label, 24)} ({layers} layers)")
+    ax.fill_between(table["depth"], table["ci_low"].astype(float), table["ci_high"].astype(float), color=colour, alpha=0.16, linewidth=0)
+
+
+def _dress(ax: Any, metric: str, title: str, last: bool) -> None:
+    ax.set_xlim(-0.03, 1.03)
+    ax.set_title(title, loc="left", fontsize=10, color=INK)
+    ax.set_ylabel(short(metric, 44), fontsize=8.5, color=QUIET)
+    if last:
+        ax.set_xlabel("relative depth: layer / (layers − 1)", fontsize=9, color=QUIET)
+    ax.tick_params(length=0, labelsize=8.5, colors=INK)
+    ax.grid(axis="y", color=GRID)
+    ax.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        ax.spines[side].set_visible(False)
