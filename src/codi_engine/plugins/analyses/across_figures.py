@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from codi_engine.plugins.analyses import effects
 from codi_engine.plugins.analyses.compare_figures import short
 from codi_engine.plugins.analyses.figures import GRID, INK, PAPER, QUIET, SEQUENTIAL, WORDS, _scale
-from codi_engine.plugins.analyses.place_figures import Curve, Map, curves, maps
+from codi_engine.plugins.analyses.place_figures import Map, maps
 from codi_engine.plugins.analyses.share_figures import _COLOURS as COLOURS
 
 if TYPE_CHECKING:
@@ -63,17 +63,41 @@ def _name(series: Series) -> str:
     return short(name.removesuffix(label), 30)
 
 
+def _tick(label: str, length: int = 14) -> str:
+    """Return a label with a hyphen that no figure takes for a minus."""
+    return short(label, length).replace("-", "\u2010")
+
+
+def _over_checkpoints(series: Series, title: str, note: str, label: str, found: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
+    """Draw one line each (mean, ci_low, ci_high by checkpoint); whiskers stand beside each other."""
+    count = len(series.labels)
+    figure = Figure(figsize=(min(max(0.75 * count + 3.6, 6.8), 12.0), 3.6), facecolor=PAPER, layout="constrained")
+    ax = figure.add_subplot()
+    for number, ((name, table), colour) in enumerate(zip(found, COLOURS, strict=False)):
+        rows = table.set_index("checkpoint").reindex(series.labels)
+        xs = np.arange(count) + 0.05 * (number - (len(found) - 1) / 2)
+        ax.vlines(xs, rows["ci_low"].to_numpy(float), rows["ci_high"].to_numpy(float), color=colour, linewidth=1.0, alpha=0.6)
+        ax.plot(xs, rows["mean"].to_numpy(float), color=colour, marker="o", markersize=4, linewidth=1.6, label=name)
+    every = max(count // 12, 1) if count > 16 else 1
+    ax.set_xticks(range(count), [_tick(v) if i % every == 0 else "" for i, v in enumerate(series.labels)])
+    ax.set_xlim(-0.35, count - 0.65)
+    _dress(ax, label, "", "checkpoint")
+    ax.set_title(f"{title}\n", loc="left", fontsize=12, fontweight="bold", color=INK)
+    ax.text(0, 1.03, note, transform=ax.transAxes, fontsize=8, color=QUIET)
+    ax.legend(frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(1.0, 1.0), labelcolor=INK)
+    return figure
+
+
 def _lines(series: Series, places: pd.DataFrame, top: int, options: ImportanceOptions) -> Figure:
-    order = places.drop_duplicates(["condition", "place"]).sort_values("strongest", ascending=False, kind="stable")[["condition", "place"]]
+    order = places.drop_duplicates(["condition", "place"]).sort_values("strongest", ascending=False, kind="stable").head(top)
     several = places["condition"].nunique() > 1
     found = []
-    for colour, (condition, place) in zip(COLOURS, order.head(top).itertuples(index=False), strict=False):
-        part = places[(places["condition"] == condition) & (places["place"] == place)].set_index("checkpoint").reindex(series.labels)
-        columns = [part[c].to_numpy(float) for c in ("mean", "ci_low", "ci_high")]
-        found.append(Curve(f"{condition} {place}" if several else place, columns[0], colour, columns[1], columns[2]))
-    axes = "·".join(series.shared) or "condition"
-    note = f"the {len(found)} strongest places ({axes}); bands: {options.confidence:.0%} intervals, {_n(places)} examples"
-    return curves(f"{_name(series)}: effects over checkpoints", note, [short(v, 14) for v in series.labels], "checkpoint", _metric(series), found)
+    for _, row in order.iterrows():
+        part = places[(places["condition"] == row["condition"]) & (places["place"] == row["place"])]
+        words = " ".join(f"{a} {row[a]}" for a in series.shared if not pd.isna(row[a])) or str(row["condition"])
+        found.append((short(f"{row['condition']} {words}" if several else words, 30), part))
+    note = f"the {len(found)} strongest places; whiskers: {options.confidence:.0%} intervals, {_n(places)} examples"
+    return _over_checkpoints(series, f"{_name(series)}: effects over checkpoints", note, _metric(series), found)
 
 
 def _heatmap(series: Series, places: pd.DataFrame, options: ImportanceOptions) -> Figure:
@@ -88,7 +112,7 @@ def _heatmap(series: Series, places: pd.DataFrame, options: ImportanceOptions) -
         quiet = grids[1].to_numpy(object) == False  # noqa: E712 - None is no test
         panels.append(
             Map(
-                str(condition), grids[0].to_numpy(float), [short(p, 12) for p in down], [short(v, 9) for v in series.labels], _metric(series), norm,
+                str(condition), grids[0].to_numpy(float), [_tick(p, 12) for p in down], [_tick(v, 9) for v in series.labels], _metric(series), norm,
                 colours, quiet, down_name="·".join(series.shared), across_name="checkpoint",
             )
         )  # fmt: skip
@@ -97,12 +121,9 @@ def _heatmap(series: Series, places: pd.DataFrame, options: ImportanceOptions) -
 
 
 def _accuracy(series: Series, table: pd.DataFrame, options: ImportanceOptions) -> Figure:
-    found = []
-    for colour, (variant, part) in zip(COLOURS, table.groupby("variant", sort=False), strict=False):
-        rows = part.set_index("checkpoint").reindex(series.labels)
-        found.append(Curve(str(variant), *(rows["accuracy"].to_numpy(float), colour), rows["ci_low"].to_numpy(float), rows["ci_high"].to_numpy(float)))
-    note = f"without any edit; bands: {options.confidence:.0%} intervals (Wilson), {_n(table)} examples"
-    return curves(f"{_name(series)}: accuracy", note, [short(v, 14) for v in series.labels], "checkpoint", "accuracy", found)
+    found = [(str(variant), part.rename(columns={"accuracy": "mean"})) for variant, part in table.groupby("variant", sort=False)]
+    note = f"without any edit; whiskers: {options.confidence:.0%} intervals (Wilson), {_n(table)} examples"
+    return _over_checkpoints(series, f"{_name(series)}: accuracy", note, "accuracy", found)
 
 
 # -------------------------------------------------------------------------------------------- depth
@@ -126,7 +147,8 @@ def _depth(series: Series, options: ImportanceOptions) -> Figure:
         for at, label in enumerate(some):
             colour = SEQUENTIAL(0.35 + 0.65 * at / max(len(some) - 1, 1)) if series.numbers and len(some) > 3 else COLOURS[at]
             _curve(ax, depth_curve(series, condition, label, options.confidence), label, series.layers[series.labels.index(label)], colour)
-        _dress(ax, _metric(series), str(condition), last=number == len(conditions) - 1)
+        _dress(ax, _metric(series), str(condition), "relative depth: layer / (layers − 1)" if number == len(conditions) - 1 else "")
+        ax.set_xlim(-0.03, 1.03)
         if number == 0:
             ax.legend(frameon=False, fontsize=8.5, loc="best")
     others = [a for a in series.axes if a != "layer"]
@@ -147,12 +169,10 @@ def _curve(ax: Any, table: pd.DataFrame, label: str, layers: int | None, colour:
     ax.fill_between(table["depth"], table["ci_low"].astype(float), table["ci_high"].astype(float), color=colour, alpha=0.16, linewidth=0)
 
 
-def _dress(ax: Any, metric: str, title: str, last: bool) -> None:
-    ax.set_xlim(-0.03, 1.03)
+def _dress(ax: Any, metric: str, title: str, below: str) -> None:
     ax.set_title(title, loc="left", fontsize=10, color=INK)
     ax.set_ylabel(short(metric, 44), fontsize=8.5, color=QUIET)
-    if last:
-        ax.set_xlabel("relative depth: layer / (layers − 1)", fontsize=9, color=QUIET)
+    ax.set_xlabel(below, fontsize=9, color=QUIET)
     ax.tick_params(length=0, labelsize=8.5, colors=INK)
     ax.grid(axis="y", color=GRID)
     ax.set_axisbelow(True)

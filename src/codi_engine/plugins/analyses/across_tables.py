@@ -12,7 +12,7 @@ import pandas as pd
 from codi_engine.core.errors import UserError
 from codi_engine.core.labels import numbers_of
 from codi_engine.kernels.multiple import adjust
-from codi_engine.kernels.shares import mcnemar
+from codi_engine.kernels.shares import mcnemar, newcombe, paired_phi
 from codi_engine.plugins.analyses import effects
 from codi_engine.plugins.analyses.association import constant, rows_spearman
 from codi_engine.plugins.analyses.options import PREFERRED, ImportanceOptions
@@ -248,7 +248,8 @@ def _change(wide: pd.DataFrame, numbers: Sequence[float] | None, confidence: flo
     found = effects.statistics(both[:, -1] - both[:, 0], confidence, shares=False)
     test = "paired t"
     if yes_no and len(both) > 1:
-        test, found["p"] = "mcnemar", float(mcnemar(*(np.array([v]) for v in _discordant(both)))[0])
+        test = "McNemar"
+        found |= {**_shares(both, confidence), "t": np.nan, "df": np.nan}
     missing = [str(wide.columns[i]) for i in (0, -1) if np.isnan(values[:, i]).all()]
     note = f"no value in {' and '.join(missing)}" if missing else found["note"]
     rho, rho_note = _rho(numbers, means)
@@ -258,10 +259,12 @@ def _change(wide: pd.DataFrame, numbers: Sequence[float] | None, confidence: flo
     return out | {"test": test, "p": found["p"], "note": "; ".join(n for n in (note, rho_note) if n)}
 
 
-def _discordant(both: np.ndarray) -> tuple[int, int]:
-    """Return how many examples changed from yes to no, and from no to yes."""
-    first, last = both[:, 0] > 0.5, both[:, -1] > 0.5
-    return int((first & ~last).sum()), int((~first & last).sum())
+def _shares(both: np.ndarray, confidence: float) -> dict[str, float]:
+    """Return McNemar's exact p of a change of yes and no, and Newcombe's paired interval."""
+    first, last, n = both[:, 0] > 0.5, both[:, -1] > 0.5, len(both)
+    counts = [int(v.sum()) for v in (first & last, last & ~first, first & ~last, ~first & ~last)]
+    low, high = newcombe(*(np.array([v]) for v in (last.mean(), n, first.mean(), n)), paired_phi(*(np.array([c]) for c in counts)), confidence)
+    return {"p": float(mcnemar(np.array([counts[2]]), np.array([counts[1]]))[0]), "ci_low": float(low[0]), "ci_high": float(high[0])}
 
 
 def _rho(numbers: Sequence[float] | None, means: np.ndarray) -> tuple[float, str]:
