@@ -42,11 +42,16 @@ def placed(series: Series, table: pd.DataFrame) -> pd.DataFrame:
     """Return effects of the places that checkpoints share, with their names in ``place`` (and ``strongest`` |mean| of all checkpoints)."""
     out = table
     if series.relative:
-        out = table[table["match"].notna() | table["layer"].isna()].assign(depth=table["match"].round(2))
+        out = table[table["match"].notna() | table["layer"].isna()].assign(depth=table["match"])
         out = out.sort_values("depth", kind="stable")
-    names = ["·".join(str(row[a]) for a in series.shared if not pd.isna(row[a])) or "whole" for _, row in out.iterrows()]
+    names = ["·".join(_value(row[a]) for a in series.shared if not pd.isna(row[a])) or "whole" for _, row in out.iterrows()]
     out = out.assign(place=names)
     return out.assign(strongest=out["mean"].abs().groupby([out["condition"], out["place"]]).transform("max"))
+
+
+def _value(value: Any) -> str:
+    """Return an axis' value; a depth to three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _metric(series: Series) -> str:
@@ -94,9 +99,9 @@ def _lines(series: Series, places: pd.DataFrame, top: int, options: ImportanceOp
     found = []
     for _, row in order.iterrows():
         part = places[(places["condition"] == row["condition"]) & (places["place"] == row["place"])]
-        words = " ".join(f"{a} {row[a]}" for a in series.shared if not pd.isna(row[a])) or str(row["condition"])
+        words = " ".join(f"{a} {_value(row[a])}" for a in series.shared if not pd.isna(row[a])) or str(row["condition"])
         found.append((short(f"{row['condition']} {words}" if several else words, 30), part))
-    note = f"the {len(found)} strongest places; whiskers: {options.confidence:.0%} intervals, {_n(places)} examples"
+    note = f"the {len(found)} places that are strongest at any checkpoint; whiskers: {options.confidence:.0%} intervals, {_n(places)} examples"
     return _over_checkpoints(series, f"{_name(series)}: effects over checkpoints", note, _metric(series), found)
 
 
@@ -107,7 +112,7 @@ def _heatmap(series: Series, places: pd.DataFrame, options: ImportanceOptions) -
         rows = part.drop_duplicates("place")
         kept = set(rows.sort_values("strongest", ascending=False, kind="stable")["place"].head(ROWS))
         cut += len(rows) - len(kept)
-        down = [p for p in rows["place"] if p in kept][::-1]
+        down = [p for p in rows["place"] if p in kept]
         grids = [part.pivot(index="place", columns="checkpoint", values=v).reindex(index=down, columns=series.labels) for v in ("mean", "significant")]
         quiet = grids[1].to_numpy(object) == False  # noqa: E712 - None is no test
         panels.append(

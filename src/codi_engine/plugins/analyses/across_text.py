@@ -27,6 +27,8 @@ def summary(series: Series, tables: Mapping[str, pd.DataFrame], options: Importa
     trend = tables["trend"]
     tested = trend[trend["p"].notna()]
     shown = trend.rename(columns={"difference": "mean"})
+    if series.relative:
+        shown = shown.assign(depth=shown["depth"].round(2)).sort_values("depth", ascending=False, kind="stable")
     lines += ["", *condition_grids(shown, series.shared, f"change of {series.metric} from {first} to {last}"), ""]
     lines += _largest(tested, series)
     low, high = (int(tested["n"].min()), int(tested["n"].max())) if len(tested) else (0, 0)
@@ -66,7 +68,7 @@ def _largest(tested: pd.DataFrame, series: Series) -> list[str]:
     lines = ["largest changes:"]
     for _, row in tested.loc[order].iterrows():
         rho = "" if np.isnan(row["rho"]) else f", rho {row['rho']:+.2f}".replace("-", "−")
-        place = effects.place_name(row, series.shared)
+        place = effects.place_name(row.map(lambda v: round(v, 2) if isinstance(v, float) else v), series.shared)
         lines.append(f"  {place}: {row['first']:+.3g} → {row['last']:+.3g}, change {row['difference']:+.3g}{effects.interval_text(row)}{rho}")
     return lines
 
