@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codi_engine.core.errors import CodiEngineError, UserError
+from codi_engine.core.errors import CodiEngineError, UserError, nearest
 from codi_engine.core.labels import FROM, check_labels, in_order, label_of, numbers_of
 from codi_engine.core.progress import Progress
 from codi_engine.store.layout import EXPERIMENT, LEDGER, RESULTS
@@ -111,10 +111,11 @@ def _member(experiment: Experiment, label: str, change: Mapping[str, Any], analy
 
     source, where = experiment.source, f"checkpoints.{label}"
     plugin = change.get("plugin", experiment.model.plugin)
-    shared = {**experiment.model.options}
-    if plugin != experiment.model.plugin:
-        known = plugins.get("model", plugin, f"{source}: {where}.plugin").Options.model_fields
-        shared = {k: v for k, v in shared.items() if k in known}
+    known = plugins.get("model", plugin, f"{source}: {where}.plugin").Options.model_fields
+    for key in change:
+        if key not in (*known, "plugin"):
+            raise UserError(f"{source}: {where}: '{key}' is no option of the model '{plugin}'; {nearest(str(key), known)}")
+    shared = {k: v for k, v in experiment.model.options.items() if plugin == experiment.model.plugin or k in known}
     model = {**shared, **change, "plugin": plugin}
     for key in _PLACES:
         if isinstance(change.get(key), str):
@@ -153,7 +154,7 @@ def run_checkpoints(experiment: Experiment, root: Path, *, limit: int | None, de
     begun, plugins = time.perf_counter(), plugin_manager()
     family = family_of(experiment, plugins)
     _check_root(root)
-    _check_members(family, limit, device)
+    _check_members(family, root, limit, device)
     _write_family(root, _adjusted(family.resolved, limit, device))
     parts: dict[str, Finished] = {}
     for number, (label, member) in enumerate(family.members.items()):
@@ -182,13 +183,16 @@ def _notes(parts: Mapping[str, Finished]) -> list[str]:
     return [note if len(labels) == len(parts) else f"{', '.join(labels)}: {note}" for note, labels in about.items()]
 
 
-def _check_members(family: Family, limit: int | None, device: str | None) -> None:
-    """Find what is wrong with any checkpoint before the first one runs: plan all, and find their weights."""
-    from codi_engine.core.run import _prepared
+def _check_members(family: Family, root: Path, limit: int | None, device: str | None) -> None:
+    """Find what is wrong with any checkpoint before the first one runs: its plan, its files, a run of another experiment in its place."""
+    from codi_engine.core.run import _open_writer, _prepared
 
     for label, member in family.members.items():
         with _about(label):
-            _prepared(member, limit, device)[0].model.locate()
+            prepared, _ = _prepared(member, limit, device)
+            prepared.model.locate()
+            if (root / label / LEDGER).exists():
+                _open_writer(prepared, root / label).close()
 
 
 def _check_root(root: Path) -> None:
