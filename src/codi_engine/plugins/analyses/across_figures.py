@@ -42,8 +42,8 @@ def placed(series: Series, table: pd.DataFrame) -> pd.DataFrame:
     """Return effects of the places that checkpoints share, with their names in ``place`` (and ``strongest`` |mean| of all checkpoints)."""
     out = table
     if series.relative:
-        out = table[table["match"].notna() | table["layer"].isna()].assign(depth=table["match"])
-        out = out.sort_values("depth", kind="stable")
+        out = table[table["match"].notna() | table["layer"].isna()]
+        out = out.assign(depth=out["match"]).sort_values("depth", kind="stable")
     names = ["·".join(_value(row[a]) for a in series.shared if not pd.isna(row[a])) or "whole" for _, row in out.iterrows()]
     out = out.assign(place=names)
     return out.assign(strongest=out["mean"].abs().groupby([out["condition"], out["place"]]).transform("max"))

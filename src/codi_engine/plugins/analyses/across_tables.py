@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from codi_engine.core.results import Run
 
 WHO = "across"
+_NONE = pd.DataFrame({"": [0.0], " ": [0.0]})
 
 
 @dataclass
@@ -213,13 +214,14 @@ def trend_table(series: Series, options: ImportanceOptions) -> pd.DataFrame:
     """
     per = series.per
     if series.relative:
-        per = per[per["layer"].isna() | per["match"].notna()].assign(depth=per["match"].round(4))
+        per = per[per["layer"].isna() | per["match"].notna()]
+        per = per.assign(depth=per["match"].round(4))
     yes_no = effects.are_shares(per["effect"])
     rows = []
     for key, part in per.groupby(["condition", *series.shared], dropna=False, sort=False, observed=True):
         wide = part.pivot_table(index="example", columns="checkpoint", values="effect", aggfunc="mean", observed=True).reindex(columns=series.labels)
         rows.append({**dict(zip(["condition", *series.shared], key, strict=True)), **_change(wide, series.numbers, options.confidence, yes_no)})
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=None if rows else ["condition", *series.shared, *_change(_NONE, None, 0.95, False)])
     table["q"] = adjust(table["p"].to_numpy(), options.correction)
     table["significant"] = table["q"] < options.q
     if series.relative:

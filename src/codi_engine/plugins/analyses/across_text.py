@@ -25,6 +25,8 @@ def summary(series: Series, tables: Mapping[str, pd.DataFrame], options: Importa
     if "trend" not in tables:
         return "\n".join([*lines, "no intervention: baselines only"])
     trend = tables["trend"]
+    if trend.empty:
+        return "\n".join([*lines, "no place is in more than one checkpoint", *series.notes])
     tested = trend[trend["p"].notna()]
     shown = trend.rename(columns={"difference": "mean"})
     if series.relative:
