@@ -21,7 +21,7 @@ from codi_engine.core.errors import DifferentRun, UserError
 from codi_engine.core.labels import check_labels, in_order, label_of, numbers_of
 from codi_engine.core.plugins import plugin_manager
 from codi_engine.core.progress import Progress
-from codi_engine.core.run import check_experiment, plan_experiment, run_experiment
+from codi_engine.core.run import plan_experiment, run_experiment
 from codi_engine.store.errors import StoreError
 
 Maker = Callable[..., Experiment]
@@ -129,8 +129,7 @@ def test_the_same_command_goes_on_and_a_larger_one_grows(make: Maker, trained: P
     grown = run_experiment(make(both), "runs/x")
     assert [p.new_cells for p in grown.parts.values()] == [4, 8]
     assert run_experiment(make(both), "runs/x").new_cells == 0
-    run_experiment(make(both), "whole")
-    pd.testing.assert_frame_equal(all_cells("whole"), all_cells("runs/x"), check_exact=True)
+    assert all_cells("runs/x").groupby("checkpoint", sort=False).size().to_dict() == {"step-900": 8, "step-1000": 8}
 
 
 def test_a_changed_checkpoint_is_refused_and_nothing_is_touched(make: Maker, trained: Path) -> None:
@@ -171,11 +170,6 @@ def test_layers_are_resolved_per_model_and_other_plugins_take_what_they_know(mak
     assert family.members["codi"].name == "test-codi"
     with pytest.raises(UserError, match="plan_checkpoints"):
         plan_experiment(experiment)
-
-
-def test_the_gate_checks_every_checkpoint(make: Maker, trained: Path) -> None:
-    frame = check_experiment(make({"a": str(trained / "step-900"), "b": str(trained / "step-1000")}), limit=1)
-    assert frame["checkpoint"].tolist() == ["a", "b"]
 
 
 # ----------------------------------------------------------------------------------------------- refused
@@ -230,7 +224,8 @@ def test_a_layer_that_one_model_lacks_is_refused_with_its_name(make: Maker, tiny
 # ----------------------------------------------------------------------------- analysing, command line
 
 
-def test_a_directory_of_runs_stands_for_its_runs(make: Maker, trained: Path) -> None:
+def test_a_directory_of_runs_stands_for_its_runs(make: Maker, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)  # takes longest, and is seen elsewhere
     two = {"small": str(trained / "step-1000"), "other": str(trained / "step-900")}
     run_experiment(make(two, analyses=["across"], metrics=["kl"]), "runs/x")
     assert [p.name for p in expand(["runs/x"])] == ["small", "other"]  # as the file names them

@@ -148,8 +148,8 @@ def _match_depths(series: Series) -> None:
         pairs = matched(mine, np.unique(per.loc[rows, "depth"]), 1.0 / max(least - 1, 1))
         per.loc[rows, "match"] = per.loc[rows, "depth"].map({b: a for a, b in pairs}).astype(float)
     lost = per[per["match"].isna() & per["layer"].notna()]
-    for label, part in lost.groupby("checkpoint", sort=False):
-        names = ", ".join(dict.fromkeys(str(v) for v in part["layer"]))
+    for label in [v for v in series.labels if (lost["checkpoint"] == v).any()]:
+        names = ", ".join(dict.fromkeys(str(v) for v in lost.loc[lost["checkpoint"] == label, "layer"]))
         series.notes.append(f"{label}: layers {names} are compared with none of {reference}'s (no layer of nearly the same depth)")
     series.notes.append(f"layers are compared by relative depth l / (L − 1), at those of {reference} ({least} layers)")
 
@@ -265,7 +265,9 @@ def _shares(both: np.ndarray, confidence: float) -> dict[str, float]:
     """Return McNemar's exact p of a change of yes and no, and Newcombe's paired interval."""
     first, last, n = both[:, 0] > 0.5, both[:, -1] > 0.5, len(both)
     counts = [int(v.sum()) for v in (first & last, last & ~first, first & ~last, ~first & ~last)]
-    low, high = newcombe(*(np.array([v]) for v in (last.mean(), n, first.mean(), n)), paired_phi(*(np.array([c]) for c in counts)), confidence)
+    size = np.array([n])
+    phi = paired_phi(*(np.array([c]) for c in counts))
+    low, high = newcombe(np.array([last.mean()]), size, np.array([first.mean()]), size, phi, confidence)
     return {"p": float(mcnemar(np.array([counts[2]]), np.array([counts[1]]))[0]), "ci_low": float(low[0]), "ci_high": float(high[0])}
 
 
