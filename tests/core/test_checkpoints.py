@@ -180,10 +180,11 @@ def test_layers_are_resolved_per_model_and_other_plugins_take_what_they_know(mak
     [
         ({"from": "nothing/*"}, "checkpoints.from: 'nothing/*' matches nothing"),
         ({"from": "{trained}/*/model.safetensors"}, "the label 'model' stands twice"),
-        (["{trained}/step-900", "{trained}/step-7"], "'step-7': no such file or directory"),
+        (["{trained}/step-900", "{trained}/step-7"], "checkpoints.step-7.checkpoint: no such file or directory"),
         (["{trained}/step-900", "elsewhere/step-900"], "the label 'step-900' stands twice"),
         ({"A": "{trained}/step-900", "a": "{trained}/step-1000"}, "the label 'a' stands twice (upper and lower case alike)"),
-        ({"a": "{trained}/step-900", "b": {"checkpoint": "{trained}/none"}}, "checkpoint b: model.checkpoint: no such file or directory"),
+        ({"a": "{trained}/step-900", "b": {"checkpoint": "{trained}/none"}}, "checkpoints.b.checkpoint: no such file or directory"),
+        (["demo", "nowhere/to/be"], "checkpoint be: model.checkpoint: no such file or directory: 'nowhere/to/be'"),
         ({"a/b": "{trained}/step-900"}, "the label 'a/b' must be a plain file name"),
         ({"a": {"chekpoint": "x"}}, "checkpoints.a: 'chekpoint' is no option of the model 'codi'; did you mean 'checkpoint'"),
         ({"a": {"checkpoint": "demo", "sweep": {}}}, "checkpoints.a: 'sweep' is no option of the model"),

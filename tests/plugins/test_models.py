@@ -185,3 +185,15 @@ def test_a_causal_lm_with_missing_weights_is_refused(tmp_path: Path) -> None:
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"1 missing keys: model\.layers\.0\.mlp\.up_proj\.weight"):
         CausalLM(CausalLMOptions(path=str(folder))).load()
+
+
+def test_weights_are_located_without_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    checkpoint, base = tiny.write_codi(tmp_path / "x", "gpt2")
+    (checkpoint / "model.safetensors").write_bytes(b"never looked at")
+    codi(checkpoint, base).locate()
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="holds neither model"):
+        codi(checkpoint, base).locate()
+    with pytest.raises(UserError, match="'nobody/nothing' is neither a directory here nor reachable on the Hub"):
+        codi(Path("nobody/nothing"), base).locate()

@@ -82,8 +82,7 @@ def _changes(experiment: Experiment, plugins: Plugins) -> dict[str, dict[str, An
     paths = {label_of(p): p for p in given} if isinstance(given, list) else {k: v for k, v in (given or {}).items() if isinstance(v, str)}
     for label, path in paths.items():
         if place is None:
-            raise UserError(f"{at}.{label}: the model '{experiment.model.plugin}' takes no path; write label: {{option: value}}")
-        _exists(path, f"{at}: '{label}'")
+            raise UserError(f"{at}.{label}: the model '{experiment.model.plugin}' takes no path; write {{option: value}} instead of '{path}'")
     named = given if isinstance(given, dict) else paths
     return {label: {place: change} if isinstance(change, str) else dict(change) for label, change in named.items()}  # type: ignore[dict-item]
 
@@ -98,11 +97,6 @@ def _matches(pattern: str, at: str) -> list[str]:
     except ValueError as error:
         raise UserError(f"{at}.{FROM}: {error}") from None
     return [paths[label] for label in in_order(paths)]
-
-
-def _exists(path: str, where: str) -> None:
-    if not Path(path).expanduser().exists() and (path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).parent.is_dir()):
-        raise UserError(f"{where}: no such file or directory: '{path}'")
 
 
 def _member(experiment: Experiment, label: str, change: Mapping[str, Any], analyses: list[Any], plugins: Plugins) -> Experiment:
@@ -126,9 +120,10 @@ def _member(experiment: Experiment, label: str, change: Mapping[str, Any], analy
 
 
 def _local(path: str, where: str) -> None:
-    """Refuse a path into a directory that is here and does not hold it; a Hub id looks the same where there is none."""
-    if path.count("/") == 1 and not path.startswith((".", "~")) and Path(path).parent.is_dir():
-        _exists(path, where)
+    """Refuse a path that leads nowhere; ``owner/name`` is taken for a Hub id only where no directory ``owner`` is here."""
+    place = Path(path).expanduser()
+    if not place.exists() and "/" in path and (path.startswith((".", "/", "~")) or place.parent.is_dir()):
+        raise UserError(f"{where}: no such file or directory: '{path}'")
 
 
 @contextmanager

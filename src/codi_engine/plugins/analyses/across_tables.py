@@ -225,7 +225,8 @@ def trend_table(series: Series, options: ImportanceOptions) -> pd.DataFrame:
     table["q"] = adjust(table["p"].to_numpy(), options.correction)
     table["significant"] = table["q"] < options.q
     if series.relative:
-        table = table.sort_values("depth", kind="stable").sort_values("condition", kind="stable")
+        order = {c: i for i, c in enumerate(table["condition"].unique())}
+        table = table.sort_values("depth", kind="stable").sort_values("condition", kind="stable", key=lambda names: names.map(order))
     return _typed(table.reset_index(drop=True), series.shared)
 
 
