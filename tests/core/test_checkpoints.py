@@ -124,7 +124,9 @@ def test_each_checkpoint_is_a_complete_run_of_its_own(make: Maker, trained: Path
 
 def test_the_same_command_goes_on_and_a_larger_one_grows(make: Maker, trained: Path) -> None:
     first = {"step-900": str(trained / "step-900")}
-    assert run_experiment(make(first), "runs/x", limit=1).new_cells == 4
+    begun = run_experiment(make(first, analyses=["across"]), "runs/x", limit=1)
+    assert (begun.new_cells, begun.summaries) == (4, {})
+    assert "across needs two checkpoints and is left out" in begun.notes
     both = {**first, "step-1000": {"checkpoint": str(trained / "step-1000")}}
     grown = run_experiment(make(both), "runs/x")
     assert [p.new_cells for p in grown.parts.values()] == [4, 8]
@@ -194,6 +196,7 @@ def test_layers_are_resolved_per_model_and_other_plugins_take_what_they_know(mak
         ({}, "is empty"),
         ([], "is empty"),
         (3, "write label: {checkpoint: path}"),
+        ({"a": {"plugin": 5}}, "checkpoints.a.plugin: write the name of a model plugin; got 5"),
         ({"a": 3}, "'a' is what differs in model:"),
         ([3], "a list is one of paths"),
         ({"true": {}, True: {}}, "labels are words or numbers"),

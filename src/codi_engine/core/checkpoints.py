@@ -105,6 +105,8 @@ def _member(experiment: Experiment, label: str, change: Mapping[str, Any], analy
 
     source, where = experiment.source, f"checkpoints.{label}"
     plugin = change.get("plugin", experiment.model.plugin)
+    if not isinstance(plugin, str):
+        raise UserError(f"{source}: {where}.plugin: write the name of a model plugin; got {plugin!r}")
     known = plugins.get("model", plugin, f"{source}: {where}.plugin").Options.model_fields
     for key in change:
         if key not in (*known, "plugin"):
@@ -159,10 +161,11 @@ def run_checkpoints(experiment: Experiment, root: Path, *, limit: int | None, de
         progress.note(f"checkpoint {label}: {part.cells:,} cells, {part.new_cells:,} new, {part.seconds:.1f} s")
         _free()
     cells, new = (sum(getattr(p, key) for p in parts.values()) for key in ("cells", "new_cells"))
-    notes = _notes(parts)
+    analyses = family.analyses if len(parts) > 1 else []
+    notes = _notes(parts) + [f"{a.name} needs two checkpoints and is left out" for a in family.analyses if not analyses]
     finished = Finished(root, cells, new, 0.0, notes=notes, experiment=experiment, parts=parts)
     life = Lifecycle(plugins, [], root, progress.note)
-    for analysis in family.analyses:
+    for analysis in analyses:
         progress.note(f"analysis {analysis.name} of {len(parts)} checkpoints")
         finished.take(analyze_one([open_run(p.path) for p in parts.values()], analysis, progress, root), life)
     finished.seconds = time.perf_counter() - begun
