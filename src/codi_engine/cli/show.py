@@ -33,7 +33,7 @@ WIDTH = 100
 WIDE = 96
 
 
-def _console(stderr: bool = False) -> Console:
+def console(stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     known = stream.isatty() or "COLUMNS" in os.environ
     return Console(stderr=stderr, highlight=False, width=None if known else WIDTH)
@@ -51,7 +51,7 @@ def table(rows: Sequence[tuple[str, str]]) -> None:
     grid.add_column(overflow="fold")
     for label, value in rows:
         grid.add_row(plain(label), plain(value))
-    _console().print(grid)
+    console().print(grid)
 
 
 # -------------------------------------------------------------------------------------------------- results
@@ -59,14 +59,19 @@ def table(rows: Sequence[tuple[str, str]]) -> None:
 
 def finished(experiment: Experiment, done: Finished) -> None:
     """Print what a run gave."""
+    if done.parts:
+        from codi_engine.cli import show_checkpoints
+
+        show_checkpoints.finished(experiment, done)
+        return
     experiment = done.experiment or experiment  # with --limit and --device applied
     new = "all new" if done.new_cells == done.cells else f"{done.new_cells:,} new" if done.new_cells else "none new: all were on disk"
-    _console().print(plain(experiment.name, "bold"))
+    console().print(plain(experiment.name, "bold"))
     rows = [("model", _reference(experiment.model)), ("data", _reference(experiment.data))]
     rows += [("cells", f"{done.cells:,} ({new}) in {done.seconds:.1f} s"), ("time", done.took)]
     table(rows + [("note", n) for n in done.notes])
     results(done)
-    _console().print()
+    console().print()
     if done.path.exists():
         table([("run", str(done.path)), ("python", f'codi_engine.open_run("{done.path}").cells')])
     else:
@@ -76,11 +81,11 @@ def finished(experiment: Experiment, done: Finished) -> None:
 def imported(done: Imported) -> None:
     """Print what an import wrote and what it lacks."""
     new = "all new" if done.new_cells == done.cells else f"{done.new_cells:,} new" if done.new_cells else "none new: all were on disk"
-    _console().print(plain(done.name, "bold"))
+    console().print(plain(done.name, "bold"))
     axes = " × ".join(f"{name} {count:,}" for name, count in done.axes.items()) or "one cell"
     rows = [("axes", axes), ("values", ", ".join(done.columns)), ("cells", f"{done.cells:,} ({new}) in {done.seconds:.1f} s")]
     table(rows + [("note", n) for n in done.notes])
-    _console().print()
+    console().print()
     table([("run", str(done.path)), ("python", f'codi_engine.open_run("{done.path}").cells')])
 
 
@@ -92,7 +97,7 @@ def _reference(ref: PluginRef) -> str:
 
 def results(done: Finished) -> None:
     """Print summaries and where the figures are."""
-    console = _console()
+    console = console()
     for summary in done.summaries.values():
         console.print()
         console.print(plain(summary))
@@ -103,7 +108,7 @@ def results(done: Finished) -> None:
 
 def analysed(done: Sequence[Analysed]) -> None:
     """Print what analyses say, and where their results are."""
-    console = _console()
+    console = console()
     for number, one in enumerate(done):
         if number:
             console.print()
@@ -119,16 +124,25 @@ def analysed(done: Sequence[Analysed]) -> None:
 
 def checks(frame: pd.DataFrame) -> None:
     """Print the gate's findings, one row per condition and site."""
-    console = _console()
+    console = console()
     wide = console.width >= WIDE
     grid = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("condition", "site", "places"):
+    several = ["checkpoint"] if "checkpoint" in frame else []
+    for name in (*several, "condition", "site", "places"):
         grid.add_column(name, overflow="fold", min_width=12 if name == "site" else None)
     for name in ("changed", "norm", "self-patch", *(["first values"] if wide else [])):
         grid.add_column(name, justify="right", no_wrap=True)
     for row in frame.to_dict("records"):
         norms = f"{row['norm_before']:.4g} → {row['norm_after']:.4g}"
-        values = [row["condition"], row["site"], _ranges(str(row["places"])), f"{row['changed']} of {row['rows']}", norms, row["self_patch"]]
+        values = [
+            *(row[k] for k in several),
+            row["condition"],
+            row["site"],
+            _ranges(str(row["places"])),
+            f"{row['changed']} of {row['rows']}",
+            norms,
+            row["self_patch"],
+        ]
         first = [" ".join(f"{v:.3g}" for v in row["first_values"])] if wide else []
         grid.add_row(*map(plain, values + first))
     console.print(grid)
@@ -162,7 +176,7 @@ def autoencoders(found: Sequence[tuple[SAE, str]]) -> None:
     rows = [(sae.summary() | {"digest": digest[:16]}) for sae, digest in found]
     for label in rows[0]:
         grid.add_row(plain(label), *(plain(row[label]) for row in rows))
-    _console().print(grid)
+    console().print(grid)
 
 
 # -------------------------------------------------------------------------------------------------- plugins
@@ -172,7 +186,7 @@ def plugin_list(plugins: Plugins) -> None:
     """Print every plugin under its kind: name, package and first line of its help."""
     from codi_engine.core.plugins import HOOKS
 
-    console = _console()
+    console = console()
     names = max((len(r.name) for r in plugins.registered), default=0)
     packages = max((len(r.package) for r in plugins.registered), default=0)
     for kind, heading in HOOKS.items():
@@ -183,7 +197,7 @@ def plugin_list(plugins: Plugins) -> None:
             line = plain(f"  {item.name:<{names}}  ").append_text(plain(f"{item.package:<{packages}}  ", "dim")).append_text(plain(_first_line(item.cls)))
             console.print(line, no_wrap=True, overflow="ellipsis")
     for problem in plugins.problems:
-        _console(stderr=True).print(plain(f"left out: {problem}", "yellow"), soft_wrap=True)
+        console(stderr=True).print(plain(f"left out: {problem}", "yellow"), soft_wrap=True)
 
 
 def _first_line(cls: type[Any]) -> str:
@@ -197,12 +211,12 @@ def plugin(plugins: Plugins, name: str) -> None:
         raise UserError(f"plugins show: unknown plugin '{name}'; {nearest(name, [r.name for r in plugins.registered])}")
     for number, item in enumerate(found):
         if number:
-            _console().print()
+            console().print()
         _one_plugin(item)
 
 
 def _one_plugin(item: Registered) -> None:
-    console = _console()
+    console = console()
     console.print(plain(f"{item.kind} {item.name}", "bold"), plain(f"({item.package} {item.version})", "dim"))
     console.print(plain(inspect.cleandoc(item.cls.__doc__ or "").replace("``", "")))
     fields = item.cls.Options.model_fields

@@ -60,6 +60,9 @@ class Model(Plugin[OptionsT]):
     def describe(self) -> ModelInfo:
         """Return layers, width, heads, latents … without loading any weight (used by ``--dry-run``)."""
 
+    def locate(self) -> None:
+        """Find the files of the weights, on the Hub too, and read none; raise UserError where there are none."""
+
     @abstractmethod
     def load(self) -> ModelAdapter:
         """Load weights and tokenizer onto the device and audit every key."""

@@ -345,6 +345,7 @@ class Runner:
         versions |= {"transformers": transformers.__version__, "numpy": np.__version__, "zarr": zarr.__version__}
         return {
             "versions": versions, "model_digest": adapter.digest, "model": list(adapter.report),
+            "layers": adapter.info.layers, "latents": adapter.info.latents,
             "data_digest": self.plan.data.digest, "data": list(self.plan.data.report), "device": adapter.info.device,
             "threads": torch.get_num_threads(), "seed": self.experiment.seed, "git": _git_commit(),
             "reproducible_bits": self.reproducible, "started": writer.provenance.get("started", _now()),
