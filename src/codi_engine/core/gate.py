@@ -120,12 +120,9 @@ def _places(by_phase: Mapping[Any, Sequence[int]]) -> str:
 
 
 def _changed(condition: str, editor: Editor) -> None:
-    """An intervention that is no identity must change its site somewhere."""
-    groups = [g.intervention for g in editor.groups[2:] if g.intervention is not None]
-    if all(g.identity() for g in groups):
-        return
+    """An intervention that is no identity, and whose options let no value rest, must change its site somewhere."""
     for (name, site), record in editor.fired.items():
-        if name == condition and record.changed == 0:
+        if name == condition and record.must_change and record.changed == 0:
             raise GateError(f"gate: condition '{condition}' edited {record.rows} rows at {site} and changed none of them")
 
 

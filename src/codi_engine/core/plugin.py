@@ -180,6 +180,10 @@ class Intervention(Plugin[OptionsT]):
         """True when these options leave every value as it is (α = 0); the gate then demands exact equality."""
         return False
 
+    def may_rest(self) -> bool:
+        """True when some values may rightly stay as they are (a feature that does not fire is not scaled); the gate then demands no change."""
+        return False
+
     def neutral(self) -> Intervention[OptionsT] | None:
         """Return this intervention with options that leave every value as it is, for the gate; None where there are none."""
         return None

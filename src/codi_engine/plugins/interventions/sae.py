@@ -92,6 +92,10 @@ class Sae(Intervention[SaeOptions]):
         nothing = {"add": 0.0, "scale": 1.0}.get(self.options.mode)
         return self.options.error == "keep" and self.options.value == nothing and nothing is not None
 
+    def may_rest(self) -> bool:
+        """A feature that does not fire is neither scaled nor set to zero."""
+        return self.options.error == "keep" and (self.options.mode == "scale" or (self.options.mode == "set" and self.options.value == 0))
+
     def neutral(self) -> Sae:
         feature = 0 if self.options.feature is None else self.options.feature
         return Sae(SaeOptions(sae=self.options.sae, feature=feature, value=1.0, mode="scale"))
