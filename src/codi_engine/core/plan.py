@@ -101,7 +101,7 @@ def build_plan(
     UserError: unknown site or intervention, layer or step out of range, a site without its layer, vacuous conditions
     """
     conditions = Conditions(experiment, plugins, data, info, available).resolve()
-    notes = vacuous(conditions, info, experiment.allow_vacuous)
+    notes = vacuous(conditions, info, experiment.allow_vacuous, experiment.source)
     donors = Donors(experiment.seed, data, length)
     cells, left_out = _cells(experiment, data, conditions, donors)
     if left_out:
