@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -74,7 +75,7 @@ def read_features(name: str, where: str) -> list[Feature]:
 @lru_cache(maxsize=8)
 def _read(path: str, _: int, where: str) -> tuple[Feature, ...]:
     try:
-        with Path(path).open(encoding="utf-8", newline="") as file:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise UserError(f"{where}: '{path}' is no CSV table: {error}") from None
@@ -86,10 +87,9 @@ def _read(path: str, _: int, where: str) -> tuple[Feature, ...]:
     if "feature" not in columns and not {"layer", "id"} <= set(columns):
         raise UserError(f"{where}: '{path}' has no column feature (L26-1069), nor layer and id; it has {', '.join(columns)}")
     found = tuple(_feature(row, f"{path}:{number}") for number, row in enumerate(rows, 2))
-    labels = [f.label for f in found]
-    if len(set(labels)) != len(labels):
-        twice = next(label for label in labels if labels.count(label) > 1)
-        raise UserError(f"{where}: '{path}': feature {twice} stands twice")
+    label, times = Counter(f.label for f in found).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"{where}: '{path}': feature {label} stands twice")
     return found
 
 
@@ -97,10 +97,10 @@ def _feature(row: Mapping[str, Any], at: str) -> Feature:
     if row.get("feature"):
         base = parse_feature(str(row["feature"]).strip(), at)
     else:
-        try:
-            base = Feature(int(row["layer"]), int(row["id"]))
-        except (TypeError, ValueError):
-            raise UserError(f"{at}: layer and id must be whole numbers; got {row.get('layer')!r} and {row.get('id')!r}") from None
+        numbers = [_whole(row.get(name)) for name in ("layer", "id")]
+        if None in numbers:
+            raise UserError(f"{at}: layer and id must be whole numbers from 0 on; got {row.get('layer')!r} and {row.get('id')!r}")
+        base = Feature(*(n for n in numbers if n is not None))
     values = {}
     for name, text in row.items():
         if name in (None, "feature", "layer", "id") or not isinstance(text, str):
@@ -110,6 +110,10 @@ def _feature(row: Mapping[str, Any], at: str) -> Feature:
         except ValueError:
             continue
     return Feature(base.layer, base.index, values)
+
+
+def _whole(text: Any) -> int | None:
+    return int(text) if isinstance(text, str) and text.strip().isdecimal() else None
 
 
 def resolve_features(value: Any, where: str) -> list[Feature]:

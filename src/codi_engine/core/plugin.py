@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from codi_engine.core.model import ModelAdapter, ModelInfo
     from codi_engine.core.results import Run
-    from codi_engine.core.sae import SAE
+    from codi_engine.core.sae import SAE, SaeStore
     from codi_engine.core.sites import Phase, Site
     from codi_engine.core.sources import Sources
     from codi_engine.core.work import Work
@@ -160,6 +160,9 @@ class Intervention(Plugin[OptionsT]):
     ends_latents: ClassVar[bool] = False
     #: why the gate lets this pass although it edits elsewhere or is no identity; empty for everything that is sound
     gate_exempt: ClassVar[str] = ""
+
+    def check(self, saes: SaeStore, site: Site, width: int) -> None:
+        """Raise UserError where the options do not fit the files that they name; called before anything is computed."""
 
     def prepare(self, sources: Sources) -> None:
         """Compute what is needed once (a steering direction, for instance) from the baseline's values."""

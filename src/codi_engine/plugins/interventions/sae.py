@@ -11,7 +11,8 @@ from codi_engine.core.codes import checked
 from codi_engine.core.errors import UserError
 from codi_engine.core.features import is_feature, parse_feature
 from codi_engine.core.plugin import Intervention, Options, Rows
-from codi_engine.core.sae import SaeStore
+from codi_engine.core.sae import SAE, SaeStore
+from codi_engine.core.sites import Site
 from codi_engine.core.sources import Sources
 
 
@@ -62,17 +63,29 @@ class Sae(Intervention[SaeOptions]):
     def prepare(self, sources: Sources) -> None:
         self._store = sources.saes
 
+    def check(self, saes: SaeStore, site: Site, width: int) -> None:
+        self._sae(saes, site.component, site.layer, width)
+
+    def _sae(self, saes: SaeStore, component: str, layer: int | None, width: int) -> SAE:
+        """Return the layer's autoencoder after checking that it has the feature."""
+        if self._named is not None and self._named.layer != layer:
+            raise UserError(f"sae: feature {self._named.label} does not belong to layer {layer}")
+        sae = checked(saes, self.options.sae, component, layer, width, "sae")
+        if self._index >= sae.features:
+            name = self._named.label if self._named is not None else self._index
+            raise UserError(f"sae: feature {name}: '{self.options.sae}' has features 0 to {sae.features - 1} at layer {layer}")
+        return sae
+
+    @property
+    def _index(self) -> int:
+        return self._named.index if self._named is not None else int(self.options.feature or 0)
+
     def apply(self, rows: Rows) -> torch.Tensor:
-        options, h = self.options, rows.values
+        options, h, index = self.options, rows.values, self._index
         assert self._store is not None
-        if self._named is not None and self._named.layer != rows.layer:
-            raise UserError(f"sae: feature {self._named.label} does not belong to layer {rows.layer}")
-        sae = checked(self._store, options.sae, rows.site, rows.layer, h.shape[1], "sae")
+        sae = self._sae(self._store, rows.site, rows.layer, h.shape[1])
         if options.mode == "reconstruct":
             return sae.reconstruct(h)
-        index = self._named.index if self._named is not None else int(options.feature or 0)
-        if index >= sae.features:
-            raise UserError(f"sae: feature {index}: '{options.sae}' has features 0 to {sae.features - 1}")
         feature = torch.tensor([index], device=h.device)
         if options.error == "drop":
             codes = sae.encode(h)
