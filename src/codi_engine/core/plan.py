@@ -105,7 +105,7 @@ def build_plan(
     donors = Donors(experiment.seed, data, length)
     cells, left_out = _cells(experiment, data, conditions, donors)
     if left_out:
-        notes.append(f"{left_out:,} cells are left out: no other example fits donors.match")
+        notes.append(f"{left_out:,} cells are left out: no other example fits match")
     prompts = _Prompts(plugins, data, donors).of(conditions, cells)
     return Plan(data, info, conditions, prompts, cells, experiment.trials, notes, donors)
 
