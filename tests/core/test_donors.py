@@ -65,11 +65,7 @@ def test_matches_are_those_of_brute_force(demo: Maker, match: dict[str, str]) ->
     for example in which.plan.data.examples:
         others = [e.id for e in pool if e.id != example.id]
         order = generator("donors", 0, example.id, []).permutation(len(others))
-        fitting = [
-            others[i]
-            for i in order
-            if all((meaning(example, m) == meaning(by_id[others[i]], m)) == (w == "same") for m, w in match.items())
-        ]
+        fitting = [others[i] for i in order if all((meaning(example, m) == meaning(by_id[others[i]], m)) == (w == "same") for m, w in match.items())]
         assert [found[example.id, n] for n in range(3) if (example.id, n) in found] == fitting[:3]
         left_out += 3 - min(len(fitting), 3)
     note = f"{left_out:,} cells are left out: no other example fits match"

@@ -25,7 +25,7 @@ EARLY = {"plugin": "early_decode", "site": "latent_in"}
 def readings(run: Run, condition: str, step: int | None = None) -> dict[str, tuple[Any, ...]]:
     cells = run.cells[run.cells["condition"] == condition]
     logits = run.activations("logits", edited=condition != "baseline").values
-    rows = {key: values for key, values in zip(run.cells[(run.cells["condition"] != "baseline") == (condition != "baseline")]["key"], logits, strict=True)}
+    rows = dict(zip(run.cells[(run.cells["condition"] != "baseline") == (condition != "baseline")]["key"], logits, strict=True))
     cells = cells if step is None else cells[cells["step"] == step]
     return {r["example"]: (r["text"], *(r[m] for m in METRICS), rows[r["key"]].tobytes()) for _, r in cells.iterrows()}
 
@@ -92,5 +92,5 @@ def test_the_check_passes(demo: Maker) -> None:
 
 
 def test_sets_of_steps_end_at_the_first(demo: Maker) -> None:
-    with pytest.raises(UserError, match="are the same computation|different computation"):
+    with pytest.raises(UserError, match=r"are the same computation|different computation"):
         plan_experiment(demo(intervention=EARLY, sweep={"step": [2, [2, 3]]}, data=PROBLEMS))

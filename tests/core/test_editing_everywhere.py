@@ -89,10 +89,10 @@ def conditions(sae: str) -> dict[str, Any]:
     found = {}
     for tokens in ("last", "all"):
         for error in ("keep", "drop"):
-            base = {"plugin": "sae", "sae": sae, "site": "resid_post", "tokens": tokens, "error": error}
+            base: dict[str, Any] = {"plugin": "sae", "sae": sae, "site": "resid_post", "tokens": tokens, "error": error}
             found[f"reconstruct_{tokens}_{error}"] = {"intervention": {**base, "site": "resid_post.1", "mode": "reconstruct"}, "sweep": {}}
             for mode, value in (("set", 6.0), ("add", -4.0), ("scale", 3.0)):
-                intervention = {**base, "mode": mode, "value": value, "feature": ["L0-3", "L2-17"]}
+                intervention: dict[str, Any] = {**base, "mode": mode, "value": value, "feature": ["L0-3", "L2-17"]}
                 found[f"{mode}_{tokens}_{error}"] = {"intervention": intervention, "sweep": {}}
     del found["reconstruct_last_keep"], found["reconstruct_all_keep"]  # error plays no part in them
     return found
@@ -158,12 +158,12 @@ def compare(here: Place, made: Experiment, run: Run, edited_too: bool = True) ->
         for name, spec in CAPTURES.items():
             np.testing.assert_allclose(stored[edited][name][at], codes_of(here, want, spec), rtol=2e-4, atol=2e-4, err_msg=f"{name} {row['condition']}")
 
-    for at, row in base.iterrows():
+    for at, (_, row) in enumerate(base.iterrows()):
         trial = int(row["trial"]) if trials else 0
         want = twin(row["example"], "baseline", {}, trial, None, "last")
-        check(row, int(at), False, want)
+        check(row, at, False, want)
         unedited[row["example"], trial] = row["text"]
-    place_of = {(r["example"], r["condition"], r.get("feature"), int(r["trial"]) if trials else 0): i for i, r in rest.iterrows()}
+    place_of = {(r["example"], r["condition"], r.get("feature"), int(r["trial"]) if trials else 0): i for i, (_, r) in enumerate(rest.iterrows())}
     for cell in plan.cells if edited_too else ():
         condition = plan.conditions[cell.condition]
         options = {"feature": None, "value": None, "error": "keep", **condition.options, "layer": cell.values["layer"][0]}
@@ -171,8 +171,8 @@ def compare(here: Place, made: Experiment, run: Run, edited_too: bool = True) ->
         options["feature"] = None if label is None else int(label.split("-")[1])
         at = place_of[cell.example, condition.name, label, cell.trial]
         assert condition.tokens is not None
-        check(rest.loc[at], at, True, twin(cell.example, condition.name, cell.values, cell.trial, edits_of(here, options), condition.tokens))
-        changed += rest.loc[at]["text"] != unedited[cell.example, cell.trial]
+        check(rest.iloc[at], at, True, twin(cell.example, condition.name, cell.values, cell.trial, edits_of(here, options), condition.tokens))
+        changed += rest.iloc[at]["text"] != unedited[cell.example, cell.trial]
     return changed
 
 
@@ -220,7 +220,7 @@ def test_other_interventions_edit_every_forward_too(place: Place, tmp_path: Path
     stops = set(json.loads((Path(place.model["path"]) / "config.json").read_text())["eos_token_id"])
     cells = run.cells[run.cells["condition"] != "baseline"].reset_index(drop=True)
     codes = run.activations("sae", edited=True).values
-    for at, row in cells.iterrows():
+    for at, (_, row) in enumerate(cells.iterrows()):
         ids = tokenizer(PROMPTS[int(row["example"][1:])])["input_ids"]
         handle = texts.blocks_of(net)[1].mlp.register_forward_hook(lambda _, __, out: torch.zeros_like(out))
         try:
@@ -233,7 +233,7 @@ def test_other_interventions_edit_every_forward_too(place: Place, tmp_path: Path
         gold = tokenizer(str(10 + int(row["example"][1:])))["input_ids"][0]
         assert row["cross_entropy"] == pytest.approx(float(torch.logsumexp(logits, 0) - logits[gold]), rel=2e-4)
         want = np.concatenate([sae_of(place, layer).encode(text.states(layer, False)).mean(0).numpy() for layer in range(LAYERS)])
-        np.testing.assert_allclose(codes[int(at)], want, rtol=2e-4, atol=2e-4)
+        np.testing.assert_allclose(codes[at], want, rtol=2e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -248,8 +248,8 @@ def test_other_interventions_edit_every_forward_too(place: Place, tmp_path: Path
     ],
 )
 def test_what_edits_every_forward_has_no_other_place(place: Place, change: dict[str, Any], said: str) -> None:
+    value = {"plugin": "zero", "site": "resid_post.1", "tokens": "last", **change}
     with pytest.raises(UserError) as caught:
-        value = {"plugin": "zero", "site": "resid_post.1", "tokens": "last", **change}
         plan_experiment(experiment(place, conditions={}, intervention=value))
     assert said in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 2

@@ -226,7 +226,7 @@ def test_means_of_a_run_are_values(place: Path, table: Path, tmp_path: Path) -> 
         column = list(codes["feature"].values).index(label)
         assert number == pytest.approx(float(codes.values[rows][:, column].mean()), rel=1e-6)
     wrong = {"run": str(tmp_path / "first"), "where": {"group": "c"}}
-    with pytest.raises(UserError, match="no unedited cell of .* has {'group': 'c'}"):
+    with pytest.raises(UserError, match=r"no unedited cell of .* has {'group': 'c'}"):
         plan_experiment(made.with_overrides([f"conditions.b.intervention.value={wrong}"]))
 
 

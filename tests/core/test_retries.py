@@ -53,7 +53,8 @@ def drawn(adapter: Any, ids: list[int], latents: int, key: int) -> tuple[str, in
         state = net.base_model(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
         for _ in range(latents):
             state = net.base_model(inputs_embeds=adapter.projection(state)[:, None], past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
-        feed, tokens = list(adapter.answer_start), []
+        feed: list[int] = list(adapter.answer_start)
+        tokens: list[int] = []
         while len(tokens) < NEW and not (tokens and tokens[-1] in adapter.stop_ids):
             state = net.base_model(input_ids=torch.tensor([feed]), past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
             logits = head(state)

@@ -87,14 +87,16 @@ def test_the_planners_word_is_the_models(demo: Maker, tmp_path: Path) -> None:
         equal = (first, text) == base[cell.example, "corrupted"]
         if form is None:
             dead += 1
-            assert equal and np.frombuffer(number)[1] == 0, (condition.name, cell.values)
+            assert equal, (condition.name, cell.values)
+            assert np.frombuffer(number)[1] == 0, (condition.name, cell.values)
         else:
             alive += 1
             same_as_base += equal
             forms[cell.example, form].add(found[cell.key])
     several = {k: len(v) for k, v in forms.items() if len(v) > 1}
     assert several == {}
-    assert dead >= 20 and alive >= 80
+    assert dead >= 20
+    assert alive >= 80
     coinciding: dict[Any, list[str]] = defaultdict(list)
     for (example, form), values in forms.items():
         coinciding[example, next(iter(values))].append(json.loads(form)["component"])
@@ -174,9 +176,7 @@ def test_comparisons_that_say_nothing_are_refused(demo: Maker, spec: dict[str, A
     conditions = {k: v for k, v in spec.items() if k != "sweep"}
     with pytest.raises(UserError) as caught:
         plan_experiment(demo(conditions=conditions, sweep=spec["sweep"]))
-    assert str(caught.value) == (
-        f"experiment: {said}: comparing them says nothing.\nChange one, or set allow_vacuous: true to run them anyway."
-    )
+    assert str(caught.value) == (f"experiment: {said}: comparing them says nothing.\nChange one, or set allow_vacuous: true to run them anyway.")
     assert said in plan_experiment(demo(conditions=conditions, sweep=spec["sweep"], allow_vacuous=True)).prepared.plan.notes
 
 

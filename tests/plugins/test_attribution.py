@@ -124,15 +124,13 @@ def test_ablations_take_their_own_values(run: Run, result: AnalysisResult, sessi
 
 
 def test_donors_are_the_runs_own_and_are_averaged(run: Run, result: AnalysisResult, session: Any) -> None:
-    from codi_engine.core.donors import donors_of
-
     setting = attribution_setting.Setting(run)
     condition = next(c for c in setting.conditions(AttributionOptions()) if c.name == "resample")
     expected = []
     for example in setting.examples:
         own, _, gold, other = sides(example, "clean")
         at = "resid_mid.2@latent[0]"
-        names = [donors_of(0, example.id, list(setting.pool), condition, {"step": (0,), "donor": d}) for d in (0, 1)]
+        names = [setting.donors.of(example.id, condition, {"step": (0,), "donor": d}) for d in (0, 1)]
         donors = [session.capture(setting.pool[n].prompts["clean"].text, [at])[at].to_numpy()[0] for n in names]
         slope = gradient(session, own, gold, other, "resid_mid", 2, "cross_entropy")[0]
         expected.append(((np.mean(donors, 0) - session.capture(own, [at])[at].to_numpy()[0]) * slope).sum())

@@ -43,14 +43,16 @@ class Naive:
         return torch.relu((h.double() - t["b_dec"]) @ t["W_enc"] + t["b_enc"])
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        return codes @ self.tensors["W_dec"] + self.tensors["b_dec"]
+        states: torch.Tensor = codes @ self.tensors["W_dec"] + self.tensors["b_dec"]
+        return states
 
     def edit(self, h: torch.Tensor, mode: str, feature: int | None, value: float | None, error: str) -> torch.Tensor:
         """Return edited states, rows × width."""
         codes = self.encode(h)
         if mode == "reconstruct":
             return self.decode(codes).to(h.dtype)
-        assert feature is not None and value is not None
+        assert feature is not None
+        assert value is not None
         new = codes.clone()
         new[:, feature] = {"set": torch.full_like(codes[:, feature], value), "add": codes[:, feature] + value, "scale": codes[:, feature] * value}[mode]
         if error == "drop":

@@ -97,10 +97,10 @@ def _feature(row: Mapping[str, Any], at: str) -> Feature:
     if row.get("feature"):
         base = parse_feature(str(row["feature"]).strip(), at)
     else:
-        numbers = [_whole(row.get(name)) for name in ("layer", "id")]
-        if None in numbers:
+        layer, index = _whole(row.get("layer")), _whole(row.get("id"))
+        if layer is None or index is None:
             raise UserError(f"{at}: layer and id must be whole numbers from 0 on; got {row.get('layer')!r} and {row.get('id')!r}")
-        base = Feature(*(n for n in numbers if n is not None))
+        base = Feature(layer, index)
     values = {}
     for name, text in row.items():
         if name in (None, "feature", "layer", "id") or not isinstance(text, str):
