@@ -78,6 +78,16 @@ def test_a_pilot_grows_into_the_full_run(place: Path, table: Path, tmp_path: Pat
     assert (cells["layer"].astype(str) == cells["feature"].str[1]).all()
 
 
+def test_features_named_by_the_intervention_grow_too(place: Path, table: Path, tmp_path: Path) -> None:
+    def made(feature: Any) -> Experiment:
+        intervention = {"plugin": "sae", "sae": str(place / "sae_{layer}"), "site": "resid_post", "tokens": "last", "value": 3.0, "feature": feature}
+        return experiment(place, table, conditions={}, intervention=intervention, sweep={}, capture=[])
+
+    assert run_experiment(made({"from": str(table), "limit": 1}), tmp_path / "run").new_cells == 2 + 2
+    assert run_experiment(made({"from": str(table), "limit": 3}), tmp_path / "run").new_cells == 2 * 2
+    assert run_experiment(made(["L0-3", "L1-5"]), tmp_path / "run").new_cells == 2
+
+
 def test_another_value_in_the_table_makes_other_cells(place: Path, table: Path, tmp_path: Path) -> None:
     run_experiment(experiment(place, table), tmp_path / "run")
     table.write_text(TABLE.replace("L1-8,4.0", "L1-8,4.5"), encoding="utf-8")

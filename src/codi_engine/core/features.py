@@ -46,6 +46,13 @@ def is_feature(value: Any) -> bool:
     return isinstance(value, str) and _LABEL.match(value) is not None
 
 
+def names_features(value: Any) -> bool:
+    """True for ``{from: FILE}`` and for labels such as L26-1069: what is swept, one cell a feature."""
+    if isinstance(value, Mapping):
+        return True
+    return is_feature(value) or (isinstance(value, (list, tuple)) and bool(value) and all(is_feature(v) for v in value))
+
+
 def table_path(name: str) -> Path:
     """Return a feature table's file; ``demo`` is the packaged one."""
     if name == "demo" and not Path("demo").exists():

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -105,7 +105,8 @@ class SAE:
 
     def to(self, device: str | torch.device) -> SAE:
         """Return the same autoencoder on a device."""
-        return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self._tensors().items()}
+        return replace(self, **moved)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)}
