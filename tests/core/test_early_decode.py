@@ -94,3 +94,13 @@ def test_the_check_passes(demo: Maker) -> None:
 def test_sets_of_steps_end_at_the_first(demo: Maker) -> None:
     with pytest.raises(UserError, match=r"are the same computation|different computation"):
         plan_experiment(demo(intervention=EARLY, sweep={"step": [2, [2, 3]]}, data=PROBLEMS))
+
+
+def test_steps_that_are_left_out_have_no_values(demo: Maker, tmp_path: Path) -> None:
+    made = demo(intervention=EARLY, sweep={"step": [0, 2]}, data=PROBLEMS, metrics=METRICS, capture=["latent_in"], generate={"max_new_tokens": 4})
+    run = run_experiment(made, tmp_path / "run").open()
+    cells = run.cells[run.cells["condition"] != "baseline"]
+    values = run.activations("latent_in", edited=True).values
+    for step, found in zip(cells["step"], values, strict=True):
+        assert np.isfinite(found[: int(step)]).all()
+        assert np.isnan(found[int(step) :]).all()

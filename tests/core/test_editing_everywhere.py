@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +19,7 @@ from codi_engine import Experiment
 from codi_engine.core.errors import UserError
 from codi_engine.core.results import Run
 from codi_engine.core.run import plan_experiment, run_experiment
-from codi_engine.core.sampling import Sampler, generator, sample
+from codi_engine.core.sampling import Sampler, generator, key_of, sample
 from codi_engine.plugins.models.hf import quiet
 from tests.support import saes, texts, tiny
 
@@ -142,19 +143,26 @@ def compare(here: Place, made: Experiment, run: Run, edited_too: bool = True) ->
     changed = 0
 
     def twin(example: str, name: str, axes: Mapping[str, Any], trial: int, edits: Mapping[int, texts.Edit] | None, tokens: str) -> texts.Text:
-        key = int.from_bytes(generator("trial", made.seed, example, name, dict(axes), trial).bytes(16), "little")
-
-        def choose(logits: torch.Tensor, index: int) -> int:
-            if sampler is None:
-                return int(logits[: len(tokenizer)].argmax())
-            return int(sample(logits[None, : len(tokenizer)], np.array([0]), [key], [index], sampler)[0])
-
+        first = int.from_bytes(generator("trial", made.seed, example, name, dict(axes), trial).bytes(16), "little")
         ids = tokenizer(PROMPTS[int(example[1:])])["input_ids"]
-        return texts.write(net, ids, made.generate.max_new_tokens, stops, choose, edits, tokens)
+        for attempt in range(made.generate.retries + 1):
+            key = first if attempt == 0 else key_of("attempt", str(first), attempt)
+
+            def choose(logits: torch.Tensor, index: int, key: int = key) -> int:
+                if sampler is None:
+                    return int(logits[: len(tokenizer)].argmax())
+                return int(sample(logits[None, : len(tokenizer)], np.array([0]), [key], [index], sampler)[0])
+
+            text = texts.write(net, ids, made.generate.max_new_tokens, stops, choose, edits, tokens)
+            if made.generate.until is None or re.search(made.generate.until, said_in(text)):
+                break
+        return text
+
+    def said_in(text: texts.Text) -> str:
+        return str(tokenizer.decode([t for t in text.tokens if t not in stops], skip_special_tokens=True))
 
     def check(row: Any, at: int, edited: bool, want: texts.Text) -> None:
-        said = tokenizer.decode([t for t in want.tokens if t not in stops], skip_special_tokens=True)
-        assert row["text"] == said, (row["example"], row["condition"])
+        assert row["text"] == said_in(want), (row["example"], row["condition"])
         for name, spec in CAPTURES.items():
             np.testing.assert_allclose(stored[edited][name][at], codes_of(here, want, spec), rtol=2e-4, atol=2e-4, err_msg=f"{name} {row['condition']}")
 
@@ -192,6 +200,15 @@ def test_sampled_texts_with_trials(place: Place, tmp_path: Path) -> None:
     run = run_experiment(made, tmp_path / "run").open()
     assert compare(place, made, run) > 0
     assert run.cells.groupby(["condition", "example", "feature"], dropna=False)["text"].nunique().max() > 1
+
+
+def test_codes_are_those_of_the_last_draw(place: Place, tmp_path: Path) -> None:
+    generate = {"max_new_tokens": NEW, "do_sample": True, "temperature": 1.2, "until": r"\b\d*[02468]\b.*\d", "retries": 3}
+    picked = {"set_last_keep": conditions(place.sae)["set_last_keep"]}
+    made = experiment(place, 2, conditions=picked, generate=generate, trials=3)
+    run = run_experiment(made, tmp_path / "run").open()
+    assert run.cells["attempts"].nunique() > 1
+    compare(place, made, run)
 
 
 def test_bits_do_not_depend_on_the_batch(place: Place, tmp_path: Path) -> None:
