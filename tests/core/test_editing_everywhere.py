@@ -261,6 +261,7 @@ def test_other_interventions_edit_every_forward_too(place: Place, tmp_path: Path
         ({"downstream": "freeze"}, "freeze pins latents after an edit"),
         ({"plugin": "mean", "tokens": "all"}, "takes values of the unedited run, which has no such tokens"),
         ({"plugin": "noise", "tokens": "last"}, "takes values of the unedited run, which has no such tokens"),
+        ({"site": "logits"}, "logits can be captured but not edited"),
         ({"tokens": "first"}, "intervention.tokens: should be 'last' or 'all'"),
     ],
 )

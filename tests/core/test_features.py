@@ -176,6 +176,25 @@ def test_limits_are_counts(place: Path, table: Path, limit: Any) -> None:
         plan_experiment(experiment(place, {"from": str(table), "limit": limit}))
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"feature": -1}, "feature: -1 is no feature; they count from 0"),
+        ({"value": float("nan")}, "value: nan is not a finite number"),
+        ({"value": None}, "mode: set needs feature and value"),
+        ({"mode": "reconstruct"}, "mode: reconstruct edits no feature; remove feature and value"),
+        ({"value": "more"}, "value: 'more' is one of a table's"),
+        ({"feature": "one"}, "feature: 'one' is no feature; write a number or L26-1069"),
+    ],
+)
+def test_what_is_no_edit_of_a_feature_is_said(place: Path, change: dict[str, Any], said: str) -> None:
+    intervention = {"plugin": "sae", "sae": str(place / "sae_{layer}"), "site": "resid_post.1", "tokens": "last", "feature": 1, "value": 2.0, **change}
+    with pytest.raises(UserError) as caught:
+        plan_experiment(experiment(place, [], conditions={}, sweep={}, intervention={k: v for k, v in intervention.items() if v is not None}))
+    assert said in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 2
+
+
 def test_a_byte_order_mark_is_no_part_of_a_name(place: Path, table: Path) -> None:
     table.write_text(TABLE, encoding="utf-8-sig")
     assert len(plan_experiment(experiment(place, table)).prepared.plan.cells) == 2 * 2 * 4

@@ -161,6 +161,8 @@ class Conditions:
     # ------------------------------------------------------------------------------------------- axes
 
     def _check_site(self, site: Site, at: str) -> None:
+        if site.component == "logits":
+            raise UserError(f"{self.source}: {at}.site: logits can be captured but not edited; edit final_norm, which they are computed from")
         if site.component in LATENT_ONLY and not self.info.latents:
             raise UserError(f"{self.source}: {at}.site: '{site.component}' needs a model with latent steps; this one has none")
         if site.phase == "latent" and not self.info.latents:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -41,6 +42,10 @@ class SaeOptions(Options):
             raise ValueError(f"mode: {self.mode} needs feature and value")
         if isinstance(self.value, (str, dict)):
             raise ValueError(f"value: {self.value!r} is one of a table's; write feature: {{from: features.csv}}, or a number")
+        if isinstance(self.value, float) and not math.isfinite(self.value):
+            raise ValueError(f"value: {self.value} is not a finite number")
+        if isinstance(self.feature, int) and self.feature < 0:
+            raise ValueError(f"feature: {self.feature} is no feature; they count from 0")
         if isinstance(self.feature, str) and not is_feature(self.feature):
             raise ValueError(f"feature: '{self.feature}' is no feature; write a number or L26-1069")
         return self
