@@ -97,25 +97,25 @@ def _reference(ref: PluginRef) -> str:
 
 def results(done: Finished) -> None:
     """Print summaries and where the figures are."""
-    console = console()
+    screen = console()
     for summary in done.summaries.values():
-        console.print()
-        console.print(plain(summary))
+        screen.print()
+        screen.print(plain(summary))
     if done.figures:
-        console.print()
+        screen.print()
         table([(name, str(path)) for name, path in done.figures.items() if Path(path).exists()])
 
 
 def analysed(done: Sequence[Analysed]) -> None:
     """Print what analyses say, and where their results are."""
-    console = console()
+    screen = console()
     for number, one in enumerate(done):
         if number:
-            console.print()
+            screen.print()
         if len(done) > 1:
-            console.print(plain(f"{one.name} of {', '.join(map(str, one.runs))}", "bold"))
-        console.print(plain(one.summary))
-        console.print()
+            screen.print(plain(f"{one.name} of {', '.join(map(str, one.runs))}", "bold"))
+        screen.print(plain(one.summary))
+        screen.print()
         table([(name, str(path)) for name, path in {**one.figures, **one.tables, **one.files}.items()])
 
 
@@ -124,8 +124,8 @@ def analysed(done: Sequence[Analysed]) -> None:
 
 def checks(frame: pd.DataFrame) -> None:
     """Print the gate's findings, one row per condition and site."""
-    console = console()
-    wide = console.width >= WIDE
+    screen = console()
+    wide = screen.width >= WIDE
     grid = Table(box=None, pad_edge=False, header_style="dim")
     several = ["checkpoint"] if "checkpoint" in frame else []
     for name in (*several, "condition", "site", "places"):
@@ -145,8 +145,8 @@ def checks(frame: pd.DataFrame) -> None:
         ]
         first = [" ".join(f"{v:.3g}" for v in row["first_values"])] if wide else []
         grid.add_row(*map(plain, values + first))
-    console.print(grid)
-    console.print(plain("gate: every edit fired where the plan says; self-patch is an identity"))
+    screen.print(grid)
+    screen.print(plain("gate: every edit fired where the plan says; self-patch is an identity"))
 
 
 def _ranges(places: str) -> str:
@@ -186,16 +186,16 @@ def plugin_list(plugins: Plugins) -> None:
     """Print every plugin under its kind: name, package and first line of its help."""
     from codi_engine.core.plugins import HOOKS
 
-    console = console()
+    screen = console()
     names = max((len(r.name) for r in plugins.registered), default=0)
     packages = max((len(r.package) for r in plugins.registered), default=0)
     for kind, heading in HOOKS.items():
         found = sorted((r for r in plugins.registered if r.kind == kind), key=lambda r: (r.package, r.name))
         if found:
-            console.print(plain(heading, "bold"))
+            screen.print(plain(heading, "bold"))
         for item in found:
             line = plain(f"  {item.name:<{names}}  ").append_text(plain(f"{item.package:<{packages}}  ", "dim")).append_text(plain(_first_line(item.cls)))
-            console.print(line, no_wrap=True, overflow="ellipsis")
+            screen.print(line, no_wrap=True, overflow="ellipsis")
     for problem in plugins.problems:
         console(stderr=True).print(plain(f"left out: {problem}", "yellow"), soft_wrap=True)
 
@@ -216,16 +216,16 @@ def plugin(plugins: Plugins, name: str) -> None:
 
 
 def _one_plugin(item: Registered) -> None:
-    console = console()
-    console.print(plain(f"{item.kind} {item.name}", "bold"), plain(f"({item.package} {item.version})", "dim"))
-    console.print(plain(inspect.cleandoc(item.cls.__doc__ or "").replace("``", "")))
+    screen = console()
+    screen.print(plain(f"{item.kind} {item.name}", "bold"), plain(f"({item.package} {item.version})", "dim"))
+    screen.print(plain(inspect.cleandoc(item.cls.__doc__ or "").replace("``", "")))
     fields = item.cls.Options.model_fields
     if not fields:
         return
-    console.print()
-    console.print(plain("options", "bold"))
+    screen.print()
+    screen.print(plain("options", "bold"))
     if item.cls.Options.__doc__:
-        console.print(plain(inspect.cleandoc(item.cls.Options.__doc__).replace("``", "")))
+        screen.print(plain(inspect.cleandoc(item.cls.Options.__doc__).replace("``", "")))
     table([(f"  {key}", _describe(option)) for key, option in fields.items()])
 
 

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from codi_engine.core.errors import UserError, nearest
-from codi_engine.core.features import table_digest
+from codi_engine.core.features import names_features, table_digest
 from codi_engine.core.labels import checked
 from codi_engine.core.plugin import Options, Plugin
 from codi_engine.core.yamlfile import Lines, line_of, parse_yaml, read_yaml
@@ -246,7 +246,8 @@ class Experiment(Options):
         places = {"layer", "step", "position", "head"}
 
         def spec(value: InterventionSpec | None) -> dict[str, Any] | None:
-            return None if value is None else value.model_dump(mode="json", exclude=places, exclude_defaults=True)
+            swept = places | ({"feature"} if value is not None and names_features(value.options.get("feature")) else set())
+            return None if value is None else value.model_dump(mode="json", exclude=swept, exclude_defaults=True)
 
         conditions = {name: {"intervention": spec(c.intervention), "prompt": c.prompt, "on": c.on} for name, c in self.conditions.items()}
         return {

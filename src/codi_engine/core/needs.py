@@ -7,11 +7,12 @@ from typing import Any
 
 from codi_engine.core.captures import position_block
 from codi_engine.core.conditions import Condition, build_intervention, layers_of
+from codi_engine.core.model import ModelInfo
 from codi_engine.core.plan import Plan
 from codi_engine.core.plugin import Intervention
 from codi_engine.core.plugins import Plugins
 from codi_engine.core.sites import Phase, Site
-from codi_engine.core.sources import array_name
+from codi_engine.core.sources import array_name, read_from
 
 #: (component, layer, phase) of a source array and the places it holds
 Need = tuple[str, int | None, Phase, tuple[int, ...]]
@@ -30,7 +31,7 @@ def source_arrays(plan: Plan, plugins: Plugins, lengths: Sequence[int], answer_p
         if (intervention := _taking(condition, plugins)) is not None:
             for layer in layers_of(condition):
                 for places in _blocks(condition, plan, lengths, answer_places):
-                    _add(needs, intervention, condition, layer, places)
+                    _add(needs, intervention, condition, layer, places, plan.info)
         if plan.natural and not condition.plugin.ends_latents:
             for layer in layers_of(condition):
                 for places in _blocks(condition, plan, lengths, answer_places):
@@ -42,9 +43,13 @@ def source_arrays(plan: Plan, plugins: Plugins, lengths: Sequence[int], answer_p
     return dict(sorted(needs.items()))
 
 
-def _add(needs: dict[str, Need], intervention: Intervention[Any], condition: Condition, layer: int | None, places: Sequence[int]) -> None:
+def _add(needs: dict[str, Need], intervention: Intervention[Any], condition: Condition, layer: int | None, places: Sequence[int], info: ModelInfo) -> None:
     """Add the array that a block of places is read from: the edited site's, or another that the intervention reads."""
-    site, first = intervention.source_at(Site(condition.site.component, layer, condition.phase), places[0])
+    own = Site(condition.site.component, layer, condition.phase)
+    at = places[0]
+    if condition.phase == "latent":  # a step that is swept, so that what is said of it is true
+        at = min(s for v in condition.axes.get("step") or (condition.fixed["step"],) for s in v)
+    site, first = read_from(intervention, own, at, info)
     assert site.phase is not None
     if site.phase == condition.phase:
         first = places[0]
