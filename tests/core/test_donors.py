@@ -56,7 +56,7 @@ def meaning(example: Example, name: str) -> Any:
     ],
 )
 def test_matches_are_those_of_brute_force(demo: Maker, match: dict[str, str]) -> None:
-    carries = {"carries": 0} if "value" in match else {}
+    carries = {"carries": 1} if "value" in match else {}
     which = prepared(demo, match=match, **carries)
     pool = list(which.plan.data.pool)
     by_id = {e.id: e for e in pool}
@@ -104,7 +104,7 @@ def by_hand(example: Example, value: float) -> float | None:
 def test_predicted_answers_are_those_of_the_algebra(demo: Maker, tmp_path: Path) -> None:
     data = {"plugin": "demo-problems", "limit": 8}
     match = {"value": "different", "reasoning_steps": "same"}
-    keys: dict[str, Any] = {"intervention": resample(carries=0, match=match), "sweep": {"step": [0, 1], "donor": 3}, "data": data}
+    keys: dict[str, Any] = {"intervention": resample(carries=1, match=match), "sweep": {"step": [0, 1], "donor": 3}, "data": data}
     made = demo(**keys, metrics=["equals_predicted", "equals_other"])
     plan = plan_experiment(made).prepared.plan
     pool = {e.id: e for e in plan.data.pool}
@@ -135,9 +135,9 @@ def test_predicted_answers_are_those_of_the_algebra(demo: Maker, tmp_path: Path)
     ("keys", "said"),
     [
         ({"match": {"lenght": "same"}}, "match: the data has no field 'lenght'; did you mean 'length'"),
-        ({"match": {"value": "same"}}, "match: value needs carries: which step of the solution is meant"),
+        ({"match": {"value": "same"}}, "match: value needs carries: which result of the solution is meant"),
         ({"match": {"answer": "equal"}}, "match.answer: should be 'same' or 'different'"),
-        ({"carries": -1}, "carries: should be greater than or equal to 0"),
+        ({"carries": 0}, "carries: should be greater than or equal to 1"),
     ],
 )
 def test_what_cannot_be_matched_is_said(demo: Maker, keys: Mapping[str, Any], said: str) -> None:
