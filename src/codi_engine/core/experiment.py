@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.features import names_features, table_digest
 from codi_engine.core.labels import checked
+from codi_engine.core.patterns import explosive
 from codi_engine.core.plugin import Options, Plugin
 from codi_engine.core.yamlfile import Lines, line_of, parse_yaml, read_yaml
 
@@ -87,6 +88,8 @@ class Generate(Options):
                 re.compile(self.until)
             except re.error as error:
                 raise ValueError(f"until: '{self.until}' is no regular expression: {error}") from None
+            if explosive(self.until):
+                raise ValueError(f"until: '{self.until}' repeats a repetition and could run for ever; make the inner one possessive: (\\w++\\s*+)+")
         return self
 
 

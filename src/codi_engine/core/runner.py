@@ -113,6 +113,7 @@ class Runner:
         self.prepared, self.path, self.progress = prepared, path, progress
         self.experiment, self.plan = prepared.experiment, prepared.plan
         self.new_cells = 0  # computed by this call
+        self.saes: dict[str, str] = {}
         self.life = Lifecycle(prepared.plugins, prepared.trackers, path, progress.note)
         self.cost = Recorder(self.plan.info.device, begun, self.experiment.price)
 
@@ -286,6 +287,7 @@ class Runner:
             adapter, net = self.load()
             self._check_model(writer, adapter)
             job = self.job(adapter, net, writer)
+            self._check_saes(writer, job)
             units = self.add_generation(job)
             mine = {c.key for c in self.plan.cells} | {p.key for p in self.plan.prompts}
             todo = [u for u in units if u.number not in writer.committed and mine & set(u.keys)]
@@ -350,6 +352,18 @@ class Runner:
                 'Choose a new output, for example --output "runs/{date}_{name}_s{seed}".'
             )
 
+    def _check_saes(self, writer: RunWriter, job: Job) -> None:
+        """The same paths must hold the same autoencoders as before."""
+        assert job.saes is not None
+        before = dict(writer.provenance.get("saes", {}))
+        self.saes = {**before, **job.saes.digests()}
+        changed = next((path for path, digest in before.items() if self.saes[path] != digest), None)
+        if changed is not None:
+            raise DifferentRun(
+                f"{self.path}: was computed with another autoencoder '{changed}' (sha256 {before[changed][:12]} then, {self.saes[changed][:12]} now).\n"
+                'Choose a new output, for example --output "runs/{date}_{name}_s{seed}".'
+            )
+
     def _provenance(self, adapter: ModelAdapter, writer: RunWriter) -> dict[str, Any]:
         import torch
         import transformers
@@ -362,7 +376,7 @@ class Runner:
         return {
             "versions": versions, "model_digest": adapter.digest, "model": list(adapter.report),
             "layers": adapter.info.layers, "latents": adapter.info.latents,
-            "data_digest": self.plan.data.digest, "data": list(self.plan.data.report), "device": adapter.info.device,
+            "saes": self.saes, "data_digest": self.plan.data.digest, "data": list(self.plan.data.report), "device": adapter.info.device,
             "threads": torch.get_num_threads(), "seed": self.experiment.seed, "git": _git_commit(),
             "reproducible_bits": self.reproducible, "started": writer.provenance.get("started", _now()),
             KEY: self.cost.into(writer.provenance)[KEY],

@@ -278,6 +278,7 @@ class SaeStore:
         self.formats: list[SaeFormat] = [r.cls(NoOptions()) for r in plugins.registered if r.kind == "sae_format"]  # type: ignore[misc]
         self.device, self.budget = device, budget_bytes
         self._loaded: OrderedDict[tuple[str, int | None], SAE] = OrderedDict()
+        self._asked: dict[tuple[str, int | None], None] = {}
         self._digests: dict[tuple[str, int | None], str] = {}
         self._places: dict[str, Path] = {}
 
@@ -290,6 +291,7 @@ class SaeStore:
         width: of the model; another one is refused
         """
         key = (path, layer)
+        self._asked[key] = None
         sae = self._loaded.get(key)
         if sae is None:
             place = self._place(path, layer)
@@ -334,6 +336,10 @@ class SaeStore:
         if place.suffix == ".dcp" or (place.is_dir() and (any(place.glob("*.dcp")) or (place / ".metadata").is_file())):
             raise UserError(f"sae: '{place}' is a sharded .dcp checkpoint, which is a pickle inside; save it as safetensors with the library that wrote it")
         raise UserError(f"sae: '{place}' is in no known format ({', '.join(f.name for f in self.formats)}); 'codi-engine plugins' lists them")
+
+    def digests(self) -> dict[str, str]:
+        """Return path (``{layer}`` filled in) → digest of every autoencoder that was asked for."""
+        return {filled(path, layer): self.digest(path, layer) for path, layer in self._asked}
 
     @property
     def loaded(self) -> tuple[tuple[str, int | None], ...]:

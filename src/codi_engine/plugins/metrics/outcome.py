@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from codi_engine.core.answers import LONGEST, equal, numbers
+from codi_engine.core.patterns import explosive
 from codi_engine.core.plugin import Metric, Options, Readings
 
 #: classes of ``answer_class``; exactly one of them is 1
 ANSWER_CLASSES = ("clean_answer", "corrupted_answer", "other_answer", "unintelligible")
 OTHER, UNPARSABLE = "other", "unparsable"
-#: repetitions of a repetition that are let through
-_FEW = 8
 _LEGAL = re.compile(r"[A-Za-z0-9_.@\[\]:,+-]{1,80}\Z")
 
 
@@ -142,24 +141,3 @@ def _category(text: str | None, values: Sequence[str]) -> str:
         return UNPARSABLE
     known = {_column(v): None for v in values}
     return _column(text) if _column(text) in known else OTHER
-
-
-def explosive(pattern: str) -> bool:
-    """Say whether a pattern repeats, more than a few times, what is itself repeated a variable number of times and may backtrack."""
-    from re import _constants, _parser  # type: ignore[attr-defined]
-
-    return _nested(_parser.parse(pattern), False, _constants)
-
-
-def _nested(part: Any, inside: bool, names: Any) -> bool:
-    """Walk the parsed pattern; ``inside`` says that a repetition of many times stands around this part."""
-    if isinstance(part, (list, tuple)) or hasattr(part, "data"):
-        items = list(part)
-        if len(items) == 2 and any(items[0] is op for op in (names.MAX_REPEAT, names.MIN_REPEAT)):
-            low, high, body = items[1]
-            return (inside and low != high) or _nested(body, inside or int(high) > _FEW, names)
-        if len(items) == 2 and any(items[0] is op for op in (names.POSSESSIVE_REPEAT, names.ATOMIC_GROUP)):
-            body = items[1][2] if items[0] is names.POSSESSIVE_REPEAT else items[1]
-            return _nested(body, False, names)
-        return any(_nested(item, inside, names) for item in items)
-    return False
