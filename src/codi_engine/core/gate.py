@@ -82,6 +82,8 @@ def _fired_as_planned(job: Job, placed: Sequence[Placed], editor: Editor, condit
     fired: dict[str, set[int]] = {}
     for (_, site), record in editor.fired.items():
         fired.setdefault(site, set()).update(record.places)
+    if not planned and not opened and not condition.plugin.ends_latents:
+        raise GateError(f"gate: condition '{condition.name}': '{condition.plugin.name}' edits no place of any cell; a hook that never fires has no effect")
     for site in opened:
         planned[site] = fired.get(site, set())  # as many as the text is long
     if planned != fired:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from codi_engine.core.captures import position_block
-from codi_engine.core.conditions import Condition, build_intervention, layers_of
+from codi_engine.core.conditions import PLACES, Condition, build_intervention, layers_of
 from codi_engine.core.plan import Plan
 from codi_engine.core.plugin import Intervention
 from codi_engine.core.plugins import Plugins
 from codi_engine.core.sites import Phase, Site
 from codi_engine.core.sources import array_name
+from codi_engine.core.vacuity import goes_elsewhere
 
 #: (component, layer, phase) of a source array and the places it holds
 Need = tuple[str, int | None, Phase, tuple[int, ...]]
@@ -27,25 +29,46 @@ def source_arrays(plan: Plan, plugins: Plugins, lengths: Sequence[int], answer_p
     """
     needs: dict[str, Need] = {}
     for condition in plan.conditions:
-        if (intervention := _taking(condition, plugins)) is not None:
-            for layer in layers_of(condition):
-                for places in _blocks(condition, plan, lengths, answer_places):
-                    _add(needs, intervention, condition, layer, places)
+        if _taking(condition, plugins) is not None:
+            if goes_elsewhere(condition):
+                _chosen_places(needs, condition, plan, plugins, lengths, answer_places)
+            else:
+                for layer in layers_of(condition):
+                    for places in _blocks(condition, plan, lengths, answer_places):
+                        name, _ = array_name(condition.site.component, layer, condition.phase, places[0])
+                        needs[name] = (condition.site.component, layer, condition.phase, tuple(places))
         if condition.downstream == "freeze" and plan.info.latents and condition.phase != "answer":
             name, _ = array_name("latent_in", None, "latent", 0)
             needs[name] = ("latent_in", None, "latent", tuple(range(plan.info.latents)))
     return dict(sorted(needs.items()))
 
 
-def _add(needs: dict[str, Need], intervention: Intervention[Any], condition: Condition, layer: int | None, places: Sequence[int]) -> None:
-    """Add the array that a block of places is read from: the edited site's, or another that the intervention reads."""
-    site, first = intervention.source_at(Site(condition.site.component, layer, condition.phase), places[0])
-    assert site.phase is not None
-    if site.phase == condition.phase:
-        first = places[0]
-    name, _ = array_name(site.component, site.layer, site.phase, first)
-    held = tuple(places) if site.phase == condition.phase else tuple(position_block(first)) if site.phase == "prompt" else tuple(places)
-    needs[name] = (site.component, site.layer, site.phase, held)
+def _chosen_places(needs: dict[str, Need], condition: Condition, plan: Plan, plugins: Plugins, lengths: Sequence[int], answer_places: int) -> None:
+    """Add what an intervention reads that chooses its own places: every place of every phase that it edits, for every point."""
+    latents, seen = plan.info.latents, set()
+    for point in condition.points():
+        options = {**condition.options, **{k: v for k, v in point.items() if k not in PLACES}}
+        for addressed in _addressed(condition, point, lengths):
+            key = repr((sorted(options.items()), addressed, point.get("layer")))
+            if key in seen:
+                continue
+            seen.add(key)
+            intervention = build_intervention(plugins, condition.plugin, options, condition.name, "")
+            for phase, places in intervention.edits(condition.phase, addressed, latents).items():
+                for layer, place in itertools.product(point.get("layer", (None,)), places):
+                    read, at = intervention.source_at(Site(condition.site.component, layer, phase), place)
+                    assert read.phase is not None
+                    held = {"latent": range(latents), "answer": range(answer_places)}.get(read.phase) or position_block(at)
+                    needs[array_name(read.component, read.layer, read.phase, at)[0]] = (read.component, read.layer, read.phase, tuple(held))
+
+
+def _addressed(condition: Condition, point: Mapping[str, Any], lengths: Sequence[int]) -> list[list[int]]:
+    """Return the places that a point addresses, prompt positions counted from the end: one list per prompt length that differs."""
+    places = list(point["step"] if condition.phase == "latent" else point["position"])
+    if condition.phase != "prompt":
+        return [places]
+    relative = {tuple(p if p < 0 else p - length for p in places) for length in lengths}
+    return [list(r) for r in sorted(relative) if all(p < 0 for p in r)]
 
 
 def _taking(condition: Condition, plugins: Plugins) -> Intervention[Any] | None:

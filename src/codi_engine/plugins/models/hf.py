@@ -146,12 +146,12 @@ def stop_ids(config: Any, *more: Any) -> tuple[int, ...]:
 
 def download(repository: str, name: str) -> str | None:
     """Fetch one file of a Hub repository; None when the repository has no such file."""
-    from huggingface_hub import hf_hubdownload
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         with quiet():
-            return str(hf_hubdownload(repository, name))
+            return str(hf_hub_download(repository, name))
     except LocalEntryNotFoundError as error:
         raise UserError(f"model.checkpoint: '{repository}' is neither a directory here nor reachable on the Hub") from error
     except EntryNotFoundError:
