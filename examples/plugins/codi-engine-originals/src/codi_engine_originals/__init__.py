@@ -14,27 +14,27 @@ codi_engine_spec = 1
 
 @hookimpl
 def models() -> list[type[Model[Any]]]:
-    from codi_engine_originals.models import CeCodi, FlatPad
+    from codi_engine_originals.checkpoints import CeCodi, FlatPad
 
     return [CeCodi, FlatPad]
 
 
 @hookimpl
 def interventions() -> list[type[Intervention[Any]]]:
-    from codi_engine_originals.interventions import CePatch, CeZero, EarlySwap
+    from codi_engine_originals.edits import CePatch, CeZero, EarlySwap
 
     return [CePatch, CeZero, EarlySwap]
 
 
 @hookimpl
 def metrics() -> list[type[Metric[Any]]]:
-    from codi_engine_originals.metrics import AnswerLogitDiff, OriginalAnswer
+    from codi_engine_originals.measures import AnswerLogitDiff, OriginalAnswer
 
     return [OriginalAnswer, AnswerLogitDiff]
 
 
 @hookimpl
 def analyses() -> list[type[Analysis[Any]]]:
-    from codi_engine_originals.analyses import OriginalImportance, OriginalRecovery
+    from codi_engine_originals.formulas import OriginalImportance, OriginalRecovery
 
     return [OriginalRecovery, OriginalImportance]

@@ -65,6 +65,9 @@ class CePatch(Intervention[CePatchOptions]):
         assert rows.source is not None
         return rows.source.to(rows.values.dtype)
 
+    def identity(self) -> bool:
+        return self.options.self_patch and self.options.offset == 1 and not self.options.prefill
+
 
 class CeZeroOptions(Options):
     """``ablated``: i sets CE-steps 0 to i − 1 to zero. ``prefill``: the hook also fires on the question's last token."""
