@@ -102,6 +102,7 @@ def build_plan(
     """
     conditions = Conditions(experiment, plugins, data, info, available).resolve()
     notes = vacuous(conditions, info, experiment.allow_vacuous)
+    notes += [f"condition '{c.name}': the gate lets '{c.plugin.name}' pass: {c.plugin.gate_exempt}" for c in conditions if c.plugin.gate_exempt]
     donors = Donors(experiment.seed, data, length)
     cells, left_out = _cells(experiment, data, conditions, donors)
     if left_out:

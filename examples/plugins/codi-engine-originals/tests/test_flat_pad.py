@@ -41,9 +41,9 @@ def first_logits(adapter: ModelAdapter) -> torch.Tensor:
 def test_the_prompt_holds_pads_for_latents_and_ends_in_eot() -> None:
     adapter, reference = flat(), Codi(CodiOptions(checkpoint="demo", device="cpu")).load()
     question = reference.encode_prompt(QUESTION)[:-1]
-    assert adapter.encode_prompt(QUESTION) == [*question, 825, *[824] * 5, 826]
+    assert adapter.encode_prompt(QUESTION) == [*question, 828, *[827] * 5, 829]
     assert (adapter.info.latents, adapter.projection, tuple(adapter.answer_start)) == (0, None, ())
-    assert flat(pads=0).encode_prompt(QUESTION) == [*question, 825, 826]
+    assert flat(pads=0).encode_prompt(QUESTION) == [*question, 828, 829]
     described = FlatPad(FlatPadOptions(checkpoint="demo", device="cpu")).describe()
     assert (described.latents, described.layers) == (0, 4)
 

@@ -13,6 +13,9 @@ from codi_engine.core.model import ModelAdapter, ModelInfo
 from codi_engine.core.plugin import Model, Options
 from codi_engine.plugins.models.codi import Codi, CodiOptions, LowRank
 
+#: names of attention modules
+_ATTENTION = {"attn", "self_attn", "attention"}
+
 
 class CeCodiOptions(CodiOptions):
     """As ``codi``, with ``latents``: 5 by default. ``eot_times``: how often eot is fed before the answer (2 in the ablated runs of one study)."""
@@ -101,7 +104,8 @@ class FlatPad(Model[FlatPadOptions]):
 
 def _drop_mlp_lora(adapter: ModelAdapter) -> int:
     """Take the LoRA branch off every layer that is not in an attention module; return how many."""
-    found = [(name, m) for name, m in adapter.network.named_modules() if isinstance(m, LowRank) and not {"attn", "self_attn", "attention"} & set(name.split("."))]
+    branched = [(name, module) for name, module in adapter.network.named_modules() if isinstance(module, LowRank)]
+    found = [(name, module) for name, module in branched if not _ATTENTION & set(name.split("."))]
     for name, module in found:
         parent, _, leaf = name.rpartition(".")
         setattr(adapter.network.get_submodule(parent), leaf, module.base)

@@ -44,7 +44,7 @@ class CePatch(Intervention[CePatchOptions]):
 
     name = "ce-patch"
     Options = CePatchOptions
-    source = "partner"
+    source: Literal["own", "partner", "donor", "mean", "mean_over_steps"] | None = "partner"
     gate_exempt = "hidden_states[L] is patched into the output of block L, and the hook fires in the prefill"
 
     def __init__(self, options: CePatchOptions) -> None:

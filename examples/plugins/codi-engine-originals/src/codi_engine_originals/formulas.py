@@ -113,11 +113,12 @@ class OriginalImportance(Analysis[ImportanceOptions]):
 
         nothing = {"group": group, "position": 0, "n": cells["example"].nunique(), "importance": 0.0, "ci_low": float("nan"), "ci_high": float("nan")}
         rows = [nothing]
-        for position, part in cells.groupby("ablated"):
+        for position in sorted(int(i) for i in cells["ablated"].unique()):
+            part = cells[cells["ablated"] == position]
             count = int(part["changed"].sum())
             low, high = binomtest(count, len(part)).proportion_ci(self.options.confidence, "wilson")
             rows.append(
-                {"group": group, "position": int(position), "n": len(part), "importance": count / len(part), "ci_low": low, "ci_high": high}
+                {"group": group, "position": position, "n": len(part), "importance": count / len(part), "ci_low": low, "ci_high": high}
             )  # fmt: skip
         return rows
 

@@ -56,7 +56,8 @@ class AnswerLogitDiff(Metric[NoOptions]):
         return ("answer_logit_diff",)
 
     def measure(self, read: Readings) -> Mapping[str, np.ndarray]:
-        assert read.encode is not None and read.clean_is_gold is not None
+        assert read.encode is not None
+        assert read.clean_is_gold is not None
         clean, corrupted = np.where(read.clean_is_gold, read.gold, read.other), np.where(read.clean_is_gold, read.other, read.gold)
         out = np.full(len(clean), np.nan)
         for row, answers in enumerate(zip(clean, corrupted, strict=True)):
