@@ -58,6 +58,19 @@ def test_its_experiments_plan(path: Path) -> None:
     assert plan_experiment(experiment, limit=3).cells > 0
 
 
+def test_check_says_what_the_gate_lets_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from codi_engine.cli.main import cli
+
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli, ["check", str(ROOT / "examples" / "004-step-importance.yaml"), "-q", "--device", "cpu"])
+    assert done.exit_code == 0
+    said = " ".join(done.output.split())
+    assert "self-patch is an identity" not in said
+    assert "let pass unproved: ce-zero: the hook fires at CE-steps 0 to i − 1, bot and latents, and in the prefill" in said
+
+
 @pytest.mark.slow
 def test_pip_installs_it_and_the_engine_finds_it(tmp_path: Path) -> None:
     source = tmp_path / "source"
