@@ -1,4 +1,4 @@
-"""Two studies of latent thoughts on the demo model: whole runs of codi-engine against a plain loop, one generation at a time.
+"""Studies on the demo model: whole runs of codi-engine against a plain loop, one generation at a time.
 
 resample: problems × 6 latent steps × 10 donors, the donor's latent put in place of the model's own, 12 decoded tokens.
 ablation: problems × 6 cumulative sets of steps ([0], [0, 1], …), block 2's output set to zero there, 12 decoded tokens.
@@ -15,6 +15,7 @@ Texts are compared first, on the loop's own cells; it is timed on a random sampl
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import statistics
@@ -24,6 +25,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,6 @@ import torch
 
 from codi_engine import Experiment
 from codi_engine.core.answers import extract
-from codi_engine.core.donors import donors_of
 from codi_engine.core.plugins import plugin_manager
 from codi_engine.core.runner import prepare
 from codi_engine.plugins.models.codi import Codi, CodiOptions
@@ -63,30 +64,40 @@ class Wanted:
     donor: str | None = None
 
 
+def write_problems(path: Path) -> None:
+    """Write the demo's held-out problems and both sides of its pairs, each question once."""
+    folder = files("codi_engine.plugins") / "demo"
+    records = [json.loads(line) for line in (folder / "problems.jsonl").read_text(encoding="utf-8").splitlines()]
+    for line in (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines():
+        records += [json.loads(line)[side] for side in ("clean", "corrupted")]
+    unique = {r["question"]: {"id": str(i), "question": r["question"], "answer": r["answer"]} for i, r in enumerate(records)}
+    path.write_text("".join(json.dumps(r) + "\n" for r in unique.values()), encoding="utf-8")
+
+
 class Study:
     """One study: its experiment, its generations, and the plain loop over them."""
 
-    def __init__(self, name: str, problems: int) -> None:
+    def __init__(self, name: str, problems: int, path: Path) -> None:
         self.name = name
         self.experiment = Experiment.from_dict(
             {
                 "name": name,
                 "model": {"plugin": "codi", "checkpoint": "demo", "device": "cpu"},
-                "data": {"plugin": "demo-problems", "limit": problems},
+                "data": {"plugin": "problems", "path": str(path), "limit": problems},
                 "generate": {"max_new_tokens": NEW},
                 **STUDIES[name],
             }
         )
         plan = prepare(self.experiment, plugin_manager(load=False)).plan
         self.texts = {e.id: e.prompts["main"].text for e in plan.data.pool}
-        pool, condition = list(self.texts), plan.conditions[0]
+        condition = plan.conditions[0]
         self.wanted: list[Wanted] = []
         for example in (e.id for e in plan.data.examples):
             if name == "ablation":
                 self.wanted += [Wanted(example, tuple(range(k + 1))) for k in range(LATENTS)]
                 continue
             for number in range(DONORS):
-                donor = donors_of(0, example, pool, condition, {"donor": number})
+                donor = plan.donors.of(example, condition, {"donor": number})
                 self.wanted += [Wanted(example, (k,), number, donor) for k in range(LATENTS)]
 
     # -------------------------------------------------------------------------------------------- ours
@@ -186,7 +197,7 @@ def check(study: Study, sample: list[Wanted]) -> None:
 
 def compare(name: str, args: argparse.Namespace) -> None:
     """Check, time the contenders in turn, print generations per second and ratios."""
-    study = Study(name, args.problems)
+    study = Study(name, args.ablated if name == "ablation" else args.problems, args.path)
     generator = np.random.default_rng(0)
     chosen = generator.choice(len(study.wanted), min(args.sample, len(study.wanted)), replace=False)
     sample = [study.wanted[i] for i in chosen]
@@ -205,6 +216,36 @@ def compare(name: str, args: argparse.Namespace) -> None:
         print(f"{label:28}{wall:9.1f}{cpu:9.1f}{count / wall:13.0f}{wall / ours[0]:13.1f}{cpu / ours[1]:12.1f}", flush=True)
 
 
+def capture_cost(args: argparse.Namespace) -> None:
+    """Time feature patching while generating, without and with capture of all listed features' codes (CPU seconds)."""
+    edit = {"plugin": "sae", "sae": "demo", "site": "resid_post", "tokens": "last"}
+    value: dict[str, Any] = {
+        "name": "features",
+        "model": {"plugin": "causal_lm", "path": "demo", "device": "cpu"},
+        "data": {"plugin": "demo-prompts", "limit": 2},
+        "conditions": {side: {"intervention": {**edit, "value": side}} for side in ("more", "less")},
+        "sweep": {"feature": {"from": "demo", "limit": 8}},
+        "trials": 30,
+        "generate": {"max_new_tokens": 40, "do_sample": True, "temperature": 2.0, "top_p": 0.95},
+    }
+    captures: dict[str, list[Any]] = {"no capture": []}
+    captures |= {f"40 features, {how} over tokens": [{"sae": "demo", "features": {"from": "demo"}, "reduce": how}] for how in ("last", "mean", "max")}
+    captures["all 2,048 features, last token"] = [{"sae": "demo", "features": "all", "reduce": "last"}]
+    seconds: dict[str, list[float]] = {label: [] for label in captures}
+    for number in range(args.repeats + 1):
+        for label, capture in captures.items():
+            experiment = Experiment.from_dict({**value, "capture": capture})
+            with tempfile.TemporaryDirectory(prefix="codi-engine-bench-") as folder:
+                begun = time.process_time()
+                experiment.run(Path(folder) / "run")
+                if number:  # the first round warms up
+                    seconds[label].append(time.process_time() - begun)
+    plain = statistics.median(seconds["no capture"])
+    print("\nfeature patching while generating: 2 prompts × 8 features × 2 conditions × 30 trials, sampled")
+    for label, values in seconds.items():
+        print(f"{label:36}{statistics.median(values):8.2f} CPU s{statistics.median(values) / plain:8.2f} × without capture", flush=True)
+
+
 def peak(args: argparse.Namespace) -> None:
     """Print the peak resident memory of a fresh process that runs the resample study and nothing else."""
     command = [sys.executable, __file__, "--problems", str(args.problems), "--threads", str(args.threads), "--only"]
@@ -214,19 +255,29 @@ def peak(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=200)
+    parser.add_argument("--ablated", type=int, default=1000, help="problems of the ablation study")
     parser.add_argument("--sample", type=int, default=150, help="generations of the loop that are timed")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="of every contender; more only where no one else needs the cores")
     parser.add_argument("--only", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory(prefix="codi-engine-bench-") as folder:
+        args.path = Path(folder) / "problems.jsonl"
+        write_problems(args.path)
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run what was asked for."""
     if args.only:
-        Study("resample", args.problems).run()
+        Study("resample", args.problems, args.path).run()
         print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
         return
-    print(f"torch {torch.__version__}, {args.threads} thread(s), demo model, {args.problems} problems, medians of {args.repeats}")
+    print(f"torch {torch.__version__}, {args.threads} thread(s), demo model, {args.problems} and {args.ablated} problems, medians of {args.repeats}")
     for name in STUDIES:
         compare(name, args)
+    capture_cost(args)
     peak(args)
 
 

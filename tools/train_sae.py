@@ -63,7 +63,7 @@ def main() -> None:
     for layer, inputs in enumerate(states):
         write(folder / f"layer_{layer}", train(inputs, recipe, layer), layer)
         print(f"layer {layer} trained, {time.monotonic() - began:.0f} s")
-    seconds = time.monotonic() - began
+    seconds = time.process_time()
     saes = [SaeStore(plugin_manager(load=False), "cpu").get(str(folder / "layer_{layer}"), layer, width=states[0].shape[1]) for layer in range(len(states))]
     measured = [encoder.problem(p) for p in held_out.test]
     layers = {str(layer): measure(lm, sae, layer, measured, states[layer]) for layer, sae in enumerate(saes)}
@@ -74,7 +74,7 @@ def main() -> None:
         "summary": "JumpReLU autoencoders of the demo model's residual stream after every block, on questions and written steps.",
         "width": saes[0].width,
         "features": saes[0].features,
-        "training": {**asdict(recipe), "problems": plan.problems, "tokens": states[0].shape[0], "minutes_on_one_core": round(seconds / 60, 1)},
+        "training": {**asdict(recipe), "problems": plan.problems, "tokens": states[0].shape[0], "minutes_of_cpu_time": round(seconds / 60, 1)},
         "measured_on": f"the {len(measured)} problems of problems.jsonl, which are not in the training set; question, written steps and answer",
         "layers": layers,
         "bytes": {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*.*")) if p.name != "card.json"},

@@ -23,7 +23,7 @@ HEAVY = ("torch", "transformers", "numpy", "pandas", "zarr", "xarray", "matplotl
 SOURCE = Path(__file__).parents[2] / "src"
 #: of processes started here: this checkout, whatever is installed
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE), "CODI_ENGINE_PLUGINS": ""}
-COMMANDS = ("run", "check", "analyze", "plugins", "import")
+COMMANDS = ("run", "plan", "status", "ls", "check", "analyze", "plugins", "import")
 #: DESIGN.md, People
 HELP_SECONDS = 0.3
 
@@ -151,7 +151,7 @@ def test_run_then_again_then_larger(cli: Run, here: Path) -> None:
     code, out, _ = cli("run", "small.yaml", "-s", "seed=1", "--output", "elsewhere/{name}_s{seed}")
     assert code == 0
     assert (here / "elsewhere/small_s1/ledger").is_file()
-    refused(cli("analyze", "runs/small", "importanc"), "'importanc' is neither a run directory nor an analysis; did you mean 'importance'?")
+    refused(cli("analyze", "runs/small", "importanc"), "'importanc' is neither a run directory nor an analysis; did you mean 'importance'")
     refused(cli("analyze", "runs/small", "importance", "-s", "by=step_count"), "no field 'step_count'")
     refused(cli("analyze", "runs/small", "importance", "-s", "metric"), "write option=value")
     code, out, _ = cli("analyze", "runs/small", "importance", "-s", "metric=flip")
@@ -179,7 +179,7 @@ def test_dry_run_without_a_file_is_the_demo(cli: Run) -> None:
 def test_check_shows_where_edits_fire(cli: Run, here: Path) -> None:
     code, out, _ = cli("check", "small.yaml", "--limit", "1")
     assert code == 0
-    assert re.search(r"patch\s+resid_post\.0\s+0, 5\s+2 of 2\s+[\d.]+ → [\d.]+\s+exact", out)
+    assert re.search(r"patch\s+resid_post\.0@latent\s+0, 5\s+2 of 2\s+[\d.]+ → [\d.]+\s+exact", out)
     assert "self-patch is an identity" in out
     assert not (here / "runs").exists()
 

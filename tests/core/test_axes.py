@@ -40,6 +40,21 @@ def test_pairs_and_depths_and_positions() -> None:
     assert axis([-1], "layer", 4) == [(3,)]
 
 
+@pytest.mark.parametrize("size", [1, 3, 10])
+def test_subsets_are_all_of_them_small_ones_first(size: int) -> None:
+    sets = axis("subsets", size=size)
+    naive = [tuple(i for i in range(size) if mask >> i & 1) for mask in range(1, 2**size)]
+    assert sorted(sets) == sorted(naive)
+    assert [len(s) for s in sets] == sorted(len(s) for s in naive)
+
+
+def test_subsets_of_many_are_refused_with_their_number() -> None:
+    with pytest.raises(UserError, match=r"sweep.step: 'subsets' of 11 would be 2,047 sets; it takes at most 10"):
+        axis("subsets", size=11)
+    with pytest.raises(UserError, match="needs a known number"):
+        axis("subsets", "position", None)
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [

@@ -94,11 +94,9 @@ def test_everything_is_told_in_order(demo: Callable[..., Experiment], monkeypatc
     ]  # fmt: skip
 
 
-def test_unknown_trackers_and_checks_are_refused(demo: Callable[..., Experiment]) -> None:
+def test_unknown_trackers_are_refused(demo: Callable[..., Experiment]) -> None:
     with pytest.raises(UserError, match="unknown tracker 'wandbb'"):
         demo(trackers=["wandbb"]).run()
-    with pytest.raises(UserError, match="checks: are not evaluated"):
-        demo(checks={"accuracy": ">= 0.5"}).run()
 
 
 def test_positions_outside_a_prompt_are_named_before_anything_is_computed(demo: Callable[..., Experiment]) -> None:

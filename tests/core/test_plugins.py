@@ -94,6 +94,7 @@ BUILTIN = full_names(plugin_manager(load=False))
         ("intervention", {"zero", "mean", "resample", "patch", "noise", "steer"}),
         ("metric", {"accuracy", "flip", "kl", "logit_diff", "normalized_effect", "prob", "rank", "cross_entropy"}),
         ("analysis", {"importance"}),
+        ("sae_format", {"saelens", "sparsify", "llama_scope", "llama_scope_r1", "llamascopium", "gemma_scope", "torch_pt"}),
     ],
 )
 def test_builtins_are_registered_without_problems(kind: str, names: set[str]) -> None:

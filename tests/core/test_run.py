@@ -171,7 +171,6 @@ def test_mean_noise_and_steer_do_what_they_say(demo: Maker) -> None:
 
 def test_resample_takes_the_recorded_donor_at_the_same_step(demo: Maker) -> None:
     from codi_engine import load
-    from codi_engine.core.donors import donors_of
     from codi_engine.core.plugins import plugin_manager
     from codi_engine.core.runner import prepare
 
@@ -187,7 +186,7 @@ def test_resample_takes_the_recorded_donor_at_the_same_step(demo: Maker) -> None
     for i in range(values.sizes["cell"]):
         cell = values.isel(cell=i)
         example, step, number = str(cell["example"].item()), int(cell["edited_step"].item()), int(cell["donor"].item())
-        donor = donors_of(0, example, list(pool), plan.conditions[0], {"step": (step,), "donor": number})
+        donor = plan.donors.of(example, plan.conditions[0], {"step": (step,), "donor": number})
         assert donor != example
         assert seen.setdefault((example, number), donor) == donor  # the same donor at every step
         expected = session.capture(pool[donor], ["latent_in"])["latent_in"].sel(step=step)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def test_problems_understand_gsm8k_and_numbers(tmp_path: Path) -> None:
     ]
     data = load("problems", path=str(write_lines(tmp_path / "p.jsonl", records)))
     assert [e.prompts["main"].answer for e in data.examples] == [4.0, 2000.5, 2000.0, -3.0]
-    assert data.examples[0].fields == {"steps": 1}
+    assert data.examples[0].fields == {"steps": 1, "solution": "2 + 2 = <<2+2=4>>4\n#### 4"}
+    assert data.examples[1].fields == {}
 
 
 def test_json_jsonl_and_parquet_are_the_same(tmp_path: Path) -> None:
@@ -132,3 +134,22 @@ def test_real_data_in_their_own_formats() -> None:
     assert len(load("pairs", path=str(SHARED / "llama_clean_corrupted_pairs.json"), on_invalid="drop").examples) == 57
     sample = {"by": "difficulty", "per_stratum": 10}
     assert len(load("problems", path=str(SHARED / "stratified_1000.json"), sample=sample, on_invalid="drop").examples) == 40
+
+
+def test_demo_prompts_alternate_between_two_groups() -> None:
+    data = load("demo-prompts")
+    assert data.kind == "prompts"
+    assert [e.fields["group"] for e in data.examples] == ["more", "less"] * 6
+    for example in data.examples:
+        operators = re.findall(r"<<\d+([-+*/])\d+=\d+>>", example.fields["steps"])
+        assert len(operators) == example.fields["reasoning_steps"] >= 3
+        assert set(operators[1:]) <= set("+*" if example.fields["group"] == "more" else "-/")
+    less = load("demo-prompts", group="less", limit=2)
+    assert [e.id for e in less.examples] == ["less-1", "less-2"]
+    assert len(less.pool) == 6
+
+
+def test_demo_prompts_are_none_of_the_other_packaged_problems() -> None:
+    prompts = {e.fields["steps"] for e in load("demo-prompts").examples}
+    assert prompts.isdisjoint({e.fields["steps"] for e in load("demo-problems").examples})
+    assert len(prompts) == 12

@@ -91,7 +91,9 @@ def test_levels_are_taken_against_the_same_prompt_unedited() -> None:
 def test_shares_have_wilsons_interval() -> None:
     from scipy.stats import binomtest
 
-    low, high = effects.wilson(7, 20)
+    from codi_engine.kernels.intervals import wilson
+
+    low, high = wilson(7, 20)
     expected = binomtest(7, 20).proportion_ci(method="wilson")
     assert (low, high) == pytest.approx((expected.low, expected.high))
 

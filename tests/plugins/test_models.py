@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from codi_engine import Experiment, open_run
 from codi_engine.core.errors import UserError
 from codi_engine.core.network import Network
 from codi_engine.core.rollout import Rollout, Task, Want
+from codi_engine.core.run import run_experiment
 from codi_engine.plugins.models.causal_lm import CausalLM, CausalLMOptions
 from codi_engine.plugins.models.codi import Codi, CodiOptions
 from codi_engine.plugins.models.hf import download
@@ -191,3 +194,30 @@ def test_a_causal_lm_with_missing_weights_is_refused(tmp_path: Path) -> None:
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"1 missing keys: model\.layers\.0\.mlp\.up_proj\.weight"):
         CausalLM(CausalLMOptions(path=str(folder))).load()
+
+
+def test_the_demo_as_a_plain_language_model_writes_its_steps(demo: Callable[..., Experiment]) -> None:
+    model = {"plugin": "causal_lm", "path": "demo", "device": "cpu"}
+    data = {"plugin": "demo-problems", "limit": 40}
+    done = run_experiment(demo(model=model, data=data, metrics=["accuracy"], generate={"max_new_tokens": 48}))
+    run = open_run(done.path)
+    cells = run.cells[run.cells.condition == "baseline"]
+    assert len(cells) == 40
+    assert set(cells.reasoning_steps) == {1, 2, 3, 4}
+    assert bool((cells.accuracy == 1).all())
+    for steps, answer, text in zip(cells.steps, cells.answer, cells.text, strict=True):
+        assert text.strip() == f"{steps} The answer is: {answer:g}"
+
+
+def test_the_demo_as_a_plain_language_model_has_its_own_identity() -> None:
+    plain, thinking = CausalLM(CausalLMOptions(path="demo")), Codi(CodiOptions(checkpoint="demo"))
+    assert (plain.describe().latents, thinking.describe().latents) == (0, 6)
+    adapter, other = plain.load(), thinking.load()
+    assert adapter.digest != other.digest
+    assert adapter.projection is None
+    ids = adapter.encode_prompt("Anna has 3 pens.")
+    assert [*ids, adapter.banned_ids_from + 1] == other.encode_prompt("Anna has 3 pens.")  # type: ignore[operator]
+    assert max(ids) < adapter.banned_ids_from  # type: ignore[operator]
+    assert CausalLM(CausalLMOptions(path="demo", answer_prefix="The answer is:")).load().digest != adapter.digest
+    with pytest.raises(UserError, match=r"model\.tokenizer: does not apply to path: demo"):
+        CausalLM(CausalLMOptions(path="demo", tokenizer="gpt2")).describe()

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from codi_engine import __version__
+from codi_engine.cli.pairs import pairs
 from codi_engine.cli.text import neutral
+
+if TYPE_CHECKING:
+    from codi_engine.core.experiment import Experiment
+
+#: exit code when a check of the experiment failed
+CHECK_FAILED = 3
 
 F = TypeVar("F", bound=Callable[..., Any])
 _SET = click.option("-s", "--set", "overrides", multiple=True, metavar="A.B=C", help="Change a value of the file; the value is YAML.")
 _LIMIT = click.option("--limit", type=click.IntRange(min=1), help="Sweep the first N examples only; a larger limit later extends the run.")
 _DEVICE = click.option("--device", help="auto, cpu, cuda, cuda:1 …")
 _DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress, no notes.")
 
 
@@ -37,7 +45,8 @@ def cli(context: click.Context) -> None:
 @_LIMIT
 @click.option("--output", metavar="DIR", help="Run directory; {date}, {name} and {seed} are filled in. Default: runs/{name}.")
 @_DEVICE
-@click.option("--dry-run", is_flag=True, help="Show the plan: cells, units, forwards, disk, time. No weights are loaded.")
+@click.option("--dry-run", is_flag=True, help="Show the plan, as `codi-engine plan` does. No weights are loaded.")
+@click.option("--test", is_flag=True, help="Try it on 5 examples (or --limit) in a temporary directory (or --output), and evaluate its checks.")
 @_QUIET
 @_DEBUG
 def run(
@@ -47,25 +56,98 @@ def run(
     output: str | None,
     device: str | None,
     dry_run: bool,
+    test: bool,
     quiet: bool,
     debug: bool,
-) -> None:
-    """Run an experiment FILE, or go on with it; without FILE, the demo."""
-    from codi_engine.cli import show
+) -> int:
+    """Run an experiment FILE, or go on with it; without FILE, the demo.
+
+    The exit code is 3 when one of its checks fails.
+    """
+    from codi_engine.cli import show, tables
     from codi_engine.cli.files import read_experiment
 
     experiment = read_experiment(file, overrides)
     if dry_run:
-        from codi_engine.core.run import plan_experiment
-
-        show.table(plan_experiment(experiment, output, limit=limit, device=device).lines())
-        return
+        return _plan(experiment, output, {"limit": limit, "device": device}, quiet, as_json=False)
     from codi_engine.cli.progress import progress
-    from codi_engine.core.run import run_experiment
+    from codi_engine.core.run import run_experiment, try_experiment
 
     with progress(quiet) as shown:
-        finished = run_experiment(experiment, output, limit=limit, device=device, progress=shown)
+        tried = try_experiment if test else run_experiment
+        finished = tried(experiment, output, limit=limit, device=device, progress=shown)
     show.finished(experiment, finished)
+    if finished.checks is not None:
+        tables.checks(finished.checks)
+    elif test:
+        show.table([("checks", "none in the file")])
+    return 0 if finished.passed else CHECK_FAILED
+
+
+@cli.command()
+@click.argument("file", required=False)
+@click.option("--measure", is_flag=True, help="Load the model and time a few cells of each stage; nothing of the run is written.")
+@click.option("--price", type=click.FloatRange(min=0.0), help="Of a GPU-hour; of an hour of this machine where the model is on the CPU.")
+@_SET
+@_LIMIT
+@click.option("--output", metavar="DIR", help="Run directory; {date}, {name} and {seed} are filled in. Default: runs/{name}.")
+@_DEVICE
+@_JSON
+@_QUIET
+@_DEBUG
+def plan(
+    file: str | None,
+    measure: bool,
+    price: float | None,
+    overrides: tuple[str, ...],
+    limit: int | None,
+    output: str | None,
+    device: str | None,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+) -> int:
+    """Show what an experiment FILE would compute and cost: forwards, time, GPU-hours, memory, disk and money of each stage."""
+    from codi_engine.cli.files import read_experiment
+
+    options = {"limit": limit, "device": device, "measure": measure, "price": price}
+    return _plan(read_experiment(file, overrides), output, options, quiet, as_json)
+
+
+def _plan(experiment: Experiment, output: str | None, options: dict[str, Any], quiet: bool, as_json: bool) -> int:
+    from codi_engine.cli import tables
+    from codi_engine.cli.progress import progress
+    from codi_engine.core.run import plan_experiment
+
+    with progress(quiet) as shown:
+        summary = plan_experiment(experiment, output, progress=shown, **options)
+    tables.plan(summary, as_json)
+    return 0
+
+
+@cli.command()
+@click.argument("directory", metavar="RUN")
+@_JSON
+@_DEBUG
+def status(directory: str, as_json: bool, debug: bool) -> None:
+    """Show how far a RUN is, who writes it, and what it was estimated to take and took; another process may be running it."""
+    from codi_engine.cli import tables
+    from codi_engine.core.status import status_of
+
+    tables.status(status_of(directory), as_json)
+
+
+@cli.command()
+@click.argument("directory", metavar="DIR", default="runs")
+@click.option("--cost", is_flag=True, help="Add time, GPU-hours, money, and estimate against actual.")
+@_JSON
+@_DEBUG
+def ls(directory: str, cost: bool, as_json: bool, debug: bool) -> None:
+    """List the runs in DIR (default: runs) and below."""
+    from codi_engine.cli import tables
+    from codi_engine.core.status import runs_in
+
+    tables.runs(runs_in(directory), cost, as_json)
 
 
 @cli.command()
@@ -207,6 +289,9 @@ def sae(action: str, path: str, layer: int | None, debug: bool) -> None:
     show.autoencoders([(store.get(path, one), store.digest(path, one)) for one in layers])
 
 
+cli.add_command(pairs)
+
+
 def _ours(error: BaseException) -> bool:
     """True for errors that are messages to the user."""
     from codi_engine.core.errors import CodiEngineError
@@ -223,7 +308,7 @@ def _usage(error: click.ClickException) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0, 2 for the user's mistakes, 130 when interrupted."""
+    """Run the command line and return the exit code: 0, 2 for the user's mistakes, 3 for a failed check, 130 when interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     try:

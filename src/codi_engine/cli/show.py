@@ -63,11 +63,14 @@ def finished(experiment: Experiment, done: Finished) -> None:
     new = "all new" if done.new_cells == done.cells else f"{done.new_cells:,} new" if done.new_cells else "none new: all were on disk"
     _console().print(plain(experiment.name, "bold"))
     rows = [("model", _reference(experiment.model)), ("data", _reference(experiment.data))]
-    rows.append(("cells", f"{done.cells:,} ({new}) in {done.seconds:.1f} s"))
+    rows += [("cells", f"{done.cells:,} ({new}) in {done.seconds:.1f} s"), ("time", done.took)]
     table(rows + [("note", n) for n in done.notes])
     results(done)
     _console().print()
-    table([("run", str(done.path)), ("python", f'codi_engine.open_run("{done.path}").cells')])
+    if done.path.exists():
+        table([("run", str(done.path)), ("python", f'codi_engine.open_run("{done.path}").cells')])
+    else:
+        table([("run", "was temporary; --output DIR keeps it")])
 
 
 def imported(done: Imported) -> None:

@@ -196,7 +196,7 @@ def write_result(folder: Path, result: AnalysisResult) -> Analysed:
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in result.tables.items():
             done.tables[name] = folder / f"{name}.parquet"
-            table.to_parquet(done.tables[name])
+            _storable(table).to_parquet(done.tables[name])
         for name, figure in result.figures.items():
             done.figures[name] = folder / f"{name}.png"
             figure.savefig(done.figures[name], dpi=200)
@@ -208,3 +208,11 @@ def write_result(folder: Path, result: AnalysisResult) -> Analysed:
     except OSError as error:
         raise UserError(f"{folder}: the results cannot be written: {error.strerror or error}") from None
     return done
+
+
+def _storable(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table whose columns of mixed labels (layer 3, layers 0+1) are text: a Parquet column has one type."""
+    mixed = [c for c in table if table[c].dtype == object and len({type(v) for v in table[c].dropna()}) > 1]
+    if not mixed:
+        return table
+    return table.assign(**{str(c): table[c].map(lambda v: v if v is None or v != v else str(v)) for c in mixed})

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 # Thousands groups need exactly three digits and no space: "2,000.50" is one number, "1, 2" are two.
 _NUMBER = re.compile(r"(?<![\d.])(?P<sign>[-−–]\s?\$?|\$-|-?\$)?(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?P<fraction>\.\d+)?")
 _MARK = re.compile(r"####|\banswer\s+is\s*:?|\banswer\s*:", re.IGNORECASE)
+_SOLVED = re.compile(r"####\s*(.+)\s*\Z", re.DOTALL)
 #: characters read; a model that never stops must not make the extractor slow
 LONGEST = 100_000
 
@@ -69,6 +72,24 @@ def extract(text: str) -> Extraction:
     if marked is not None:
         return Extraction(found[0], found[-1], marked, marked, "marked")
     return Extraction(found[0], found[-1], None, found[-1], "last")
+
+
+def answer_of(value: Any) -> float | None:
+    """Return a record's answer as a number: 18, "18", "2,000.50", or GSM8K's solution ending in ``#### 18``; None when there is none."""
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, (int, float)):
+        try:
+            return float(value) if math.isfinite(value) else None
+        except OverflowError:
+            return None
+    if not isinstance(value, str):
+        return None
+    marked = _SOLVED.search(value)
+    if marked is None and "####" in value:
+        return None
+    found = numbers(marked[1] if marked else value)
+    return found[0] if len(found) == 1 else None
 
 
 def reference(text: str) -> float:

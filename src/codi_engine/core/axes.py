@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,9 @@ from codi_engine.core.errors import UserError, nearest
 
 #: single layers at a quarter, half and seven eighths of the depth (3, 6, 11 of 12; 4, 8, 14 of 16)
 DEPTHS = ("early", "middle", "late")
-SHORT = ("all", "each", "cumulative", "all_at_once", "pairs")
+SHORT = ("all", "each", "cumulative", "all_at_once", "pairs", "subsets")
+#: of more indices `subsets` would be thousands of sets
+SUBSETS_OF = 10
 
 
 def depth_layer(name: str, layers: int) -> int:
@@ -29,7 +32,8 @@ def resolve_axis(name: str, value: Any, size: int | None, where: str, source: st
     Parameters
     ----------
     value: ``all``/``each`` (one by one), an index, a list of indices or of lists (sets), ``"0:6"`` or {range: [0, 6]},
-        ``cumulative`` ([0], [0, 1], …), ``all_at_once``, ``pairs`` (all i < j), ``early|middle|late`` for layers
+        ``cumulative`` ([0], [0, 1], …), ``all_at_once``, ``pairs`` (all i < j), ``subsets`` (every non-empty set, small
+        ones first), ``early|middle|late`` for layers
     size: how many there are; None for positions, which may be negative (from the prompt's end)
 
     Raises
@@ -83,9 +87,17 @@ def _short(name: str, text: str, size: int | None, at: str) -> list[tuple[int, .
             return [tuple(every)]
         if text == "pairs":
             return [(i, j) for i in every for j in every if i < j]
+        if text == "subsets":
+            return _subsets(name, size, at)
         return [(i,) for i in every]
     known = [*SHORT, *(DEPTHS if name == "layer" else ())]
     raise UserError(f"{at}: '{text}' is no value of `{name}`; {nearest(text, known)}")
+
+
+def _subsets(name: str, size: int, at: str) -> list[tuple[int, ...]]:
+    if size > SUBSETS_OF:
+        raise UserError(f"{at}: 'subsets' of {size} would be {2**size - 1:,} sets; it takes at most {SUBSETS_OF}. List the sets: [[0], [0, 1]]")
+    return [chosen for count in range(1, size + 1) for chosen in itertools.combinations(range(size), count)]
 
 
 def _slice(name: str, text: str, size: int | None, at: str) -> range:

@@ -24,7 +24,7 @@ class Donors:
 
     The sequence is keyed by (seed, example), and by the set of steps or positions with ``donors: per_place``; it does not
     depend on ``limit`` or on how many donors are asked for. ``match`` keeps the examples of the same or another
-    answer, prompt length, intermediate value (that of step ``carries`` of the written solution) or field.
+    answer, prompt length, intermediate value (result ``carries`` of the written solution, the first is 1) or field.
     """
 
     def __init__(self, seed: int, data: Data, length: Length | None = None) -> None:
@@ -105,19 +105,19 @@ class Donors:
             self._solutions[name] = solution_of(self.examples[name])
         return self._solutions[name]
 
-    def value(self, name: str, step: int) -> float | None:
-        """Return the ``step``-th intermediate value of an example's solution."""
+    def value(self, name: str, number: int) -> float | None:
+        """Return an intermediate value of an example's solution; the first is number 1."""
         solution = self.solution(name)
-        return solution.values[step] if solution is not None and step < len(solution.values) else None
+        return solution.values[number - 1] if solution is not None and number <= len(solution.values) else None
 
     def predicted(self, example: str, donor: str, condition: Condition) -> float | None:
         """Return the answer that follows when the value which ``carries`` names is the donor's; None when nothing does."""
-        step = condition.options.get("carries")
+        number = condition.options.get("carries")
         solution = self.solution(example)
-        if step is None or solution is None or step >= len(solution.values):
+        if number is None or solution is None or number > len(solution.values):
             return None
-        value = self.value(donor, int(step))
-        return None if value is None else solution.with_result(int(step), value)
+        value = self.value(donor, int(number))
+        return None if value is None else solution.with_result(int(number) - 1, value)
 
 
 def solution_of(example: Example) -> Solution | None:

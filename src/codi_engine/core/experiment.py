@@ -122,7 +122,8 @@ class Experiment(Options):
     seed: int = Field(default=0, ge=0)
     analyses: list[PluginRef] = Field(default_factory=list)
     trackers: list[PluginRef] = Field(default_factory=list)
-    checks: dict[str, str] = Field(default_factory=dict)
+    checks: dict[str, Any] = Field(default_factory=dict)
+    price: float | None = Field(default=None, ge=0.0)
     batch_size: int | Literal["auto"] = "auto"
     memory: float | None = Field(default=None, gt=0.0)
     common_random_numbers: bool = False
@@ -364,7 +365,12 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 def plugin_options(plugin: type[Plugin[Any]], mapping: Mapping[str, Any], where: str, source: str, lines: Mapping[str, int] | None = None) -> Options:
     """Validate a plugin's options, with errors that name file, field and the nearest known keys."""
+    return validated(plugin.Options, mapping, where, source, lines)
+
+
+def validated(model: type[Options], mapping: Mapping[str, Any], where: str, source: str, lines: Mapping[str, int] | None = None) -> Options:
+    """Validate a mapping of the file at ``where``."""
     try:
-        return plugin.Options.model_validate(dict(mapping))
+        return model.model_validate(dict(mapping))
     except ValidationError as error:
-        raise UserError(_explain(error, plugin.Options, source, lines or {}, where)) from None
+        raise UserError(_explain(error, model, source, lines or {}, where)) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -12,9 +12,14 @@ from codi_engine.core.attention import BLOCK, round_up
 from codi_engine.core.errors import UserError
 from codi_engine.core.network import Network
 
+if TYPE_CHECKING:
+    from codi_engine.core.model import ModelInfo
+
 T = TypeVar("T")
 ROWS_ON_CPU = 256
 ROWS_ON_GPU = 2048
+#: bytes of the prompts' keys and values that a rollout keeps between batches
+PREFILL_BYTES = 1 << 29
 
 
 def available_bytes(net: Network) -> int:
@@ -26,7 +31,11 @@ def available_bytes(net: Network) -> int:
 
 def bytes_per_row(net: Network, suffix: int, tokens: int) -> int:
     """Estimate what one row needs: its own keys and values (twice, while they are regathered), activations, logits."""
-    info, size = net.info, torch.finfo(net.dtype).bits // 8
+    return row_bytes(net.info, torch.finfo(net.dtype).bits // 8, suffix, tokens)
+
+
+def row_bytes(info: ModelInfo, size: int, suffix: int, tokens: int) -> int:
+    """As :func:`bytes_per_row`, from the model's shape and the ``size`` of its numbers."""
     own = 2 * 2 * info.layers * info.kv_heads * info.head_dim * round_up(suffix + tokens, BLOCK) * size
     work = tokens * (8 * info.width + 3 * info.mlp_width) * size + 6 * info.vocab_size * 4
     return own + work

@@ -162,6 +162,29 @@ class Network:
     def heads_of(self, component: str) -> int:
         return self.info.kv_heads if component in ("k", "v") else self.info.heads
 
+    def watch(self, component: str, layer: int, see: Callable[[torch.Tensor], None]) -> Any:
+        """Show ``see`` the very tensor that holds a layered site's values whenever the block runs; return the hook's handle.
+
+        The tensor is the one that the model computes on with, so that gradients can be taken with respect to it;
+        :meth:`site_columns` finds the site in it.
+        """
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            see(args[0] if args else kwargs["hidden_states"])
+
+        if component == "resid_pre":
+            return self.blocks[layer].register_forward_pre_hook(before, with_kwargs=True)
+        point = _Point(self.blocks[layer], "output") if component == "resid_post" else self._point(component, layer)
+        assert point is not None, component
+        if point.side == "output":
+            return point.module.register_forward_hook(lambda _, __, output: see(first_tensor(output)))
+        return point.module.register_forward_pre_hook(before, with_kwargs=True)
+
+    def site_columns(self, component: str, layer: int | None, tensor: torch.Tensor) -> torch.Tensor:
+        """Return tokens × width of a site out of tokens × (width of the tensor that holds it)."""
+        point = None if layer is None or component in ("resid_pre", "resid_post") else self._point(component, layer)
+        return tensor if point is None else self._columns(tensor, point).reshape(len(tensor), -1)
+
     def _available(self) -> frozenset[str]:
         found = {"embed", "resid_pre", "resid_post", "final_norm", "logits"}
         if self.adapter.projection is not None:

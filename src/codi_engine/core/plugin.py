@@ -158,6 +158,8 @@ class Intervention(Plugin[OptionsT]):
     random: bool = False
     #: True where the step that a cell addresses is the first that is left out: the answer begins in its place
     ends_latents: ClassVar[bool] = False
+    #: True where an edit may well find the value that it sets (a feature at 0 that is off): the gate then demands no change
+    may_change_nothing: ClassVar[bool] = False
     #: why the gate lets this pass although it edits elsewhere or is no identity; empty for everything that is sound
     gate_exempt: ClassVar[str] = ""
 
@@ -276,6 +278,8 @@ class Analysis(Plugin[OptionsT]):
 
     #: ``many``: all runs of a command at once; ``one``: each of them by itself
     takes: ClassVar[Literal["one", "many"]] = "one"
+    #: seconds for any run and per cell on one core, where they are known: what a plan says of the analysis
+    usual_seconds: ClassVar[tuple[float, float] | None] = None
 
     @abstractmethod
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:

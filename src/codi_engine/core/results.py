@@ -130,6 +130,11 @@ class Run:
         return out.reset_index(drop=True)
 
     @property
+    def slots(self) -> np.ndarray:
+        """The slot in the store of each row of ``cells``."""
+        return self._coded.index.to_numpy(np.int64)
+
+    @property
     def baseline(self) -> pd.DataFrame:
         """The unedited cells."""
         return self.cells[self.cells["condition"] == BASELINE]
@@ -185,8 +190,7 @@ class Run:
         """
         import xarray as xr
 
-        known = [a.split("/")[1] for a in self.store.arrays if a.startswith("activations/")]
-        name = self._captured(site, known)
+        name = self.captured(site)
         array = f"activations/{name}/ptr" if self.store.is_sparse(f"activations/{name}") else f"activations/{name}/value"
         slots, values = self.store.read_codes(f"activations/{name}") if array.endswith("/ptr") else self.store.read(array)
         coded = self._coded
@@ -206,7 +210,14 @@ class Run:
             data = data.swap_dims(cell="example")
         return self._selected(data, site, name)
 
-    def _captured(self, site: str, known: Sequence[str]) -> str:
+    def captured(self, site: str) -> str:
+        """Return the name of the captured array that a site is, or is a part of.
+
+        Raises
+        ------
+        UserError: the site was not captured
+        """
+        known = list(dict.fromkeys(a.split("/")[1] for a in self.store.arrays if a.startswith("activations/")))
         if site in known:
             return site
         if not any(_is_site(name) for name in known):

@@ -63,6 +63,7 @@ class Rollout:
         self.net = net
         self.prefilled = Prefilled(cache_bytes)
         self.prefill_tokens = prefill_tokens
+        self.fed = 0  # prompt tokens prefilled so far
 
     @torch.inference_mode()
     def run(self, prompts: Sequence[Sequence[int]], tasks: Sequence[Task], want: Want, apply: Apply = _no_apply) -> Produced:
@@ -83,6 +84,7 @@ class Rollout:
                 todo.append(ids)
             else:
                 found[ids] = kept
+        self.fed += sum(map(len, todo))
         for group in _by_tokens(todo, self.prefill_tokens):
             for ids, entry in zip(group, self._prefill(group), strict=True):
                 found[ids] = entry

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from codi_engine.core.costs import Costs, money_text, size_text, time_text
 from codi_engine.core.errors import DifferentRun, UserError
+from codi_engine.core.machine import Preparing
 from codi_engine.core.progress import Progress
 
 if TYPE_CHECKING:
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
     from codi_engine.core.lifecycle import Lifecycle
     from codi_engine.core.plugins import Plugins
     from codi_engine.core.results import Run
-    from codi_engine.core.runner import Prepared
+    from codi_engine.core.runner import Prepared, Runner
     from codi_engine.store.writer import RunWriter
+
+
+#: examples of ``run --test``
+TRIED = 5
 
 
 @dataclass
@@ -38,6 +43,21 @@ class Finished:
     tables: dict[str, Path] = field(default_factory=dict)
     console: str = ""
     experiment: Experiment | None = None
+    estimate: Costs | None = None
+    checks: pd.DataFrame | None = None
+
+    @property
+    def passed(self) -> bool:
+        """False when a check of the experiment failed."""
+        return self.checks is None or not (self.checks["passed"] == False).any()  # noqa: E712 - None is neither
+
+    @property
+    def took(self) -> str:
+        """Say what it took beside what was estimated."""
+        if self.estimate is None:
+            return f"took {time_text(self.seconds)}"
+        without = f" without {', '.join(self.estimate.unknown)}" if self.estimate.unknown else ""
+        return f"took {time_text(self.seconds)}, estimated {time_text(self.estimate.seconds)}{without}"
 
     def take(self, analysed: Analysed, life: Lifecycle) -> None:
         """Add what an analysis gave, and tell observers."""
@@ -57,56 +77,62 @@ class Finished:
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """What a run would compute, known without loading any weight."""
+    """What a run would compute and cost, known without loading any weight (``costs``: estimated, or timed where it was measured)."""
 
     prepared: Prepared
     output: Path
     cells: int
     prompts: int
     units: int
-    forwards: int
-    bytes: int
-    seconds: float
+    costs: Costs
+
+    @property
+    def forwards(self) -> int:
+        return self.costs.rows
+
+    @property
+    def bytes(self) -> int:
+        return self.costs.disk
+
+    @property
+    def seconds(self) -> float:
+        return self.costs.seconds
 
     def lines(self) -> list[tuple[str, str]]:
-        """Return (label, value) pairs for a table."""
+        """Return (label, value) pairs: what is run."""
         plan = self.prepared.plan
         rows = [
             ("experiment", self.prepared.experiment.name),
-            ("model", f"{plan.info.family}, {plan.info.layers} layers × {plan.info.width}, {plan.info.latents} latent steps"),
+            ("model", f"{plan.info.family}, {plan.info.layers} layers × {plan.info.width}, {plan.info.latents} latent steps, {plan.info.device}"),
             ("data", f"{len(plan.data.examples):,} {plan.data.kind} ({len(plan.data.pool):,} in the pool)"),
         ]
         for condition in plan.conditions:
             axes = " × ".join(f"{name} {len(values)}" for name, values in condition.axes.items()) or "one point"
             rows.append((f"  {condition.name}", f"{condition.plugin.name} at {condition.site}, {condition.phase}: {axes}"))
-        rows += [
-            ("cells", f"{self.cells:,} edited + {self.prompts * plan.trials:,} unedited"),
-            ("units", f"{self.units:,}"),
-            ("forwards", f"about {self.forwards:,} token rows through the model"),
-            ("disk", f"about {_bytes(self.bytes)}"),
-            (
-                "time",
-                f"about {_seconds(self.seconds)} on this machine's CPU"
-                if plan.info.device == "cpu"
-                else f"about {_seconds(self.seconds)} at CPU speed; {plan.info.device} is faster",
-            ),
-            ("output", str(self.output)),
+        return [*rows, ("cells", f"{self.cells:,} edited + {self.prompts * plan.trials:,} unedited"), ("units", f"{self.units:,}")]
+
+    def costed(self) -> list[tuple[str, str]]:
+        """Return (label, value) pairs: what it costs in all, and where the numbers are from."""
+        costs = self.costs
+        where = "on this machine's CPU" if not costs.gpu else f"on {costs.device} of this machine"
+        without = f", without {', '.join(costs.unknown)} (unknown)" if costs.unknown else ""
+        rows = [
+            ("forwards", f"about {costs.rows:,} token rows through the model"),
+            ("disk", f"about {size_text(costs.disk)}"),
+            ("time", f"about {time_text(costs.seconds)} {where}{without}"),
+            ("from", costs.basis),
         ]
-        return rows + [("note", n) for n in [*plan.data.report, *plan.notes]]
+        if costs.money is not None:
+            rows.append(("money", f"about {money_text(costs.money)} at {costs.price:g} per {'GPU-hour' if costs.gpu else 'hour of this machine'}"))
+        rows.append(("output", str(self.output)))
+        return rows + [("note", n) for n in [*self.prepared.plan.data.report, *self.prepared.plan.notes, *costs.notes]]
 
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "experiment": self.prepared.experiment.name, "output": str(self.output), "cells": self.cells,
+            "unedited": self.prompts * self.prepared.plan.trials, "units": self.units, **self.costs.to_dict(),
+        }  # fmt: skip
 
 
 def _adjusted(experiment: Experiment, limit: int | None, device: str | None) -> Experiment:
@@ -136,17 +162,37 @@ def _prepared(experiment: Experiment, limit: int | None, device: str | None) -> 
     return prepare(_adjusted(experiment, limit, device), plugins), plugins
 
 
-def plan_experiment(experiment: Experiment, output: str | Path | None = None, *, limit: int | None = None, device: str | None = None) -> PlanSummary:
-    """Return what the experiment would compute, without loading weights."""
-    from codi_engine.core.estimate import estimate
+def plan_experiment(
+    experiment: Experiment,
+    output: str | Path | None = None,
+    *,
+    limit: int | None = None,
+    device: str | None = None,
+    measure: bool = False,
+    price: float | None = None,
+    progress: Progress | None = None,
+) -> PlanSummary:
+    """Return what the experiment would compute and cost, without loading weights.
 
+    Parameters
+    ----------
+    measure: load the model and time a few cells of each stage in a temporary directory
+    price: per GPU-hour, or per hour of this machine on a CPU; default: the experiment's
+    """
+    from codi_engine.core.estimate import estimate, units_in
+
+    begun = Preparing()
     prepared, _ = _prepared(experiment, limit, device)
-    forwards, size, seconds = estimate(prepared)
-    plan = prepared.plan
-    from codi_engine.core.generations import UNIT_CELLS
+    prepared_in, slowed = begun.taken()
+    costs = estimate(prepared, prepared_in, slowed, price)
+    if measure:
+        from codi_engine.core.measuring import measured
 
-    units = -(-len(plan.prompts) * plan.trials // UNIT_CELLS) + -(-len(plan.cells) // UNIT_CELLS)
-    return PlanSummary(prepared, output_of(experiment, output), len(plan.cells), len(plan.prompts), units, forwards, size, seconds)
+        costs = measured(prepared, costs, prepared_in, progress or Progress())
+    plan = prepared.plan
+    prompts = sum(not p.pool for p in plan.prompts)
+    units = units_in([prompts * plan.trials, len(plan.prompts) - prompts, len(plan.cells)])
+    return PlanSummary(prepared, output_of(experiment, output), len(plan.cells), prompts, units, costs)
 
 
 def run_experiment(
@@ -175,25 +221,64 @@ def run_experiment(
     from codi_engine.core.results import open_run
     from codi_engine.core.runner import Runner
 
-    begun = time.perf_counter()
+    begun = Preparing()
     progress = progress or Progress()
     prepared, plugins = _prepared(experiment, limit, device)
     path = output_of(experiment, output)
-    runner = Runner(prepared, path, progress)
-    runner.run(lambda: _open_writer(prepared, path))
-    plan = prepared.plan
-    count = len(plan.cells) + sum(not p.pool for p in plan.prompts) * plan.trials
-    finished = Finished(path, count, runner.new_cells, 0.0, notes=[*plan.data.report, *plan.notes], experiment=prepared.experiment)
-    for mapping in prepared.experiment.analyses:
-        analysis = plugins.build("analysis", mapping, where="analyses", source=str(path))
-        progress.note(f"analysis {analysis.name}")
-        finished.take(analyze_one([open_run(path)], analysis, progress), runner.life)
+    runner = Runner(prepared, path, progress, begun)
+    try:
+        runner.run(lambda: open_writer(prepared, path))
+        finished = _finished(runner)
+        for mapping in prepared.experiment.analyses:
+            analysis = plugins.build("analysis", mapping, where="analyses", source=str(path))
+            progress.note(f"analysis {analysis.name}")
+            runner.cost.begin(f"analysis {mapping.plugin}")
+            finished.take(analyze_one([open_run(path)], analysis, progress), runner.life)
+            runner.cost.end()
+    finally:
+        runner.cost.save(path)
+    if prepared.checks:
+        from codi_engine.core.checking import check_run
+
+        finished.checks = check_run(open_run(path), prepared.checks)
     runner.life.finished(finished.tables, finished.figures)
-    finished.seconds = time.perf_counter() - begun
+    finished.seconds = begun.taken()[0]
     return finished
 
 
-def _open_writer(prepared: Prepared, path: Path) -> RunWriter:
+def try_experiment(
+    experiment: Experiment,
+    output: str | Path | None = None,
+    *,
+    limit: int | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Finished:
+    """Run an experiment on a few examples, analyses and checks included; trackers are not told.
+
+    Parameters
+    ----------
+    output: kept there; default: a temporary directory, removed at the end
+    limit: how many examples; default :data:`TRIED`
+    """
+    experiment = experiment.with_overrides(["trackers=[]"])
+    if output is not None:
+        return run_experiment(experiment, output, limit=limit or TRIED, device=device, progress=progress)
+    with tempfile.TemporaryDirectory(prefix="codi-engine-test-") as folder:
+        finished = run_experiment(experiment, Path(folder) / experiment.name, limit=limit or TRIED, device=device, progress=progress)
+    finished.figures, finished.tables = {}, {}
+    return finished
+
+
+def _finished(runner: Runner) -> Finished:
+    plan = runner.prepared.plan
+    count = len(plan.cells) + sum(not p.pool for p in plan.prompts) * plan.trials
+    notes = [*plan.data.report, *plan.notes]
+    return Finished(runner.path, count, runner.new_cells, 0.0, notes=notes, experiment=runner.experiment, estimate=runner.cost.estimate)
+
+
+def open_writer(prepared: Prepared, path: Path) -> RunWriter:
+    """Make the run, or go on with it."""
     from codi_engine.core.generations import UNIT_CELLS
     from codi_engine.store.errors import IdentityMismatch
     from codi_engine.store.writer import RunWriter
@@ -226,7 +311,7 @@ def check_experiment(experiment: Experiment, *, limit: int | None = None, device
         raise UserError(f"{experiment.source}: there is no intervention to check")
     with tempfile.TemporaryDirectory(prefix="codi-engine-check-") as folder:
         runner = Runner(prepared, Path(folder) / "run", progress or Progress())
-        with _open_writer(prepared, runner.path) as writer:
+        with open_writer(prepared, runner.path) as writer:
             adapter, net = runner.load()
             job = runner.job(adapter, net, writer)
             units = runner.add_generation(job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,19 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from codi_engine.core.checks import Check, parse_checks
 from codi_engine.core.errors import DifferentRun, UserError
 from codi_engine.core.generations import UNIT_CELLS, Unit, generation, units_of
 from codi_engine.core.lifecycle import Lifecycle
 from codi_engine.core.plan import BASELINE, Plan, PromptRef, build_plan
 from codi_engine.core.plugin import Metric, Model, Tracker
 from codi_engine.core.progress import Progress
+from codi_engine.core.recording import KEY, Recorder
 
 if TYPE_CHECKING:
     from codi_engine.core.experiment import Experiment
     from codi_engine.core.job import Job
+    from codi_engine.core.machine import Preparing
     from codi_engine.core.model import ModelAdapter
     from codi_engine.core.plugins import Plugins
     from codi_engine.store.writer import RunWriter
+
+#: option values that can stand in a column's name
+_NAMING = re.compile(r"[A-Za-z0-9_.+-]{1,40}\Z")
 
 
 @dataclass
@@ -37,6 +44,7 @@ class Prepared:
     metrics: list[Metric[Any]]
     metric_names: dict[tuple[int, str], str] = field(default_factory=dict)
     trackers: list[Tracker[Any]] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
 
     def column(self, metric: Metric[Any], column: str) -> str:
         """Return the column's name: the metric's, made unique where one metric is used twice with other options."""
@@ -52,8 +60,6 @@ def prepare(experiment: Experiment, plugins: Plugins) -> Prepared:
     for number, analysis in enumerate(experiment.analyses):
         plugins.build("analysis", analysis, where=f"analyses[{number}]", source=source)
     trackers = [plugins.build("tracker", t, where=f"trackers[{i}]", source=source) for i, t in enumerate(experiment.trackers)]
-    if experiment.checks:
-        raise UserError(f"{source}: checks: are not evaluated by this version; remove them, or read the run's tables")
     info = model.describe()
     data = dataset.load()
     for number, metric in enumerate(metrics):
@@ -64,6 +70,7 @@ def prepare(experiment: Experiment, plugins: Plugins) -> Prepared:
     prepared = Prepared(experiment, plugins, model, build_plan(experiment, plugins, data, info), metrics)
     prepared.metric_names = _metric_names(metrics)
     prepared.trackers = trackers
+    prepared.checks = parse_checks(experiment, prepared.plan, list(prepared.metric_names.values()))
     return prepared
 
 
@@ -76,7 +83,7 @@ def _metric_names(metrics: Sequence[Metric[Any]]) -> dict[tuple[int, str], str]:
             name = column
             if name in taken:
                 set_values = metric.options.model_dump(exclude_defaults=True)
-                name = "_".join([column, *(str(v) for v in set_values.values())])
+                name = "_".join([column, *(str(v) for v in set_values.values() if _NAMING.match(str(v)))])
             number = 2
             while name in taken:
                 name, number = f"{column}_{number}", number + 1
@@ -88,11 +95,12 @@ def _metric_names(metrics: Sequence[Metric[Any]]) -> dict[tuple[int, str], str]:
 class Runner:
     """Carries one experiment from plan to committed run."""
 
-    def __init__(self, prepared: Prepared, path: Path, progress: Progress) -> None:
+    def __init__(self, prepared: Prepared, path: Path, progress: Progress, begun: Preparing | None = None) -> None:
         self.prepared, self.path, self.progress = prepared, path, progress
         self.experiment, self.plan = prepared.experiment, prepared.plan
         self.new_cells = 0  # computed by this call
         self.life = Lifecycle(prepared.plugins, prepared.trackers, path, progress.note)
+        self.cost = Recorder(self.plan.info.device, begun, self.experiment.price)
 
     # ------------------------------------------------------------------------------------------ preparing
 
@@ -251,16 +259,19 @@ class Runner:
             todo = [u for u in units if u.number not in writer.committed and mine & set(u.keys)]
             self._complete(job, todo)
             self.new_cells = sum(len(u.keys) * u.trials for u in todo if u.stage != "sources")
+            self._expect(job, todo)
             writer.set_provenance(self._provenance(adapter, writer))
             self.life.planned(self.experiment.to_dict(), len(self.plan.cells), len(units))
             self.life.started()
             unedited = [u for u in todo if u.stage != "sweep"]
+            self.cost.begin("baseline")
             self.progress.start("baseline", sum(len(u.keys) * u.trials for u in unedited), "prompts")
             for unit in unedited:
                 self._commit(writer, unit, *run_unedited(job, unit))
             self.progress.finish()
             sweep = [u for u in todo if u.stage == "sweep"]
             if sweep:
+                self.cost.begin("sweep")
                 bank = Bank(job, units)
                 if gate:
                     run_gate(job, bank, self.reproducible)
@@ -269,7 +280,17 @@ class Runner:
                 for unit in sweep:
                     self._commit(writer, unit, *run_sweep(job, unit, bank, editor))
                 self.progress.finish()
+            self.cost.end()
             writer.set_provenance({**self._provenance(adapter, writer), "finished": _now()})
+
+    def _expect(self, job: Job, todo: Sequence[Unit]) -> None:
+        """Tell the record of costs what the whole plan is estimated to cost, and how much of it is to be computed now."""
+        from codi_engine.core.estimate import estimate
+
+        new = {name: sum(len(u.keys) * u.trials for u in todo if (u.stage == "sweep") == (name == "sweep")) for name in ("baseline", "sweep")}
+        whole = {"baseline": sum(1 if p.pool else self.plan.trials for p in self.plan.prompts), "sweep": len(self.plan.cells)}
+        self.cost.rows = lambda: job.forwarded + job.rollout.fed
+        self.cost.expect(estimate(self.prepared, self.cost.prepared_in, self.cost.slowed), {name: (min(new[name], whole[name]), whole[name]) for name in whole})
 
     def _complete(self, job: Job, todo: Sequence[Unit]) -> None:
         """A unit left over from a larger plan needs that plan's cells: ask for the larger plan instead of guessing."""
@@ -282,6 +303,9 @@ class Runner:
 
     def _commit(self, writer: RunWriter, unit: Unit, arrays: Mapping[str, np.ndarray], texts: Mapping[str, list[Any]]) -> None:
         writer.commit(unit.number, unit.stage, dict(arrays), dict(texts) if texts else None, None)
+        written = sum(int(f["size"]) for f in writer.committed[unit.number]["files"].values())
+        self.cost.committed(len(unit.keys) * unit.trials, written)
+        self.cost.write(writer)
         self.progress.advance(len(unit.keys) * unit.trials)
         metrics = {k.removeprefix("cells/metrics/"): v for k, v in arrays.items() if k.startswith("cells/metrics/")}
         self.life.committed(unit.number, len(units_of(writer.plans)), len(unit.keys) * unit.trials, metrics)
@@ -308,6 +332,7 @@ class Runner:
             "data_digest": self.plan.data.digest, "data": list(self.plan.data.report), "device": adapter.info.device,
             "threads": torch.get_num_threads(), "seed": self.experiment.seed, "git": _git_commit(),
             "reproducible_bits": self.reproducible, "started": writer.provenance.get("started", _now()),
+            KEY: self.cost.into(writer.provenance)[KEY],
         }  # fmt: skip
 
 

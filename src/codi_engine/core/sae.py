@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -105,7 +105,8 @@ class SAE:
 
     def to(self, device: str | torch.device) -> SAE:
         """Return the same autoencoder on a device."""
-        return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self._tensors().items()}
+        return replace(self, **moved)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)}
@@ -129,12 +130,17 @@ class SAE:
         x, _, _ = self._normalised(_padded(h.to(torch.float32)))
         if self.center is not None:
             x = x - self.center
+        wanted = features if features is not None and self.separable else None
+        codes = self._codes(x, self._columns(wanted))[:rows, : self.features if wanted is None else len(wanted)]
+        return codes if features is None or wanted is not None else codes[:, features]
+
+    def _columns(self, features: torch.Tensor | None) -> torch.Tensor | None:
+        """Return features, or all, filled up to a multiple of the quantum; None where all are one already."""
         if features is None:
-            return self._codes(x, None)[:rows]
-        if not self.separable:
-            return self._codes(x, None)[:rows, features]
-        chosen = torch.cat([features, features.new_zeros(-len(features) % QUANTUM)])
-        return self._codes(x, chosen)[:rows, : len(features)]
+            if self.features % QUANTUM == 0:
+                return None
+            features = torch.arange(self.features, device=self.device)
+        return torch.cat([features, features.new_zeros(-len(features) % QUANTUM)])
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor, h: torch.Tensor | None = None) -> torch.Tensor:
@@ -187,31 +193,30 @@ class SAE:
         return h, 0.0, h.new_ones(h.shape[0], 1)
 
     def _codes(self, x: torch.Tensor, chosen: torch.Tensor | None) -> torch.Tensor:
-        def pick(value: torch.Tensor | None) -> torch.Tensor | None:
-            return value if value is None or chosen is None else value[..., chosen]
+        """Return the codes of the columns chosen (None: all), a multiple of the quantum of them."""
 
-        encoder = self.w_enc if chosen is None else self.w_enc[:, chosen]
-        linear = x @ _columns(encoder)
-        linear = linear[:, : encoder.shape[1]]
+        def pick(value: torch.Tensor | None) -> torch.Tensor | None:
+            return value if value is None or chosen is None else value[..., chosen].contiguous()
+
+        def must(value: torch.Tensor | None) -> torch.Tensor:
+            found = pick(value)
+            assert found is not None
+            return found
+
+        linear = x @ must(self.w_enc)
         if self.activation == "gated":
-            gate, size, bias = pick(self.gate_bias), pick(self.mag_scale), pick(self.mag_bias)
-            assert gate is not None and size is not None and bias is not None
-            return torch.where(linear + gate > 0, torch.relu(linear * size + bias), torch.zeros_like(linear))
-        bias = pick(self.b_enc)
-        assert bias is not None
-        pre = linear + bias
-        glu, glu_bias = pick(self.glu), pick(self.glu_bias)
-        if glu is not None and glu_bias is not None:
-            pre = pre * torch.sigmoid((x @ _columns(glu))[:, : glu.shape[1]] + glu_bias)
+            size = torch.relu(linear * must(self.mag_scale) + must(self.mag_bias))
+            return torch.where(linear + must(self.gate_bias) > 0, size, torch.zeros_like(linear))
+        pre = linear + must(self.b_enc)
+        if self.glu is not None:
+            pre = pre * torch.sigmoid(x @ must(self.glu) + must(self.glu_bias))
         gauge = pick(self.gauge)
         judged = pre if gauge is None else pre * gauge
         if self.activation == "relu":
             return torch.relu(pre)
         if self.activation == "jumprelu":
-            threshold = pick(self.threshold)
-            assert threshold is not None
-            return torch.where(judged > threshold, torch.relu(pre), torch.zeros_like(pre))
-        return self._largest(pre, judged)
+            return torch.where(judged > must(self.threshold), torch.relu(pre), torch.zeros_like(pre))
+        return self._largest(pre[:, : self.features], judged[:, : self.features])
 
     def _largest(self, pre: torch.Tensor, judged: torch.Tensor) -> torch.Tensor:
         """Keep the k largest of every row."""
@@ -238,7 +243,8 @@ class SAE:
             if not torch.isfinite(tensor).all() and not (name == "threshold" and not tensor.isnan().any()):
                 raise UserError(f"sae: '{self.path}': {_shown(name)} holds NaN or infinite values")
         needs = {"jumprelu": ("threshold",), "gated": ("gate_bias", "mag_scale", "mag_bias"), "topk": ("k",), "abs_topk": ("k",)}
-        missing = [name for name in needs.get(self.activation, ()) if getattr(self, name) is None]
+        needed = (*needs.get(self.activation, ()), *(("glu_bias",) if self.glu is not None else ()))
+        missing = [name for name in needed if getattr(self, name) is None]
         if missing:
             raise UserError(f"sae: '{self.path}': {self.activation} without {', '.join(map(_shown, missing))}")
         if self.k is not None and not 1 <= self.k <= f:
@@ -248,11 +254,6 @@ class SAE:
 def _padded(rows: torch.Tensor) -> torch.Tensor:
     extra = -rows.shape[0] % QUANTUM
     return torch.cat([rows, rows.new_zeros(extra, rows.shape[1])]) if extra else rows.contiguous()
-
-
-def _columns(matrix: torch.Tensor) -> torch.Tensor:
-    extra = -matrix.shape[1] % QUANTUM
-    return torch.cat([matrix, matrix.new_zeros(matrix.shape[0], extra)], 1) if extra else matrix.contiguous()
 
 
 def _shape(tensor: torch.Tensor) -> str:
@@ -380,7 +381,7 @@ def _fetched(name: str) -> Path:
     try:
         folder = Path(snapshot_download(f"{owner}/{repository}", **wanted))
     except Exception as error:  # the Hub's client raises many types; none of them may reach the user raw
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0][:160]
         raise UserError(f"sae: '{name}' is neither a path here nor reachable on the Hub: {reason}") from None
     if not (folder / inner).exists():
         raise UserError(f"sae: the Hub repository {owner}/{repository} has no '{inner}'")

@@ -73,3 +73,16 @@ def difference_p(weights: np.ndarray, complete: bool, values: np.ndarray) -> tup
     extreme = (np.abs(found[1:]) >= observed - (_SAME * observed + _ROUNDING * scale)).sum(0)
     p = extreme / len(found[1:]) if complete else (1.0 + extreme) / len(found)
     return found[0], p
+
+
+def range_p(values: np.ndarray, permutations: int, seed: int) -> tuple[float, float]:
+    """Return (range of the columns' means, its p) of examples × places without NaN: are the places alike?
+
+    Places are exchanged within each example. Where no exchange changes the range (one example, constant rows) p is 1.
+    """
+    values = np.asarray(values, np.float64)
+    observed = float(np.ptp(values.mean(0))) if values.size else 0.0
+    rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
+    limit = observed - (_SAME * observed + _ROUNDING * float(np.abs(values).max(initial=0.0)))
+    extreme = sum(float(np.ptp(rng.permuted(values, axis=1).mean(0))) >= limit for _ in range(permutations)) if values.size else permutations
+    return observed, (1.0 + extreme) / (1.0 + permutations)

@@ -83,3 +83,43 @@ def _same_file(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False
+
+
+def holder(path: Path) -> str | None:
+    """Return who holds a run's lock, or None; the lock is left as it is.
+
+    Where the owner's process is gone the file is a leftover; otherwise the lock is tried, shared and for a moment.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        owner = _owner(descriptor)
+        if sys.platform == "win32":
+            return owner  # the file goes with its owner there
+        if _gone(owner):
+            return None
+        import fcntl
+
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return owner
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _gone(owner: str) -> bool:
+    """True for an owner on this machine whose process has ended."""
+    host, _, number = owner.rpartition(" pid ")
+    if host != socket.gethostname() or not number.isdigit():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -5,10 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from codi_engine.core.plugin import Analysis
+from codi_engine.plugins.analyses.attribution import Attribution
 from codi_engine.plugins.analyses.compare import Compare
 from codi_engine.plugins.analyses.correlation import Correlation
+from codi_engine.plugins.analyses.early_late import EarlyLate
 from codi_engine.plugins.analyses.importance import Importance
+from codi_engine.plugins.analyses.logit_lens import LogitLens
 from codi_engine.plugins.analyses.pathways import Pathways
+from codi_engine.plugins.analyses.probes import Probes
+from codi_engine.plugins.analyses.proportions import Proportions
+from codi_engine.plugins.analyses.resampling import Resampling
+from codi_engine.plugins.analyses.select_features import SelectFeatures
+from codi_engine.plugins.analyses.shapley import Shapley
+from codi_engine.plugins.analyses.step_effects import StepEffects
+from codi_engine.plugins.analyses.trajectories import Trajectories
 from codi_engine.plugins.analyses.words import Words
 
-ANALYSES: list[type[Analysis[Any]]] = [Importance, Pathways, Words, Correlation, Compare]
+ANALYSES: list[type[Analysis[Any]]] = [
+    Attribution, Compare, Correlation, EarlyLate, Importance, LogitLens, Pathways, Probes, Proportions,
+    Resampling, SelectFeatures, Shapley, StepEffects, Trajectories, Words,
+]  # fmt: skip

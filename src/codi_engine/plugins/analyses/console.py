@@ -29,6 +29,17 @@ def condition_grids(table: pd.DataFrame, axes: Sequence[str], metric: str) -> li
     return lines[1:]
 
 
+def place_grid(table: pd.DataFrame, column: str, down: str, across: str) -> list[str]:
+    """Return one grid of a column of a table with one row per place; ``significant``, where there is one, is marked ``*``."""
+    import pandas as pd
+
+    part = pd.DataFrame({"mean": table[column].astype(float), "significant": table["significant"] if "significant" in table else False})
+    for axis in (down, across):
+        part[axis if table[axis].notna().any() else "_row"] = table[axis] if table[axis].notna().any() else ""
+    part["_row"] = "" if "_row" not in part else part["_row"]
+    return _grid(part, down if down in part else "_row", across if across in part else "_row")
+
+
 def _mean_over(part: pd.DataFrame, used: Sequence[str]) -> pd.DataFrame:
     mean = part.groupby([used[0], used[-1]], sort=False, dropna=False).agg(mean=("mean", "mean"), significant=("significant", "any"))
     return mean.reset_index()

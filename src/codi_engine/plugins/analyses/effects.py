@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from codi_engine.kernels.intervals import wilson
 from codi_engine.kernels.multiple import adjust
 from codi_engine.plugins.analyses.options import CONTRASTS, ImportanceOptions
 
@@ -101,17 +102,6 @@ def statistics(values: np.ndarray, confidence: float, shares: bool) -> dict[str,
         low, high = wilson(int(values.sum()), n, confidence)
         out |= {"ci_low": low, "ci_high": high, "interval": "wilson"}
     return out
-
-
-def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's score interval of a proportion (Wilson 1927)."""
-    from scipy import stats
-
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
-    share = successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return 0.0 if successes == 0 else max(0.0, float(centre - half)), 1.0 if successes == n else min(1.0, float(centre + half))
 
 
 def top(table: pd.DataFrame, count: int) -> pd.DataFrame:

@@ -25,6 +25,7 @@ class Importance(Analysis[ImportanceOptions]):
     """
 
     name = "importance"
+    usual_seconds = (3.2, 1.5e-4)
     Options = ImportanceOptions
 
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:

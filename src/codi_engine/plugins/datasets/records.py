@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import Field
 
-from codi_engine.core.answers import numbers
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.plugin import Data, Example, Options
 from codi_engine.core.sampling import generator
 
 Record = dict[str, Any]
 T = TypeVar("T")
-_MARKED = re.compile(r"####\s*(.+)\s*\Z", re.DOTALL)
 
 
 class Sample(Options):
@@ -115,21 +111,6 @@ def text_of(record: Record, field: str, place: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{place}: field '{field}' must be text; got {value!r}")
     return value
-
-
-def answer_of(value: Any) -> float | None:
-    """Return an answer as a number: 18, "18", "2,000.50", or GSM8K's solution ending in ``#### 18``; None when there is none."""
-    if isinstance(value, bool) or value is None:
-        return None
-    if isinstance(value, (int, float)):
-        return float(value) if math.isfinite(value) else None
-    if not isinstance(value, str):
-        return None
-    marked = _MARKED.search(value)
-    if marked is None and "####" in value:
-        return None
-    found = numbers(marked[1] if marked else value)
-    return found[0] if len(found) == 1 else None
 
 
 def scalar_fields(record: Mapping[str, Any], used: Sequence[str]) -> dict[str, Any]:

@@ -41,20 +41,20 @@ class ResampleOptions(Options):
     """``donors``: the same for all steps of an example (``shared``), or drawn anew for each set of steps (``per_place``).
 
     ``match``: donors by meaning, ``{answer: different, length: same}``: the same or a different ``answer``, ``length`` (prompt
-    tokens), ``value`` (the intermediate value that ``carries`` names) or field of the data. ``carries``: which step of the
-    written solution the swapped state is taken to carry (0 is the first); with it the metric ``equals_predicted`` knows which
+    tokens), ``value`` (the intermediate value that ``carries`` names) or field of the data. ``carries``: which result of the
+    written solution the swapped state is taken to carry (the first is 1); with it the metric ``equals_predicted`` knows which
     answer the algebra predicts. ``self_donor`` takes the example itself: an identity, for checks.
     """
 
     donors: Literal["shared", "per_place"] = "shared"
     match: dict[str, Literal["same", "different"]] = Field(default_factory=dict)
-    carries: int | None = Field(default=None, ge=0)
+    carries: int | None = Field(default=None, ge=1)
     self_donor: bool = False
 
     @model_validator(mode="after")
     def _value_is_named(self) -> ResampleOptions:
         if "value" in self.match and self.carries is None:
-            raise ValueError("match: value needs carries: which step of the solution is meant")
+            raise ValueError("match: value needs carries: which result of the solution is meant")
         return self
 
 

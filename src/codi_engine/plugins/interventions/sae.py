@@ -53,6 +53,7 @@ class Sae(Intervention[SaeOptions]):
 
     name = "sae"
     Options = SaeOptions
+    may_change_nothing = True
 
     def __init__(self, options: SaeOptions) -> None:
         super().__init__(options)

@@ -15,12 +15,15 @@ from codi_engine.plugins.metrics.logits import (
     CrossEntropy,
     LogitDiff,
     NormalizedEffect,
+    Perplexity,
     Probability,
     Rank,
     RMSLogitDiff,
 )
+from codi_engine.plugins.metrics.outcome import AnswerClass, Outcome
 
 METRICS: list[type[Metric[Any]]] = [
     Accuracy, Flip, EqualsOther, EqualsPredicted, KL, LogitDiff, NormalizedEffect, Probability, Rank, CrossEntropy,
     RMSLogitDiff, ArgmaxChanged, CleanScore, CorruptedScore, Norm, Cosine, L2, CleanSimilarity,
+    AnswerClass, Perplexity, Outcome,
 ]  # fmt: skip

@@ -193,6 +193,18 @@ class CrossEntropy(Metric[ReduceOptions]):
         return {"cross_entropy": -reduced(read.edited.gold_logprob, self.options.reduce)}
 
 
+class Perplexity(Metric[NoOptions]):
+    """Perplexity of the gold answer: exp of its cross-entropy per token, teacher-forced; 1 is certainty. NaN without gold."""
+
+    name = "perplexity"
+    Options = NoOptions
+    needs = frozenset({"number_logits", "gold"})
+    applies_to = _ANSWERED
+
+    def measure(self, read: Readings) -> Mapping[str, np.ndarray]:
+        return {"perplexity": np.exp(-reduced(read.edited.gold_logprob, "mean"))}
+
+
 class _SideScore(Metric[ReduceOptions]):
     """Log-probability of one side's answer, whichever prompt was run."""
 

@@ -34,7 +34,7 @@ class GemmaScope(SaeFormat):
         tensors = {re.sub(r"^w_", "W_", name): value for name, value in _arrays(file).items()}
         audit(tensors, file, _NEEDED)
         encoder, decoder = tensors["W_enc"].float(), tensors["W_dec"].float()
-        embedding = "embedding" in file.resolve().parts[-4:]
+        embedding = "embedding" in file.absolute().parts[-4:]
         scale = float(decoder.shape[-1]) ** 0.5 if embedding else 1.0
         return SAE(
             format=self.name, path=str(path), w_enc=encoder / scale, b_enc=tensors["b_enc"], w_dec=decoder * scale, b_dec=tensors["b_dec"],
@@ -48,7 +48,7 @@ def _file(path: Path) -> Path:
 
 def _arrays(file: Path) -> Tensors:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(np.asarray(arrays[name], np.float32)) for name in arrays.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"sae: '{file}' is truncated or no .npz of arrays: {str(error)[:120]}") from None
@@ -56,7 +56,7 @@ def _arrays(file: Path) -> Tensors:
 
 def _site(file: Path) -> str | None:
     """Return the site that the published folders name: ``layer_12/…``; the releases for attention and MLP outputs say so above it."""
-    place = str(file.resolve())
+    place = str(file.absolute())
     layer = re.search(r"layer_(\d+)", place)
     if layer is None:
         return None

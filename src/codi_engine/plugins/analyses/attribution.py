@@ -1,0 +1,118 @@
+"""``attribution``: gradients say in one backward pass which places matter; exact patching says how far they can be trusted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from codi_engine.core.errors import UserError
+from codi_engine.core.plugin import Analysis, AnalysisResult, Options
+
+if TYPE_CHECKING:
+    from codi_engine.core.plan import Condition
+    from codi_engine.core.results import Run
+    from codi_engine.core.work import Work
+    from codi_engine.plugins.analyses.attribution_setting import Setting
+    from codi_engine.plugins.analyses.attribution_tables import Found
+
+
+class AttributionOptions(Options):
+    """``condition``: which one of the run's (default: all that can be estimated). ``limit``: examples (default: all of the run).
+
+    ``site`` with ``direction`` (and ``downstream``, default ``propagate``): estimate a patch that the run did not make.
+    ``metric``: ``logit_diff`` (pairs) or ``cross_entropy``; default: the first that applies. ``method``: ``gradient``, or
+    ``integrated`` over ``steps`` inputs between the two prompts'. ``keep``: places written to top.csv.
+    """
+
+    condition: str | None = None
+    site: str | None = None
+    direction: Literal["denoise", "noise"] | None = None
+    downstream: Literal["propagate", "freeze"] | None = None
+    metric: Literal["logit_diff", "cross_entropy"] | None = None
+    method: Literal["gradient", "integrated"] = "gradient"
+    steps: int = Field(default=5, ge=1, le=1000)
+    keep: int = Field(default=10, ge=1)
+    limit: int | None = Field(default=None, ge=1)
+    confidence: float = Field(default=0.95, gt=0.0, lt=1.0)
+
+
+class Attribution(Analysis[AttributionOptions]):
+    """Attribution patching: first-order estimates of every place's effect, and how many of the exact best they find.
+
+    An estimate is (edited − own value) · ∂metric/∂value (Nanda 2023; Syed et al. 2023, 2310.10348; Kramár et al. 2024,
+    2403.00745): a forward and a backward per example, and the source's forward, for all places together. The model is loaded again.
+    """
+
+    name = "attribution"
+    Options = AttributionOptions
+
+    def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
+        from codi_engine.plugins.analyses import attribution_figures, attribution_tables
+        from codi_engine.plugins.analyses.attribution_estimates import LeftOut
+        from codi_engine.plugins.analyses.attribution_setting import Setting
+
+        run, options = runs[0], self.options
+        work.progress.note("loading the model")
+        setting = Setting(run)
+        conditions = setting.conditions(options)
+        work.begin({"analysis": self.name, "run": run.digest, "options": options.model_dump(exclude={"keep", "confidence"})})
+        found: list[Found] = []
+        left_out: dict[str, str] = {}
+        for number, condition in enumerate(conditions):
+            try:
+                found.append(self._found(run, setting, condition, number, work))
+            except LeftOut as reason:
+                left_out[condition.name] = str(reason)
+        if not found:
+            raise UserError("attribution: nothing to estimate: " + "; ".join(f"'{name}' {why}" for name, why in left_out.items()))
+        tables = attribution_tables.tables(found, options.confidence)
+        figures = attribution_figures.draw(found, tables, str(run.experiment.get("name", "")))
+        files = attribution_tables.sweeps(found, tables["attribution"], options.keep)
+        return AnalysisResult(tables, figures, attribution_tables.summary(found, tables, left_out), files)
+
+    def _found(self, run: Run, setting: Setting, condition: Condition, number: int, work: Work) -> Found:
+        """Estimate one condition on every example; what has been estimated is not estimated again after an interruption."""
+        from codi_engine.plugins.analyses.attribution_estimates import Estimator
+        from codi_engine.plugins.analyses.attribution_tables import exact_effects, found
+
+        options = self.options
+        metric = options.metric or ("logit_diff" if setting.data.kind == "pairs" and condition.plugin.source != "donor" else "cross_entropy")
+        estimator = Estimator(setting, condition, metric, _reduce(setting, metric), options.steps if options.method == "integrated" else 0)
+        examples = setting.examples[: options.limit]
+        if not examples:
+            raise UserError("attribution: the run has no finished cells")
+        work.progress.start(f"attribution {condition.name}", len(examples), "examples")
+        partials = []
+        for index, example in enumerate(examples):
+            name = f"attribution-{number}-{index}"
+            kept = work.kept(name)
+            if kept is None:
+                kept = _timed(estimator, example)
+                work.keep(name, kept)
+            partials.append(kept)
+            work.progress.advance(1)
+        work.progress.finish()
+        exact = exact_effects(run, condition, estimator.grid, metric, examples)
+        return found(condition, estimator.grid, metric, options.method, examples, partials, exact, setting.exact_weights)
+
+
+def _timed(estimator: Any, example: Any) -> dict[str, Any]:
+    """Return an example's estimates with what they cost."""
+    import numpy as np
+
+    tracer, begun = estimator.tracer, time.perf_counter()
+    before = tracer.forwards, tracer.backwards
+    partial = estimator.estimate(example).partial()
+    cost = [tracer.forwards - before[0], tracer.backwards - before[1], time.perf_counter() - begun]
+    return {**partial, "cost": np.array(cost, np.float64)}
+
+
+def _reduce(setting: Setting, metric: str) -> str:
+    """Return how the run's metric puts answers of several tokens together."""
+    for ref in setting.experiment.metrics:
+        if ref.plugin.rsplit("/", 1)[-1] == metric:
+            return str(ref.options.get("reduce", "sum"))
+    return "sum"
