@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import venv
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,6 @@ from codi_engine.core.run import plan_experiment
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 MINE = "codi-engine-originals"
-DEMO = files("codi_engine.plugins").joinpath("demo")
 
 
 def test_it_is_discovered_again_and_again() -> None:
@@ -53,8 +51,6 @@ def test_the_readme_names_every_plugin_and_option() -> None:
 def test_its_experiments_plan(path: Path) -> None:
     experiment = Experiment.from_file(path)
     assert experiment.name == path.stem
-    if "demo-prompts" in path.read_text(encoding="utf-8") and not DEMO.joinpath("prompts.jsonl").is_file():
-        pytest.skip("this codi-engine has no packaged prompts")
     assert plan_experiment(experiment, limit=3).cells > 0
 
 
