@@ -29,8 +29,8 @@ def test_values_are_read_in_every_phase_that_is_edited(demo: Maker, monkeypatch:
     capture = [f"{c}.2@{place}" for c in ("resid_pre", "resid_post") for place in places.values()]
     run = demo(intervention=BOT, data={"plugin": "demo-pairs", "limit": 2}, capture=capture).run().open()
     for phase, steps in (("prompt", [0]), ("latent", [0, 3])):
-        clean = run.activations(f"resid_pre.2@{places[phase]}")
-        clean = clean[(clean["variant"] == "clean").values].values
+        unedited = run.activations(f"resid_pre.2@{places[phase]}")
+        clean = unedited.values[(unedited["variant"] == "clean").values]
         edited = run.activations(f"resid_post.2@{places[phase]}", edited=True).values
         assert np.array_equal(edited[:, steps], clean[:, steps])
         assert phase == "prompt" or not np.array_equal(edited[:, 1], clean[:, 1])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ Make, Ran, Changes = Callable[..., Experiment], Callable[..., Run], Callable[...
 DEMO = {"plugin": "codi", "checkpoint": "demo", "device": "cpu"}
 PAIRS = {"plugin": "demo-pairs", "limit": 2}
 BOT = "resid_post@bot"
+ORACLES = [p / "tests/fixtures/oracle_gpt2" for p in Path(__file__).parents if (p / "tests/fixtures/oracle_gpt2").is_dir()]
 
 
 def logits(run: Run) -> dict[tuple[str, str], np.ndarray]:
@@ -42,6 +45,25 @@ def test_a_self_swap_one_step_early_is_no_identity_and_the_right_slot_is(run: Ra
     for ct in range(1, 6):
         assert (changes(swapped, condition="early", ct=ct) > 0.05).all(), ct
     assert changes(swapped, condition="right").tolist() == [0.0] * 15
+
+
+@pytest.mark.skipif(not ORACLES, reason="the oracle lies in codi-engine's own repository")
+def test_on_a_random_checkpoint_too(run: Ran, changes: Changes, tmp_path: Path) -> None:
+    """In the slot of the "buggy" version 0.0 at every position, in that of the "fixed" one 0.2 to 0.7."""
+    questions = json.loads((ORACLES[0] / "oracle.json").read_text(encoding="utf-8"))["questions"][:4]
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps({"question": q, "answer": 7}) + "\n" for q in questions), encoding="utf-8")
+    where = {"checkpoint": str(ORACLES[0] / "ckpt"), "base": str(ORACLES[0] / "tiny-gpt2")}
+    conditions = {
+        "early_bot": {"intervention": {"plugin": "early-swap", "site": "latent_in", "ct": 0, "self_donor": True}, "sweep": {}},
+        "early": {"intervention": {"plugin": "early-swap", "site": "latent_out", "self_donor": True}, "sweep": {"ct": [1, 2, 3, 4, 5]}},
+        "right": {"intervention": {"plugin": "resample", "site": "latent_in", "self_donor": True}, "sweep": {"step": "all"}},
+    }
+    data = {"plugin": "problems", "path": str(tmp_path / "problems.jsonl")}
+    swapped = run(model={"plugin": "ce-codi", "device": "cpu", **where}, data=data, conditions=conditions)
+    assert (changes(swapped, condition="early_bot") > 0.05).all()
+    for ct in range(1, 6):
+        assert (changes(swapped, condition="early", ct=ct) > 0.05).all(), ct
+    assert changes(swapped, condition="right").tolist() == [0.0] * 20
 
 
 def test_the_early_slot_is_the_donors_state_before_the_projection(run: Ran, changes: Changes) -> None:

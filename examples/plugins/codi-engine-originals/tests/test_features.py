@@ -24,7 +24,7 @@ def sae(**options: Any) -> dict[str, Any]:
 
 
 def test_without_the_error_term_nothing_edited_is_an_effect(run: Ran, changes: Callable[..., np.ndarray]) -> None:
-    conditions = {f"{error}": {"intervention": sae(mode="reconstruct", error=error)} for error in ("drop", "keep")}
+    conditions = {error: {"intervention": sae(feature=88, mode="scale", value=1.0, error=error)} for error in ("drop", "keep")}
     both = run(model=MODEL, data=PROMPTS, conditions=conditions)
     assert (changes(both, condition="drop") > 0.05).all()
     assert changes(both, condition="keep").tolist() == [0.0, 0.0]
