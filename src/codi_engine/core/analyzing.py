@@ -14,6 +14,8 @@ from codi_engine.core.work import Work
 from codi_engine.store.layout import LEDGER, RESULTS
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from codi_engine.core.plugin import Analysis, AnalysisResult
     from codi_engine.core.plugins import Plugins
     from codi_engine.core.results import Run

@@ -32,17 +32,22 @@ HOLD = 1
 
 @dataclass
 class Fired:
-    """What happened at one site of one condition: rows edited, rows changed, norms before and after, first values."""
+    """What happened at one site of one condition: rows edited, rows changed, norms before and after, first values.
+
+    ``same``: rows whose source holds what stood there already (the tokens before a pair's first difference).
+    """
 
     rows: int = 0
     changed: int = 0
+    same: int = 0
     before: float = 0.0
     after: float = 0.0
     first: list[float] = field(default_factory=list)
     places: set[int] = field(default_factory=set)
 
-    def add(self, place: int, old: torch.Tensor, new: torch.Tensor) -> None:
+    def add(self, place: int, old: torch.Tensor, new: torch.Tensor, source: torch.Tensor | None) -> None:
         self.rows += len(old)
+        self.same += 0 if source is None else int((source.to(old.dtype) == old).all(-1).sum())
         self.places.add(place)
         self.changed += int((old != new).any(-1).sum())
         self.before += float(old.float().norm(dim=-1).sum())
@@ -211,17 +216,18 @@ class Editor:
         columns = self._columns(group, site)
         old = values if columns is None else values[:, columns]
         placed = [self.placed[c] for c in cells]
+        source = None
         if number == HOLD:
             new = old.clone()
         else:
             rows = self._rows(number, site, place, placed, old, columns)
-            new = self._new_values(group, rows)
+            new, source = self._new_values(group, rows), rows.source
         if new.shape != old.shape or new.dtype != old.dtype:
             name = group.intervention.name if group.intervention else "own"
             raise GateError(f"intervention '{name}' returned {list(new.shape)} {new.dtype} for {list(old.shape)} {old.dtype} at {site}")
         if self.record:
             kind = self.conditions[placed[0].cell.condition].name if number != OWN else "own"
-            self.fired.setdefault((kind, str(site)), Fired()).add(place, old, new)
+            self.fired.setdefault((kind, str(site)), Fired()).add(place, old, new, source)
         if columns is None:
             return new
         out = values.clone()

@@ -117,7 +117,7 @@ def _changed(condition: str, editor: Editor) -> None:
     if all(g.identity() or g.may_change_nothing for g in groups):
         return
     for (name, site), record in editor.fired.items():
-        if name == condition and record.changed == 0:
+        if name == condition and record.changed == 0 and record.same < record.rows:
             raise GateError(f"gate: condition '{condition}' edited {record.rows} rows at {site} and changed none of them")
 
 

@@ -65,13 +65,25 @@ def prepare(experiment: Experiment, plugins: Plugins) -> Prepared:
     for number, metric in enumerate(metrics):
         if data.kind not in metric.applies_to:
             raise UserError(f"{source}: metrics[{number}]: '{metric.name}' does not apply to {data.kind}; it needs {' or '.join(sorted(metric.applies_to))}")
-        if "captures" in metric.needs and not experiment.capture:
+        if "captures" in metric.needs and not experiment.site_captures:
             raise UserError(f"{source}: metrics[{number}]: '{metric.name}' compares captures; add capture: [site]")
     prepared = Prepared(experiment, plugins, model, build_plan(experiment, plugins, data, info), metrics)
     prepared.metric_names = _metric_names(metrics)
     prepared.trackers = trackers
+    _check_others(prepared.plan, metrics, source)
     prepared.checks = parse_checks(experiment, prepared.plan, list(prepared.metric_names.values()))
     return prepared
+
+
+def _check_others(plan: Plan, metrics: Sequence[Metric[Any]], source: str) -> None:
+    """Refuse metrics of the other answer where it is the donor's in edited cells and the partner's in unedited ones."""
+    donors = next((c.name for c in plan.conditions if c.plugin.source == "donor"), None)
+    for number, metric in enumerate(metrics):
+        if donors is not None and plan.data.kind == "pairs" and "other" in metric.needs:
+            raise UserError(
+                f"{source}: metrics[{number}]: '{metric.name}' compares with the pair's other answer, but '{donors}' takes values of a donor.\n"
+                "Use cross_entropy, kl or equals_other, or problems instead of pairs."
+            )
 
 
 def _metric_names(metrics: Sequence[Metric[Any]]) -> dict[tuple[int, str], str]:

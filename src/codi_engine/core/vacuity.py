@@ -40,7 +40,9 @@ def vacuous(conditions: Sequence[Condition], info: ModelInfo, allow: bool) -> li
             notes.append(f"condition '{condition.name}': {len(dead)} of {len(forms)} places change nothing, nothing reads them: {_listed(condition, dead)}")
         distinct = frozenset(alive)
         if len(distinct) < len(alive):  # a few, where a last step is read by nothing; most, where the design says nothing
-            (found if 2 * len(distinct) <= len(alive) else notes).append(f"condition '{condition.name}': its {len(alive)} points are {len(distinct)} different computation{'s' * (len(distinct) > 1)}")
+            (found if 2 * len(distinct) <= len(alive) else notes).append(
+                f"condition '{condition.name}': its {len(alive)} points are {len(distinct)} different computation{'s' * (len(distinct) > 1)}"
+            )
         if distinct and distinct in known:
             found.append(f"conditions '{known[distinct]}' and '{condition.name}' are the same computation")
         elif shared := {cells[form] for form in distinct if form in cells}:

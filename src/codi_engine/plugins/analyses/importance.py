@@ -79,6 +79,6 @@ def _summary(tables: dict[str, Any], axes: Sequence[str], metric: str, cells: pd
     line = effects.baseline_line(tables["baseline"])
     if line:
         lines.append(line)
-    if table["n"].median() < 20:
+    if table["n"].median() < 20 and table["detectable"].notna().any():
         lines.append(f"few examples: effects smaller than about {table['detectable'].median():.2g} cannot be told from none (80 % power)")
     return "\n".join(lines)

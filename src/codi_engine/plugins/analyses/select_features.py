@@ -109,7 +109,7 @@ class SelectFeatures(Analysis[SelectFeaturesOptions]):
             lacking = int(table[values].isna().all(axis=1).sum())
             rest = f" (not captured of {lacking:,} of them)" if lacking else ""
             lines.append(f"values of the features' own codes: {', '.join(values)}{rest}")
-        else:
+        elif len(table):
             lines.append("no captured codes of these features: the file has no values for a patch; add capture: or name the site")
         lines.append(f"for the next run: feature: {{from: {found.run.path}/results/{self.name}/{FILE}}}")
         return "\n".join([*lines, *power_lines(candidates, family, least, options.q, options.confidence)])
