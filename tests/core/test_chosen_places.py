@@ -51,13 +51,13 @@ def test_swept_options_that_choose_places_are_all_looked_at(demo: Maker, monkeyp
 def test_own_values_are_read_where_the_intervention_says(demo: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Patch, "source", "own")
     keys = {"intervention": {**BOT, "site": "resid_post", "step": [4]}, "capture": ["resid_post.2@latent"], "allow_vacuous": True}
-    with pytest.raises(GateError, match="changed none"):
-        demo(**keys).run()
+    cells = demo(**keys).run("same").open().cells
+    assert (cells["kl"] == 0).all()
     monkeypatch.setattr(Patch, "source_at", lambda self, site, place: (site, place - 1))
     with pytest.raises(GateError, match=r"self-swap .* is not an identity"):
-        demo(**keys).run()
+        demo(**keys).run("refused")
     monkeypatch.setattr(Patch, "gate_exempt", "a test")
-    run = demo(**keys).run().open()
+    run = demo(**keys).run("let").open()
     edited = run.activations("resid_post.2@latent", edited=True).values
     assert np.array_equal(edited[:, 4], edited[:, 3])
 
