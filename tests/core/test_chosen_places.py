@@ -13,6 +13,7 @@ from codi_engine.core.errors import GateError
 from codi_engine.core.plugin import Readings
 from codi_engine.core.run import check_experiment, plan_experiment
 from codi_engine.core.sites import Site
+from codi_engine.plugins.interventions.ablate import Mean, Noise
 from codi_engine.plugins.interventions.replace import Patch, Resample
 from codi_engine.plugins.metrics.answer import Flip
 
@@ -62,12 +63,32 @@ def test_own_values_are_read_where_the_intervention_says(demo: Maker, monkeypatc
     assert np.array_equal(edited[:, 4], edited[:, 3])
 
 
-def test_an_intervention_that_edits_nothing_is_caught(demo: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_means_and_scales_of_chosen_places(demo: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mean is read where the intervention says, a scale where it edits."""
+    for plugin in (Mean, Noise):
+        monkeypatch.setattr(plugin, "edits", lambda self, phase, places, latents: {"latent": [4]})
+        monkeypatch.setattr(plugin, "source_at", lambda self, site, place: (Site("resid_post", 0, "latent"), place - 1))
+        monkeypatch.setattr(plugin, "gate_exempt", "a test")
+    data = {"plugin": "demo-problems", "limit": 2}
+    site = {"site": "resid_post@bot", "layer": 2}
+    conditions = {"mean": {"intervention": {"plugin": "mean", **site}}, "noise": {"intervention": {"plugin": "noise", "sigma": 0.5, **site}}}
+    run = demo(conditions=conditions, data=data, capture=["resid_post.2@latent", "resid_post.0@latent"]).run().open()
+    edited = run.activations("resid_post.2@latent", edited=True)
+    unedited, below = (run.activations(f"resid_post.{layer}@latent").values for layer in (2, 0))
+    means = edited.values[(edited["condition"] == "mean").values]
+    assert np.array_equal(means[0, 4], means[1, 4])
+    assert np.linalg.norm(means[0, 4] - below[:, 3].mean(0)) < np.linalg.norm(means[0, 4] - unedited[:, 4].mean(0))
+    noisy = edited.values[(edited["condition"] == "noise").values]
+    assert [bool((noisy[:, k] != unedited[:, k]).any()) for k in range(5)] == [False, False, False, False, True]
+
+
+@pytest.mark.parametrize("downstream", ["propagate", "freeze"])
+def test_an_intervention_that_edits_nothing_is_caught(demo: Maker, monkeypatch: pytest.MonkeyPatch, downstream: str) -> None:
     monkeypatch.setattr(Patch, "edits", lambda self, phase, places, latents: {})
     for exempt in ("", "a test"):
         monkeypatch.setattr(Patch, "gate_exempt", exempt)
         with pytest.raises(GateError, match="'patch' edits no place of any cell"):
-            check_experiment(demo(intervention=BOT))
+            check_experiment(demo(intervention={**BOT, "downstream": downstream}))
 
 
 def test_what_the_gate_lets_pass_is_a_note_of_the_plan(demo: Maker, monkeypatch: pytest.MonkeyPatch) -> None:

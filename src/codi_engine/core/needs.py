@@ -56,10 +56,18 @@ def _chosen_places(needs: dict[str, Need], condition: Condition, plan: Plan, plu
             intervention = build_intervention(plugins, condition.plugin, options, condition.name, "")
             for phase, places in intervention.edits(condition.phase, addressed, latents).items():
                 for layer, place in itertools.product(point.get("layer", (None,)), places):
-                    read, at = intervention.source_at(Site(condition.site.component, layer, phase), place)
-                    assert read.phase is not None
-                    held = {"latent": range(latents), "answer": range(answer_places)}.get(read.phase) or position_block(at)
-                    needs[array_name(read.component, read.layer, read.phase, at)[0]] = (read.component, read.layer, read.phase, tuple(held))
+                    site = Site(condition.site.component, layer, phase)
+                    for read, at in _read_at(intervention, condition, site, place):
+                        assert read.phase is not None
+                        held = {"latent": range(latents), "answer": range(answer_places)}.get(read.phase) or position_block(at)
+                        needs[array_name(read.component, read.layer, read.phase, at)[0]] = (read.component, read.layer, read.phase, tuple(held))
+
+
+def _read_at(intervention: Intervention[Any], condition: Condition, site: Site, place: int) -> list[tuple[Site, int]]:
+    """Return where an edit's source is read, and the edited place itself where its scale or a difference of means is needed."""
+    here = intervention.needs_scale or condition.options.get("difference") is not None
+    there = intervention.source is not None
+    return [*([intervention.source_at(site, place)] if there else []), *([(site, place)] if here else [])]
 
 
 def _addressed(condition: Condition, point: Mapping[str, Any], lengths: Sequence[int]) -> list[list[int]]:
