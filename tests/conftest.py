@@ -27,6 +27,7 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Exper
             "data": {"plugin": "demo-pairs", "limit": 3},
             "metrics": ["kl", "flip"],
             "generate": {"max_new_tokens": 8},
+            "controls": "none",
         }
         return Experiment.from_dict({k: v for k, v in {**value, **keys}.items() if v is not None})
 

@@ -35,6 +35,7 @@ intervention: {plugin: patch, site: resid_post, direction: denoise}
 sweep: {layer: [0, 3], step: [0, 5]}
 metrics: [normalized_effect, flip]
 generate: {max_new_tokens: 8}
+controls: none
 analyses: [importance]
 """
 
@@ -271,7 +272,7 @@ def edited(old: str, new: str) -> str:
     ("text", "parts"),
     [
         (edited("sweep: {", "sweep: {{"), ("bad.yaml:", "not valid YAML")),
-        (SMALL + "name: again\n", ("bad.yaml:10", "duplicate key 'name'", "line 2")),
+        (SMALL + "name: again\n", ("bad.yaml:11", "duplicate key 'name'", "line 2")),
         (SMALL + "metircs: [kl]\n", ("bad.yaml", "unknown key 'metircs'", "did you mean 'metrics'")),
         (edited("limit: 3", "limit: 3, limti: 4"), ("bad.yaml", "unknown key 'limti'", "'limit'")),
         (edited("limit: 3", "limit: three"), ("bad.yaml", "data.limit", "'three'")),

@@ -306,7 +306,7 @@ def experiment(folder: Path, **parts: Any) -> Experiment:
     path = tiny.write_lines(folder / "pairs.jsonl", records)
     return Experiment.from_dict(
         {"name": "coconut", "model": {"plugin": "coconut", "checkpoint": str(checkpoint), "base": str(base), "device": "cpu"},
-         "data": {"plugin": "pairs", "path": str(path)}, "generate": {"max_new_tokens": 4}, **parts}
+         "data": {"plugin": "pairs", "path": str(path)}, "generate": {"max_new_tokens": 4}, "controls": "none", **parts}
     )  # fmt: skip
 
 

@@ -30,7 +30,10 @@ def grid(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> 
     """Print a table; the first columns are aligned to the left, the others to the right."""
     made = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for number, head in enumerate(heads):
-        made.add_column(head, justify="left" if number < left else "right", overflow="fold" if number < left else "ellipsis", no_wrap=number >= left)
+        if number < left:  # names are folded only where they are very long
+            made.add_column(head, overflow="fold", min_width=min(max((len(row[number]) for row in rows), default=0), 32))
+        else:
+            made.add_column(head, justify="right", overflow="ellipsis", no_wrap=True)
     for row in rows:
         made.add_row(*map(plain, row))
     console().print(made)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from codi_engine.core.controls import is_control
 from codi_engine.core.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -93,13 +94,14 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(f"'{n}'" for n in names) or "none"
 
 
-def arrange(run: Run, where: str, array: str | None = None) -> Arrangement:
-    """Arrange a run's finished cells.
+def arrange(run: Run, where: str, array: str | None = None, asked: Collection[str] = ()) -> Arrangement:
+    """Arrange a run's finished cells, those of controls left out.
 
     Parameters
     ----------
     where: name of the analysis, for errors
     array: only cells whose unit wrote it
+    asked: conditions asked for by name; controls among them are kept
 
     Raises
     ------
@@ -112,7 +114,7 @@ def arrange(run: Run, where: str, array: str | None = None) -> Arrangement:
         codes, slots = {a: c[kept] for a, c in codes.items()}, slots[kept]
     if len(slots) == 0:
         raise UserError(f"{where}: {run.path} has no finished cells" + (f" with '{array}'" if array else ""))
-    kept = _comparable(run, codes)
+    kept = _comparable(run, codes, asked)
     codes, slots = {a: c[kept] for a, c in codes.items()}, slots[kept]
     labels = {axis: run.store.labels(axis) for axis in codes}
     axes = tuple(a for a in run.axes if a not in ("example", "condition", "variant", *_REPLICATES) and (codes[a] >= 0).any())
@@ -138,15 +140,16 @@ def arrange(run: Run, where: str, array: str | None = None) -> Arrangement:
     return Arrangement(axes, targets, names, [_example(e) for e in examples], len(repeats), grid, common, own, shared)
 
 
-def _comparable(run: Run, codes: dict[str, np.ndarray]) -> np.ndarray:
-    """Return which cells can be compared: unedited ones only of variants that edited cells have too."""
-    everything = np.ones(len(next(iter(codes.values()))), bool)
+def _comparable(run: Run, codes: dict[str, np.ndarray], asked: Collection[str]) -> np.ndarray:
+    """Return which cells can be compared: no controls (but those asked for), unedited ones only of variants that edited cells have too."""
     labels = run.store.labels("condition")
+    left_out = [i for i, name in enumerate(labels) if is_control(name) and name not in asked]
+    kept: np.ndarray = ~np.isin(codes["condition"], left_out)
     if "variant" not in codes or "baseline" not in labels:
-        return everything
+        return kept
     unedited = codes["condition"] == labels.index("baseline")
-    edited = np.unique(codes["variant"][~unedited])
-    return ~unedited | np.isin(codes["variant"], edited) if len(edited) else everything
+    edited = np.unique(codes["variant"][kept & ~unedited])
+    return kept & (~unedited | np.isin(codes["variant"], edited)) if len(edited) else kept
 
 
 def _example(point: tuple[Any, ...]) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.axes import label, resolve_axis
+from codi_engine.core.controls import is_control
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.features import Feature, is_feature, mean_codes, resolve_features, value_of
 from codi_engine.core.model import ModelInfo
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 #: axes that address a place; every other swept name is an option of the intervention
 PLACES = ("layer", "step", "position", "head", "donor")
 BASELINE = "baseline"
-#: what a control puts in the place of the edit (see docs/experiment-file.md)
-CONTROLS = ("random", "wrong_step", "shuffled")
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,8 @@ class Condition:
     ``axes`` maps an axis to its values; place axes hold tuples of indices, options hold plain values.
     ``phase`` is where the edits are; ``fixed`` places are used where no step or position axis says more.
     ``tokens`` (``last`` or ``all``) edits in every forward instead. ``table`` holds what each label of the ``feature``
-    axis stands for. ``control`` names what stands in for the edit in a control condition.
+    axis stands for. ``control`` names what stands in for the edit in a control condition, ``examples`` limits it to the first
+    so many.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Condition:
     tokens: str | None = None
     table: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     control: str | None = None
+    examples: int | None = None
 
     def content(self) -> dict[str, Any]:
         """What makes cells of this condition comparable with those of another run."""
@@ -97,12 +98,8 @@ class Conditions:
         self.source = experiment.source
 
     def resolve(self) -> list[Condition]:
-        """Return the experiment's conditions, each followed by its controls."""
-        out = []
-        for name, spec in self._specs().items():
-            condition = self._condition(name, spec)
-            out += [condition, *self._controls(condition)]
-        return out
+        """Return the experiment's conditions."""
+        return [self._condition(name, spec) for name, spec in self._specs().items()]
 
     def _specs(self) -> dict[str, tuple[Any, ...]]:
         """Name → (intervention spec, sweep, template, on) with the conditions' overrides applied."""
@@ -118,6 +115,8 @@ class Conditions:
         for name, condition in experiment.conditions.items():
             if name == BASELINE:
                 raise UserError(f"{self.source}: conditions.{BASELINE}: every run has its baseline; choose another name")
+            if is_control(name):
+                raise UserError(f"{self.source}: conditions.{name}: this is how the control of a condition is called; choose another name")
             intervention = condition.intervention or experiment.intervention
             if intervention is None:
                 raise UserError(f"{self.source}: conditions.{name}: needs an intervention (here or at the top level)")
@@ -143,20 +142,6 @@ class Conditions:
         )  # fmt: skip
         self._check_options(made, at)
         return made
-
-    def _controls(self, condition: Condition) -> list[Condition]:
-        """Return a condition's controls: those of the experiment that make sense for it."""
-        probe = build_intervention(self.plugins, condition.plugin, condition.first_options, "", "")
-        if probe.source not in ("partner", "donor") or condition.tokens is not None or not self.experiment.controls:
-            return []
-        wanted = [c for c in CONTROLS if c in self.experiment.controls]
-        if condition.phase != "latent" or self.info.latents < 2:
-            wanted = [c for c in wanted if c != "wrong_step"]
-        if probe.source == "donor" and not condition.options.get("match"):
-            wanted = [c for c in wanted if c != "shuffled"]  # donors are drawn at random already
-        if len(self.data.examples) < 2:
-            wanted = [c for c in wanted if c != "shuffled"]
-        return [replace(condition, name=f"{condition.name}~{c}", control=c) for c in wanted]
 
     # ------------------------------------------------------------------------------------------- axes
 

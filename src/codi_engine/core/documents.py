@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -33,14 +34,16 @@ class Documents:
     Attributes
     ----------
     by_example: whether examples are groups of their own
+
+    ``asked``: conditions asked for by name (controls are left out otherwise)
     """
 
-    def __init__(self, run: Run, where: str) -> None:
+    def __init__(self, run: Run, where: str, asked: Collection[str] = ()) -> None:
         self.run, self.by_example = run, False
         self.units = run.store.text_units()
         if not self.units:
             raise UserError(f"{where}: {run.path} holds no texts; runs keep them with `generate:`, and `codi-engine import` takes them from logs")
-        self.arrangement: Arrangement = arrange(run, where)
+        self.arrangement: Arrangement = arrange(run, where, asked=asked)
 
     @property
     def examples(self) -> int:

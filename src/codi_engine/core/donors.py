@@ -31,14 +31,16 @@ class Donors:
         self.seed = seed
         self.pool = list(data.pool)
         self.examples = {e.id: e for e in [*data.pool, *data.examples]}
-        self.swept = [e.id for e in data.examples]
         self.length: Length = length or (lambda text: len(text.split()))
         self._orders: dict[tuple[Any, ...], list[str]] = {}
+        self._shuffled: dict[tuple[str, ...], str | None] = {}
         self._solutions: dict[str, Solution | None] = {}
-        self._lengths: dict[str, int] = {}
+        self._lengths: dict[tuple[str, str], int] = {}
 
     def has(self, example: str, condition: Condition, point: Mapping[str, Any]) -> bool:
-        """False where ``match`` leaves too few donors for a cell; True where it takes none."""
+        """False where ``match`` leaves too few donors for a cell, or the control has none; True where it takes none."""
+        if condition.control == "shuffled" and condition.plugin.source == "partner":
+            return self.shuffled(example, condition) is not None
         if condition.plugin.source != "donor" or not condition.options.get("match"):
             return True
         return int(point["donor"]) < len(self._order(example, condition, point))
@@ -58,19 +60,36 @@ class Donors:
             raise UserError(f"sweep.donor: {index + 1} donors asked for, but only {len(order)} other examples exist")
         return order[index]
 
-    def shuffled(self, example: str) -> str:
-        """Return another of the swept examples, for the control that takes its values from an unrelated one."""
-        others = [i for i in self.swept if i != example]
-        return others[int(generator("shuffled", self.seed, example).integers(len(others)))]
+    def shuffled(self, example: str, condition: Condition) -> str | None:
+        """Return an unrelated example whose partner state stands in for the own partner's, for the control.
+
+        Drawn from the pool, so that a larger ``limit`` keeps it. For edits of the prompt it is one at least as long, so that
+        every position exists; None where there is none.
+        """
+        key = (example, condition.phase, condition.variant, condition.partner)
+        if key not in self._shuffled:
+            self._shuffled[key] = next((o for o in self._drawn(example, []) if self._reaches(o, example, condition)), None)
+        return self._shuffled[key]
+
+    def _reaches(self, other: str, example: str, condition: Condition) -> bool:
+        return condition.phase != "prompt" or self._tokens(other, condition.partner) >= self._tokens(example, condition.variant)
+
+    def _drawn(self, example: str, place: list[Any]) -> list[str]:
+        """Return all other examples of the pool in the order in which they are drawn for one."""
+        others = [e.id for e in self.pool if e.id != example]
+        return [others[i] for i in generator("donors", self.seed, example, place).permutation(len(others))]
+
+    def _tokens(self, name: str, variant: str) -> int:
+        if (name, variant) not in self._lengths:
+            self._lengths[name, variant] = self.length(self.examples[name].prompts[variant].text)
+        return self._lengths[name, variant]
 
     def _order(self, example: str, condition: Condition, point: Mapping[str, Any]) -> list[str]:
         place = [point.get("step"), point.get("position")] if condition.options.get("donors") == "per_place" else []
         match = {} if condition.control == "shuffled" else dict(condition.options.get("match") or {})
         key = (example, tuple(map(str, place)), tuple(sorted(match.items())), condition.options.get("carries"))
         if key not in self._orders:
-            others = [e.id for e in self.pool if e.id != example]
-            order = generator("donors", self.seed, example, place).permutation(len(others))
-            drawn = [others[i] for i in order]
+            drawn = self._drawn(example, place)
             self._orders[key] = [o for o in drawn if self._fits(example, o, match, condition)] if match else drawn
         return self._orders[key]
 
@@ -87,9 +106,7 @@ class Donors:
         if meaning == "answer":
             return prompt.answer
         if meaning == "length":
-            if name not in self._lengths:
-                self._lengths[name] = self.length(prompt.text)
-            return self._lengths[name]
+            return self._tokens(name, condition.variant)
         if meaning == "value":
             return self.value(name, int(condition.options["carries"]))
         if not any(meaning in e.fields for e in self.pool):

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from codi_engine.core.errors import GateError, UserError
+from codi_engine.core.natural import Naturals
 from codi_engine.core.network import Network
 from codi_engine.core.plan import PLACES, Cell, Condition
 from codi_engine.core.plugin import Intervention, Rows
 from codi_engine.core.rollout import Task
 from codi_engine.core.sampling import generator
-from codi_engine.core.sites import Phase, Site
+from codi_engine.core.sites import PHASES, Phase, Site
 from codi_engine.core.sources import Sources
 from codi_engine.core.wavefront import Edit
 
@@ -88,6 +89,7 @@ class Editor:
     common: leave the condition out of random keys
     record: keep what fired (the gate and ``check``)
     own_source: take every value from the row's own prompt: with it, a replacement must be an identity (the gate)
+    naturals: keeps how far new values lie among natural ones
     """
 
     def __init__(
@@ -101,9 +103,11 @@ class Editor:
         common: bool = False,
         record: bool = False,
         own_source: bool = False,
+        naturals: Naturals | None = None,
     ) -> None:
         self.net, self.conditions, self.build, self.sources = net, conditions, build, sources
         self.lengths, self.seed, self.common, self.record, self.own_source = lengths, seed, common, record, own_source
+        self.naturals = naturals
         self.groups: list[_Group] = []
         self._group_ids: dict[str, int] = {}
         self.fired: dict[tuple[str, str], Fired] = {}
@@ -127,8 +131,13 @@ class Editor:
         axes = {} if self.common else dict(values)
         key = int.from_bytes(generator("trial", self.seed, cell.example, name, axes, cell.trial).bytes(16), "little")
         if condition.plugin.ends_latents:
+            if self.naturals is not None:
+                self.naturals.follow(placed, (), ())
             return Task(local[placed.prompt], {}, key=key, latents=None if own else min(values["step"]))
-        return Task(local[placed.prompt], self._edits(placed, condition, group, own), key=key)
+        edits = self._edits(placed, condition, group, own)
+        if self.naturals is not None:
+            self.naturals.follow(placed, [e for phase in PHASES for e in edits.get(phase, ())], (OWN, HOLD))
+        return Task(local[placed.prompt], edits, key=key)
 
     def _edits(self, placed: Placed, condition: Condition, group: int, own: bool) -> dict[Phase, list[Edit]]:
         """Return a cell's edits by phase, in the order in which they are reached."""
@@ -228,6 +237,8 @@ class Editor:
         if self.record:
             kind = self.conditions[placed[0].cell.condition].name if number != OWN else "own"
             self.fired.setdefault((kind, str(site)), Fired()).add(place, old, new, source)
+        if self.naturals is not None and number not in (OWN, HOLD):
+            self.naturals.see(group.condition, placed, site, place, None if columns is None else columns.cpu().numpy(), new.float().cpu().numpy())
         if columns is None:
             return new
         out = values.clone()

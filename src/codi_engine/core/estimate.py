@@ -136,8 +136,9 @@ class _Shape:
         self.unedited = sum(1 if p.pool else trials for p in self.plan.prompts)
         self.baseline_cells = sum(not p.pool for p in self.plan.prompts) * trials
         self.baseline_rows = sum(self.lengths) + self.unedited * self.per_prompt
-        per_example = sum(self._tokens(point, c) for c in self.plan.conditions for point in c.points())
-        self.sweep_rows = int(per_example * len(self.plan.data.examples) * trials)
+        examples = len(self.plan.data.examples)
+        swept = sum(self._tokens(point, c) * min(examples, c.examples or examples) for c in self.plan.conditions for point in c.points())
+        self.sweep_rows = int(swept * trials)
         size = prepared.experiment.batch_size
         self.batch = min(UNIT_CELLS, size) if isinstance(size, int) else UNIT_CELLS
         kv = 2 * self.info.layers * self.info.kv_heads * self.info.head_dim * _BYTES.get(self.info.dtype, 4)

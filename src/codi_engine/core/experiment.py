@@ -128,7 +128,7 @@ class Experiment(Options):
     memory: float | None = Field(default=None, gt=0.0)
     common_random_numbers: bool = False
     allow_vacuous: bool = False
-    controls: list[Literal["random", "wrong_step", "shuffled"]] = Field(default_factory=list)
+    controls: Literal["auto", "none"] | list[Literal["random", "wrong_step", "shuffled"]] = "auto"
     output: str | None = None
     notes: str | None = None
     hypothesis: str | None = None

@@ -45,12 +45,14 @@ def run_gate(job: Job, bank: Bank, exact: bool = True) -> list[dict[str, Any]]:
         edited = edited_batch(job, placed, want, editor).done
         exempt = condition.plugin.gate_exempt
         _fired_as_planned(job, placed, editor, condition, exempt)
-        identity = f"exempt: {exempt}" if exempt else _identities(job, bank, placed, unedited, exact)
+        # a control edits through the same calls at the same places as its condition, whose identities are checked
+        identity = f"exempt: {exempt}" if exempt else "as its condition" if condition.control else _identities(job, bank, placed, unedited, exact)
         interventions = [g.intervention for g in editor.groups[2:] if g.intervention is not None]
-        if interventions and all(i.identity() for i in interventions) and condition.control is None:
-            _exact(job, condition.name, "its options change nothing (identity)", edited, unedited, exact)
+        if condition.control is None:
+            if interventions and all(i.identity() for i in interventions):
+                _exact(job, condition.name, "its options change nothing (identity)", edited, unedited, exact)
+            _changed(condition.name, editor)
         records += _records(condition.name, editor, identity)
-        _changed(condition.name, editor)
     return records
 
 
@@ -131,7 +133,7 @@ def _identities(job: Job, bank: Bank, placed: Sequence[Placed], unedited: Outcom
     editor = editor_for(job, bank, sources=values)
     said = _exact(job, condition.name, "self-patch", edited_batch(job, placed, want, editor, own=True).done, unedited, exact)
     probe = editor.groups[editor.group_of(placed[0])].intervention
-    if probe is not None and probe.source in ("own", "partner", "donor") and condition.control is None:
+    if probe is not None and probe.source in ("own", "partner", "donor"):
         swap = editor_for(job, bank, own_source=True)
         _exact(job, condition.name, "self-swap (its own values in place of the source's)", edited_batch(job, placed, want, swap).done, unedited, exact)
     if probe is not None and probe.neutral() is not None:

@@ -20,7 +20,7 @@ Need = tuple[str, int | None, Phase, tuple[int, ...]]
 
 
 def source_arrays(plan: Plan, plugins: Plugins, lengths: Sequence[int], answer_places: int) -> dict[str, Need]:
-    """Return store name → what it holds, for every value that an edit of the plan may take.
+    """Return store name → what it holds, for every value that an edit of the plan may take or is compared with.
 
     Parameters
     ----------
@@ -29,14 +29,14 @@ def source_arrays(plan: Plan, plugins: Plugins, lengths: Sequence[int], answer_p
     """
     needs: dict[str, Need] = {}
     for condition in plan.conditions:
-        if _taking(condition, plugins) is not None:
-            if goes_elsewhere(condition):
-                _chosen_places(needs, condition, plan, plugins, lengths, answer_places)
-            else:
-                for layer in layers_of(condition):
-                    for places in _blocks(condition, plan, lengths, answer_places):
-                        name, _ = array_name(condition.site.component, layer, condition.phase, places[0])
-                        needs[name] = (condition.site.component, layer, condition.phase, tuple(places))
+        takes, elsewhere = _taking(condition, plugins) is not None, goes_elsewhere(condition)
+        if takes and elsewhere:
+            _chosen_places(needs, condition, plan, plugins, lengths, answer_places)
+        if (takes and not elsewhere) or (plan.natural and not condition.plugin.ends_latents):
+            for layer in layers_of(condition):
+                for places in _blocks(condition, plan, lengths, answer_places):
+                    name, _ = array_name(condition.site.component, layer, condition.phase, places[0])
+                    needs[name] = (condition.site.component, layer, condition.phase, tuple(places))
         if condition.downstream == "freeze" and plan.info.latents and condition.phase != "answer":
             name, _ = array_name("latent_in", None, "latent", 0)
             needs[name] = ("latent_in", None, "latent", tuple(range(plan.info.latents)))

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.conditions import BASELINE, PLACES, Condition, Conditions, axis_label, build_intervention
+from codi_engine.core.controls import controls_of
 from codi_engine.core.donors import Donors, Length
 from codi_engine.core.model import ModelInfo
+from codi_engine.core.natural import check_natural, natural_examples
 from codi_engine.core.plugin import Data, Example
 from codi_engine.core.vacuity import vacuous
 
@@ -31,7 +33,10 @@ def digest(*parts: Any) -> str:
 
 @dataclass(frozen=True)
 class PromptRef:
-    """One text to be run unedited: an example's variant under a condition's template."""
+    """One text to be run unedited: an example's variant under a condition's template.
+
+    ``pool``: for its values only. ``compared``: edits take none of them, so it need not have every swept position.
+    """
 
     example: str
     variant: str
@@ -39,6 +44,7 @@ class PromptRef:
     gold: float | None
     other: float | None
     pool: bool = False
+    compared: bool = False
 
     @property
     def key(self) -> str:
@@ -58,7 +64,11 @@ class Cell:
 
 @dataclass
 class Plan:
-    """Everything a run will compute. ``prompts`` are the unedited ones, ``cells`` the edited ones, in canonical order."""
+    """Everything a run will compute. ``prompts`` are the unedited ones, ``cells`` the edited ones, in canonical order.
+
+    ``conditions`` are those of the experiment and, after them, their controls. ``natural``: a metric places edited states among
+    natural ones (``core/natural.py``).
+    """
 
     data: Data
     info: ModelInfo
@@ -68,6 +78,12 @@ class Plan:
     trials: int
     notes: list[str]
     donors: Donors
+    natural: bool = False
+
+    @property
+    def control_cells(self) -> int:
+        """How many of the cells are controls'."""
+        return sum(self.conditions[c.condition].control is not None for c in self.cells)
 
     def axis_labels(self, name: str) -> list[Any]:
         """Return the labels of an axis over all conditions, in order of first appearance."""
@@ -87,7 +103,13 @@ class Plan:
 
 
 def build_plan(
-    experiment: Experiment, plugins: Plugins, data: Data, info: ModelInfo, available: frozenset[str] | None = None, length: Length | None = None
+    experiment: Experiment,
+    plugins: Plugins,
+    data: Data,
+    info: ModelInfo,
+    available: frozenset[str] | None = None,
+    length: Length | None = None,
+    natural: bool = False,
 ) -> Plan:
     """Resolve conditions and axes against the model and the data.
 
@@ -95,20 +117,26 @@ def build_plan(
     ----------
     available: components that the loaded model has (None: not known yet)
     length: tokens of a text, once there is a tokenizer (words before)
+    natural: plan the unedited states among which a metric places the edited ones
 
     Raises
     ------
     UserError: unknown site or intervention, layer or step out of range, a site without its layer, vacuous conditions
     """
     conditions = Conditions(experiment, plugins, data, info, available).resolve()
-    notes = vacuous(conditions, info, experiment.allow_vacuous)
+    notes, sound = vacuous(conditions, info, experiment.allow_vacuous)
+    controls, said = controls_of(sound, experiment, plugins, data, info)
+    notes += said
     notes += [f"condition '{c.name}': the gate lets '{c.plugin.name}' pass: {c.plugin.gate_exempt}" for c in conditions if c.plugin.gate_exempt]
+    if natural:
+        notes += check_natural(conditions, data, experiment.source)
+    conditions += controls
     donors = Donors(experiment.seed, data, length)
     cells, left_out = _cells(experiment, data, conditions, donors)
     if left_out:
         notes.append(f"{left_out:,} cells are left out: no other example fits donors.match")
-    prompts = _Prompts(plugins, data, donors).of(conditions, cells)
-    return Plan(data, info, conditions, prompts, cells, experiment.trials, notes, donors)
+    prompts = _Prompts(plugins, data, donors, natural).of(conditions, cells)
+    return Plan(data, info, conditions, prompts, cells, experiment.trials, notes, donors, natural)
 
 
 def _cells(experiment: Experiment, data: Data, conditions: Sequence[Condition], donors: Donors) -> tuple[list[Cell], int]:
@@ -116,9 +144,11 @@ def _cells(experiment: Experiment, data: Data, conditions: Sequence[Condition], 
     contents = [(c.name, c.content()) for c in conditions]
     points = [list(c.points()) for c in conditions]
     cells, left_out = [], 0
-    for example in data.examples:
+    for order, example in enumerate(data.examples):
         texts = {variant: (p.text, p.answer) for variant, p in example.prompts.items()}
         for number, condition in enumerate(conditions):
+            if condition.examples is not None and order >= condition.examples:
+                continue
             for point in points[number]:
                 if not donors.has(example.id, condition, point):
                     left_out += experiment.trials
@@ -132,8 +162,8 @@ def _cells(experiment: Experiment, data: Data, conditions: Sequence[Condition], 
 class _Prompts:
     """Finds every unedited prompt that a plan needs."""
 
-    def __init__(self, plugins: Plugins, data: Data, donors: Donors) -> None:
-        self.plugins, self.data, self.donors = plugins, data, donors
+    def __init__(self, plugins: Plugins, data: Data, donors: Donors, natural: bool) -> None:
+        self.plugins, self.data, self.donors, self.natural = plugins, data, donors, natural
 
     def of(self, conditions: Sequence[Condition], cells: Sequence[Cell]) -> list[PromptRef]:
         """Return the examples' own prompts, then those of the pool that edits draw from."""
@@ -145,23 +175,30 @@ class _Prompts:
                     ref = prompt_ref(example, variant, template)
                     found.setdefault(ref.key, ref)
         for number, condition in enumerate(conditions):
-            for example in self._drawn_from(number, condition, cells):
-                for variant in ["clean", "corrupted"] if condition.options.get("difference") == "clean" else [condition.variant]:
-                    ref = prompt_ref(example, variant, condition.template, pool=True)
-                    found.setdefault(ref.key, ref)
+            for example, variant in self._drawn_from(number, condition, cells):
+                ref = prompt_ref(example, variant, condition.template, pool=True)
+                found.setdefault(ref.key, ref)
+        for condition in conditions if self.natural else ():
+            for example in () if condition.plugin.ends_latents else natural_examples(self.data):
+                ref = replace(prompt_ref(example, condition.variant, condition.template, pool=True), compared=True)
+                found.setdefault(ref.key, ref)
         return list(found.values())
 
-    def _drawn_from(self, number: int, condition: Condition, cells: Sequence[Cell]) -> Sequence[Example]:
-        if condition.plugin.needs_scale or condition.options.get("difference") is not None:
-            return self.data.pool
+    def _drawn_from(self, number: int, condition: Condition, cells: Sequence[Cell]) -> list[tuple[Example, str]]:
+        """Return (example, variant) of the pool whose unedited values a condition's edits take."""
+        drawn: list[tuple[Example, str]] = []
         probe = build_intervention(self.plugins, condition.plugin, condition.first_options, "", "")
-        if probe.source in ("mean", "mean_over_steps"):
-            return self.data.pool
-        if probe.source != "donor":
-            return ()
+        difference = condition.options.get("difference")
+        if condition.plugin.needs_scale or difference is not None or probe.source in ("mean", "mean_over_steps"):
+            drawn += [(e, v) for e in self.data.pool for v in (["clean", "corrupted"] if difference == "clean" else [condition.variant])]
         pool = {e.id: e for e in self.data.pool}
-        wanted = dict.fromkeys(self.donors.of(c.example, condition, c.values) for c in cells if c.condition == number)
-        return [pool[i] for i in wanted]
+        mine = [c for c in cells if c.condition == number] if probe.source == "donor" or condition.control == "shuffled" else []
+        if probe.source == "donor":
+            drawn += [(pool[i], condition.variant) for i in dict.fromkeys(self.donors.of(c.example, condition, c.values) for c in mine)]
+        elif condition.control == "shuffled":
+            names = dict.fromkeys(self.donors.shuffled(c.example, condition) for c in mine)
+            drawn += [(pool[i], condition.partner) for i in names if i is not None]
+        return drawn
 
 
 def prompt_ref(example: Example, variant: str, template: str | None, pool: bool = False) -> PromptRef:

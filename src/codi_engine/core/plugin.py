@@ -225,6 +225,7 @@ class Readings:
     other to its partner (pairs) or donor (resample). ``gold_token`` / ``other_token`` are the ids of their first number tokens (−1: none).
     ``predicted`` is the answer that the recipient's solution gives with the donor's intermediate value (NaN where nothing is predicted).
     ``encode`` gives a text's token ids, without special tokens, for metrics that read other tokens than these.
+    ``unusual`` is the share of natural states that are less extreme than the edited one (``core/natural.py``; None in unedited rows).
     ``edited`` is the row's own outcome, ``baseline`` the same prompt unedited. For pairs, ``clean`` and ``corrupted`` are the
     two unedited outcomes, and ``clean_is_gold`` says per row whether the clean answer is ``gold``. For baseline rows ``edited is baseline``.
     """
@@ -241,12 +242,13 @@ class Readings:
     clean_is_gold: np.ndarray | None = None
     predicted: np.ndarray | None = None
     encode: Callable[[str], Sequence[int]] | None = None
+    unusual: np.ndarray | None = None
 
 
 class Metric(Plugin[OptionsT]):
     """A number per row. ``needs`` tells the rollout what to produce, so that nothing else is computed."""
 
-    #: subset of {"generation", "number_logits", "first_logits", "gold", "other", "captures"}
+    #: subset of {"generation", "number_logits", "first_logits", "gold", "other", "captures", "natural"}
     needs: frozenset[str] = frozenset()
     #: data-set kinds to which the metric applies; elsewhere a stated error
     applies_to: frozenset[str] = frozenset({"problems", "pairs", "prompts"})

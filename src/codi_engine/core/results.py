@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from codi_engine.core.controls import control_rows
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.sites import parse_site
 from codi_engine.store.errors import StoreError
@@ -144,7 +145,7 @@ class Run:
 
         Parameters
         ----------
-        condition: which one, where conditions have different axes
+        condition: which one, where conditions have different axes, or a control (left out otherwise)
 
         Raises
         ------
@@ -156,6 +157,8 @@ class Run:
             if condition not in known:
                 raise UserError(f"condition '{condition}': {nearest(condition, known)}")
             cells = cells[cells["condition"] == condition]
+        else:
+            cells = cells[~control_rows(cells["condition"])]
         axes = [a for a in self.axes if a in cells and cells[a].notna().any() and (a == "example" or cells[a].nunique(dropna=False) > 1)]
         if cells[axes].isna().any().any():
             raise UserError(f"conditions have different axes; name one of {', '.join(map(str, cells['condition'].unique()))}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from codi_engine.core.controls import control_of, in_words
 from codi_engine.core.costs import Costs, money_text, size_text, time_text
 from codi_engine.core.errors import DifferentRun, UserError
 from codi_engine.core.machine import Preparing
@@ -106,10 +108,15 @@ class PlanSummary:
             ("model", f"{plan.info.family}, {plan.info.layers} layers × {plan.info.width}, {plan.info.latents} latent steps, {plan.info.device}"),
             ("data", f"{len(plan.data.examples):,} {plan.data.kind} ({len(plan.data.pool):,} in the pool)"),
         ]
-        for condition in plan.conditions:
+        for condition in (c for c in plan.conditions if c.control is None):
             axes = " × ".join(f"{name} {len(values)}" for name, values in condition.axes.items()) or "one point"
-            rows.append((f"  {condition.name}", f"{condition.plugin.name} at {condition.site}, {condition.phase}: {axes}"))
-        return [*rows, ("cells", f"{self.cells:,} edited + {self.prompts * plan.trials:,} unedited"), ("units", f"{self.units:,}")]
+            tokens = {"last": "last token of every forward", "all": "every token", None: condition.phase}
+            where = tokens[condition.tokens]
+            rows.append((f"  {condition.name}", f"{condition.plugin.name} at {condition.site}, {where}: {axes}"))
+        rows += self._controls()
+        own, controls = self.cells - plan.control_cells, plan.control_cells
+        cells = f"{own:,} edited" + (f" + {controls:,} of controls" if controls else "") + f" + {self.prompts * plan.trials:,} unedited"
+        return [*rows, ("cells", cells), ("units", f"{self.units:,}")]
 
     def costed(self) -> list[tuple[str, str]]:
         """Return (label, value) pairs: what it costs in all, and where the numbers are from."""
@@ -133,6 +140,19 @@ class PlanSummary:
             "experiment": self.prepared.experiment.name, "output": str(self.output), "cells": self.cells,
             "unedited": self.prompts * self.prepared.plan.trials, "units": self.units, **self.costs.to_dict(),
         }  # fmt: skip
+
+    def _controls(self) -> list[tuple[str, str]]:
+        """Return one row per condition that has controls: which ones, on how many examples, and how many cells."""
+        plan, names = self.prepared.plan, self.prepared.plan.conditions
+        cells = Counter(c.condition for c in plan.cells)
+        rows = []
+        for condition in names:
+            mine = [(n, c) for n, c in enumerate(names) if c.control is not None and control_of(c.name) == (condition.name, c.control)]
+            if mine:
+                examples = min(len(plan.data.examples), mine[0][1].examples or len(plan.data.examples))
+                what = ", ".join(in_words(str(c.control)) for _, c in mine)
+                rows.append(("  controls", f"of {condition.name}: {what}; {examples} example{'s' * (examples != 1)}, {sum(cells[n] for n, _ in mine):,} cells"))
+        return rows
 
 
 def _adjusted(experiment: Experiment, limit: int | None, device: str | None) -> Experiment:
@@ -306,6 +326,8 @@ def check_experiment(experiment: Experiment, *, limit: int | None = None, device
     from codi_engine.core.runner import Runner
     from codi_engine.core.unedited import run_unedited
 
+    if experiment.controls == "auto":
+        experiment = experiment.with_overrides(["controls=none"])  # they edit at the same places through the same calls
     prepared, _ = _prepared(experiment, EXAMPLES if limit is None else min(limit, EXAMPLES), device)
     if not prepared.plan.conditions:
         raise UserError(f"{experiment.source}: there is no intervention to check")

@@ -67,7 +67,8 @@ def prepare(experiment: Experiment, plugins: Plugins) -> Prepared:
             raise UserError(f"{source}: metrics[{number}]: '{metric.name}' does not apply to {data.kind}; it needs {' or '.join(sorted(metric.applies_to))}")
         if "captures" in metric.needs and not experiment.site_captures:
             raise UserError(f"{source}: metrics[{number}]: '{metric.name}' compares captures; add capture: [site]")
-    prepared = Prepared(experiment, plugins, model, build_plan(experiment, plugins, data, info), metrics)
+    natural = any("natural" in m.needs for m in metrics)
+    prepared = Prepared(experiment, plugins, model, build_plan(experiment, plugins, data, info, natural=natural), metrics)
     prepared.metric_names = _metric_names(metrics)
     prepared.trackers = trackers
     _check_others(prepared.plan, metrics, source)
@@ -141,7 +142,8 @@ class Runner:
         from codi_engine.core.sae import SaeStore
 
         experiment, plugins, data = self.experiment, self.prepared.plugins, self.plan.data
-        self.plan = build_plan(experiment, plugins, data, adapter.info, net.components, lambda text: len(adapter.encode_prompt(text)))
+        natural = self.plan.natural
+        self.plan = build_plan(experiment, plugins, data, adapter.info, net.components, lambda text: len(adapter.encode_prompt(text)), natural)
         prompts = {p.key: p for p in self.plan.prompts}
         chat = bool(experiment.data.model_dump().get("chat_template"))
         ids = {key: tuple(self._encode(adapter, p, chat)) for key, p in prompts.items()}
@@ -191,6 +193,8 @@ class Runner:
             values = condition.axes.get("position") or (condition.fixed["position"],)
             low, high = min(p for v in values for p in v), max(p for v in values for p in v)
             for key, tokens in ids.items():
+                if prompts[key].compared:
+                    continue
                 if prompts[key].variant in (condition.variant, condition.partner) and not -len(tokens) <= low <= high < len(tokens):
                     bad = low if low < -len(tokens) else high
                     raise UserError(
@@ -287,7 +291,7 @@ class Runner:
                 bank = Bank(job, units)
                 if gate:
                     run_gate(job, bank, self.reproducible)
-                editor = editor_for(job, bank)
+                editor = editor_for(job, bank, natural=self.plan.natural)
                 self.progress.start("sweep", sum(len(u.keys) for u in sweep), "cells")
                 for unit in sweep:
                     self._commit(writer, unit, *run_sweep(job, unit, bank, editor))

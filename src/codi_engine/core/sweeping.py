@@ -14,6 +14,7 @@ from codi_engine.core.editing import Editor, Placed
 from codi_engine.core.generations import Unit
 from codi_engine.core.job import Job, field_columns, numbers
 from codi_engine.core.memory import in_batches
+from codi_engine.core.natural import Naturals, natural_examples
 from codi_engine.core.parts import Part, drawn_again, first_part, join
 from codi_engine.core.plan import Cell, axis_label, build_intervention, prompt_ref
 from codi_engine.core.plugin import Intervention, Outcome, Readings
@@ -23,8 +24,13 @@ from codi_engine.core.sampling import redrawn
 from codi_engine.core.sources import Sources
 
 
-def editor_for(job: Job, bank: Bank | None, sources: Sources | None = None, record: bool = False, own_source: bool = False, neutral: bool = False) -> Editor:
-    """Return an editor over the committed baseline (``own_source`` and ``neutral`` make identities of it, for the gate)."""
+def editor_for(
+    job: Job, bank: Bank | None, sources: Sources | None = None, record: bool = False, own_source: bool = False, neutral: bool = False, natural: bool = False
+) -> Editor:
+    """Return an editor over the committed baseline.
+
+    ``own_source`` and ``neutral`` make identities of it, for the gate; ``natural`` keeps how far new values lie among natural ones.
+    """
     if sources is None:
         assert bank is not None
         sources = bank.sources()
@@ -38,7 +44,14 @@ def editor_for(job: Job, bank: Bank | None, sources: Sources | None = None, reco
         return intervention
 
     experiment = job.experiment
-    return Editor(job.net, job.plan.conditions, build, values, job.lengths, experiment.seed, experiment.common_random_numbers, record, own_source)
+    naturals = Naturals(values, _natural_prompts(job), job.lengths) if natural else None
+    return Editor(job.net, job.plan.conditions, build, values, job.lengths, experiment.seed, experiment.common_random_numbers, record, own_source, naturals)
+
+
+def _natural_prompts(job: Job) -> dict[str, list[int]]:
+    """Condition → its natural prompts, as indices of the job's prompts."""
+    examples = natural_examples(job.plan.data)
+    return {c.name: [job.index[prompt_ref(e, c.variant, c.template).key] for e in examples] for c in job.plan.conditions if not c.plugin.ends_latents}
 
 
 def place(job: Job, cell: Cell) -> Placed:
@@ -53,8 +66,9 @@ def place(job: Job, cell: Cell) -> Placed:
         name = job.plan.donors.of(cell.example, condition, cell.values)
         source = donor = job.index[prompt_ref(job.examples[name], condition.variant, condition.template).key]
     elif condition.control == "shuffled":
-        other = job.examples[job.plan.donors.shuffled(cell.example)]
-        source = job.index[prompt_ref(other, condition.partner, condition.template).key]
+        stranger = job.plan.donors.shuffled(cell.example, condition)
+        assert stranger is not None  # without one the plan has no cell
+        source = job.index[prompt_ref(job.examples[stranger], condition.partner, condition.template).key]
     return Placed(cell, prompt, partner, donor, source)
 
 
@@ -70,8 +84,11 @@ def run_sweep(job: Job, unit: Unit, bank: Bank, editor: Editor) -> tuple[dict[st
         return edited_batch(job, batch, want, editor, attempt=attempt).with_codes(readers)
 
     def run(batch: Sequence[Placed]) -> None:
+        if editor.naturals is not None:
+            editor.naturals.begin()
         part = drawn_again(batch, draw, job.fits, job.generate.retries)
-        columns.append(_metrics(job, batch, bank, part.done))
+        unusual = None if editor.naturals is None else editor.naturals.of(batch)
+        columns.append(_metrics(job, batch, bank, part.done, unusual))
         parts.append(part)
 
     size = job.batch_rows(1)
@@ -115,7 +132,7 @@ def answers_of(job: Job, placed: Placed) -> tuple[float | None, float | None]:
     return ref.gold, ref.other
 
 
-def _metrics(job: Job, placed: Sequence[Placed], bank: Bank, done: Outcome) -> dict[str, np.ndarray]:
+def _metrics(job: Job, placed: Sequence[Placed], bank: Bank, done: Outcome, unusual: np.ndarray | None) -> dict[str, np.ndarray]:
     both = [answers_of(job, p) for p in placed]
     trials = [p.cell.trial for p in placed]
     keys = [job.order[p.prompt] for p in placed]
@@ -136,7 +153,7 @@ def _metrics(job: Job, placed: Sequence[Placed], bank: Bank, done: Outcome) -> d
         },
         gold=numbers(g for g, _ in both), other=numbers(o for _, o in both),
         gold_token=job.first_tokens([g for g, _ in both]), other_token=job.first_tokens([o for _, o in both]),
-        edited=done, baseline=bank.outcome(keys, trials), predicted=_predicted(job, placed),
+        edited=done, baseline=bank.outcome(keys, trials), predicted=_predicted(job, placed), unusual=unusual,
         encode=job.net.adapter.encode, **sides,
     )  # fmt: skip
     return measure(job.metrics, read, job.column)

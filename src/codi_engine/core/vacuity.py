@@ -15,12 +15,13 @@ from codi_engine.core.plugin import Intervention
 _OWN_OUTPUT = ("resid_mid", "attn_out", "mlp_out", "attn_z", "q", "mlp_act")
 
 
-def vacuous(conditions: Sequence[Condition], info: ModelInfo, allow: bool) -> list[str]:
+def vacuous(conditions: Sequence[Condition], info: ModelInfo, allow: bool) -> tuple[list[str], list[Condition]]:
     """Name conditions and places that are the same computation or none at all.
 
     Returns
     -------
     notes: places that nothing reads, and with ``allow`` the comparisons that say nothing
+    sound: the conditions that say something of their own
 
     Raises
     ------
@@ -28,6 +29,7 @@ def vacuous(conditions: Sequence[Condition], info: ModelInfo, allow: bool) -> li
     """
     notes: list[str] = []
     found: list[str] = []
+    sound: list[Condition] = []
     known: dict[frozenset[str], str] = {}
     cells: dict[str, str] = {}
     for condition in conditions:
@@ -48,12 +50,14 @@ def vacuous(conditions: Sequence[Condition], info: ModelInfo, allow: bool) -> li
         elif shared := {cells[form] for form in distinct if form in cells}:
             count = sum(form in cells for form in distinct)
             notes.append(f"{count} of {len(distinct)} computations of '{condition.name}' are also in {', '.join(repr(s) for s in sorted(shared))}")
+        if distinct and distinct not in known:
+            sound.append(condition)
         known.setdefault(distinct, condition.name)
         for form in distinct:
             cells.setdefault(form, condition.name)
     if found and not allow:
         raise UserError(f"{'; '.join(found)}: comparing them says nothing.\nChange one, or set allow_vacuous: true to run them anyway.")
-    return [*notes, *found]
+    return [*notes, *found], sound
 
 
 def effective(condition: Condition, point: Mapping[str, Any], info: ModelInfo) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -72,10 +72,12 @@ class Vectors:
     name: the array below ``activations/``
     sparse: whether it is stored as sparse codes
     labels: names of the features
+
+    ``asked``: conditions asked for by name (controls are left out otherwise)
     """
 
-    def __init__(self, run: Run, site: str | None, where: str, at: Mapping[str, Any] | None = None) -> None:
-        self.run, self.where = run, where
+    def __init__(self, run: Run, site: str | None, where: str, at: Mapping[str, Any] | None = None, asked: Collection[str] = ()) -> None:
+        self.run, self.where, self.asked = run, where, asked
         self.name = captured(run, site, where)
         self.sparse = run.store.is_sparse(f"activations/{self.name}")
         self.array = f"activations/{self.name}/{'ptr' if self.sparse else 'value'}"
@@ -146,7 +148,7 @@ class Vectors:
     @cached_property
     def arrangement(self) -> Arrangement:
         """How the cells that have these vectors are arranged."""
-        return arrange(self.run, self.where, self.array)
+        return arrange(self.run, self.where, self.array, self.asked)
 
     # ----------------------------------------------------------------------------------------------- parts
 

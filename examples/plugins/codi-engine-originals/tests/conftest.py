@@ -47,6 +47,7 @@ def make() -> Make:
             "metrics": [{"plugin": "rms_logit_diff", "at": "first"}],
             "capture": [FIRST],
             "generate": {"max_new_tokens": 6},
+            "controls": "none",
         }
         return Experiment.from_dict({**value, **keys})
 

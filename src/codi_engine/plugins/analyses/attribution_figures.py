@@ -66,7 +66,7 @@ def heatmap(f: Found, table: pd.DataFrame, name: str) -> Figure:
         rows, across_panels, left=0.75 / size[0], right=1 - 1.2 / size[0], top=1 - 1.0 / size[1], bottom=0.65 / size[1],
         wspace=0.45 / wide, hspace=0.75 / high,
     )  # fmt: skip
-    colours, norm = style._scale(np.concatenate([m.ravel() for m, _, _ in maps.values()]), True)
+    colours, norm = style.colour_scale(np.concatenate([m.ravel() for m, _, _ in maps.values()]), True)
     title = f"{name}: estimated and exact effects of {f.condition}" if name else f.condition
     figure.text(0.75 / size[0], 1 - 0.28 / size[1], title, fontsize=13, fontweight="bold", color=style.INK, va="center")
     averaged = [c for c in f.grid.columns if c not in (down, across) and table[c].nunique() > 1]
@@ -80,7 +80,7 @@ def heatmap(f: Found, table: pd.DataFrame, name: str) -> Figure:
             edgecolors=style.PAPER, linewidth=1.4 if cell > 0.3 else 0.4,
         )  # fmt: skip
         if cell > 0.4:
-            style._annotate(ax, values, np.zeros_like(values, bool), colours, norm)
+            style.annotate(ax, values, np.zeros_like(values, bool), colours, norm)
         words = f"estimated by {f.method.replace('gradient', 'gradients').replace('integrated', 'integrated gradients')}" if column == "estimate" else ""
         ax.set_title(words or _TITLES[column], loc="left", fontsize=10, color=style.INK, pad=5)
         last = number == len(columns) - 1
@@ -88,7 +88,7 @@ def heatmap(f: Found, table: pd.DataFrame, name: str) -> Figure:
     bar = figure.colorbar(image, cax=figure.add_axes((1 - 1.0 / size[0], 0.65 / size[1], 0.16 / size[0], 1 - 1.65 / size[1])))
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, labelsize=7.5, colors=style.QUIET)
-    bar.locator = style._few_ticks()
+    bar.locator = style.few_ticks()
     bar.update_ticks()
     return figure
 

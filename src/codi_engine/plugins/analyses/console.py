@@ -67,5 +67,11 @@ def _cell(row: Any) -> str:
     value = row["mean"]
     if value != value:
         return "–"
-    text = f"{value:.2f}" if abs(value) < 100 else f"{value:.3g}"
+    text = two_digits(value) if abs(value) < 100 else f"{value:.3g}"
     return text + ("*" if row["significant"] else " ")
+
+
+def two_digits(value: float) -> str:
+    """Return a value with two digits; what rounds to zero has no sign."""
+    text = f"{value:.2f}"
+    return "0.00" if text == "-0.00" else text

@@ -77,7 +77,7 @@ class Correlation(Analysis[CorrelationOptions]):
         from codi_engine.plugins.analyses.correlation_figures import heatmap
 
         run, options = runs[0], self.options
-        vectors = Vectors(run, options.site, self.name, options.at)
+        vectors = Vectors(run, options.site, self.name, options.at, options.conditions or ())
         chosen, by_example = self._conditions(vectors), self._by_example(vectors)
         rows = len(vectors.arrangement.targets) * len(vectors.arrangement.examples) * (1 if by_example else vectors.arrangement.replicates)
         if rows < 3:

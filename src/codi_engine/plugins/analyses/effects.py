@@ -22,10 +22,13 @@ def _keys(frame: pd.DataFrame, extra: Sequence[str]) -> list[str]:
 def per_example(cells: pd.DataFrame, metric: str, axes: Sequence[str], by: str | None) -> pd.DataFrame:
     """Return one row per (condition, place, example): its effect, trials and donors averaged.
 
-    Contrasts are taken as they are; other metrics as edited minus the same prompt (and trial) unedited.
+    Contrasts are taken as they are, ``unusual`` against the ordinary 0.5; other metrics as edited minus the same prompt (and
+    trial) unedited.
     """
     edited = cells[cells["condition"] != "baseline"].copy()
-    if any(metric == c or metric.startswith(f"{c}_") for c in CONTRASTS):
+    if metric == "unusual":
+        edited["effect"] = edited[metric].astype(float) - 0.5
+    elif any(metric == c or metric.startswith(f"{c}_") for c in CONTRASTS):
         edited["effect"] = edited[metric].astype(float)
     else:
         shared = [k for k in ("example", "variant", "trial") if k in cells]
@@ -149,6 +152,12 @@ def baseline_line(table: pd.DataFrame) -> str:
     keys = [k for k in table.columns if k not in ("n", "accuracy", "ci_low", "ci_high")]
     parts = [f"{' '.join(str(row[k]) for k in keys)} {row['accuracy']:.0%} (n = {row['n']})" for _, row in table.iterrows()]
     return "unedited accuracy: " + ", ".join(parts) if parts else ""
+
+
+def count_text(table: pd.DataFrame) -> str:
+    """Return ``n = 16``, or ``n = 12–16`` where places differ."""
+    low, high = int(table["n"].min()), int(table["n"].max())
+    return f"n = {low}" if low == high else f"n = {low}–{high}"
 
 
 def place_name(row: pd.Series, axes: Sequence[str]) -> str:

@@ -10,6 +10,9 @@ import pandas as pd
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 
+from codi_engine.plugins.analyses.console import two_digits
+from codi_engine.plugins.analyses.effects import count_text
+
 if TYPE_CHECKING:
     from codi_engine.core.results import Run
     from codi_engine.plugins.analyses.options import ImportanceOptions
@@ -24,6 +27,7 @@ WORDS = {
     "flip": "share of answers that changed",
     "accuracy": "change of accuracy",
     "cross_entropy": "change of cross-entropy (nats)",
+    "unusual": "share of less extreme natural states, minus 0.5",
 }
 NUMBERS = 220  # cells that still get their value printed
 
@@ -50,7 +54,8 @@ def _panels(table: pd.DataFrame, axes: Sequence[str]) -> list[tuple[str, pd.Data
     return sorted(panels, key=lambda p: p[2] is None)
 
 
-def _scale(values: np.ndarray, symmetric: bool) -> tuple[Colormap, Normalize]:
+def colour_scale(values: np.ndarray, symmetric: bool) -> tuple[Colormap, Normalize]:
+    """Return colours and range for values: two-sided where they go both ways (and ``symmetric``)."""
     known = values[np.isfinite(values)]
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
     if low < -0.15 * max(high, 1e-9) and symmetric:
@@ -64,8 +69,8 @@ def _scale(values: np.ndarray, symmetric: bool) -> tuple[Colormap, Normalize]:
 def heatmap(table: pd.DataFrame, axes: Sequence[str], metric: str, options: ImportanceOptions, name: str) -> Figure:
     """Draw one panel per condition; conditions without layers are strips under the map, on the same steps."""
     panels = _panels(table, axes)
-    rows = [len(_order(p, d)) if d else 1 for _, p, d, _ in panels]
-    columns = max(len(_order(p, a)) if a else 1 for _, p, _, a in panels)
+    rows = [len(order_of(p, d)) if d else 1 for _, p, d, _ in panels]
+    columns = max(len(order_of(p, a)) if a else 1 for _, p, _, a in panels)
     cell = 0.62 if columns <= 12 else max(7.5 / columns, 0.16)
     heights = [max(r * min(cell, 0.52 if r > 1 else 0.62), 0.5) for r in rows]
     size = (max(columns * cell + 2.9, 5.6), sum(heights) + 0.72 * len(panels) + 1.3)
@@ -76,9 +81,7 @@ def heatmap(table: pd.DataFrame, axes: Sequence[str], metric: str, options: Impo
         left=0.98 / size[0], right=1 - 1.05 / size[0], top=top, bottom=0.55 / size[1],
     )  # fmt: skip
     figure.text(0.98 / size[0], 1 - 0.3 / size[1], _title(metric, name), fontsize=13, fontweight="bold", color=INK, va="center")
-    low, high = int(table["n"].min()), int(table["n"].max())
-    n = f"n = {low}" if low == high else f"n = {low}–{high}"
-    note = f"{n} examples · dots: q ≥ {options.q:g} ({options.correction.upper()} over {int(table['p'].notna().sum())} tests)"
+    note = f"{count_text(table)} examples · dots: q ≥ {options.q:g} ({options.correction.upper()} over {int(table['p'].notna().sum())} tests)"
     figure.text(0.98 / size[0], 1 - 0.55 / size[1], note, fontsize=8.5, color=QUIET, va="center")
     for number, (title, part, down, across) in enumerate(panels):
         ax, bar = figure.add_subplot(grid[number, 0]), figure.add_subplot(grid[number, 1])
@@ -90,26 +93,27 @@ def _title(metric: str, name: str) -> str:
     return f"{name}: where the answer is carried" if metric == "normalized_effect" and name else f"{name}: effect of each edit" if name else metric
 
 
-def _order(part: pd.DataFrame, axis: str) -> list[Any]:
+def order_of(part: pd.DataFrame, axis: str) -> list[Any]:
+    """Return an axis' labels in the order of the table."""
     return list(dict.fromkeys(part[axis].dropna()))
 
 
 def _panel(figure: Figure, ax: Any, bar: Any, title: str, part: pd.DataFrame, down: str | None, across: str | None, columns: int, metric: str) -> None:
-    xs, ys = _order(part, across) if across else [""], _order(part, down) if down else [""]
+    xs, ys = order_of(part, across) if across else [""], order_of(part, down) if down else [""]
     values, dots = np.full((len(ys), len(xs)), np.nan), np.zeros((len(ys), len(xs)), bool)
     for _, row in part.iterrows():
         y = ys.index(row[down]) if down else 0
         x = xs.index(row[across]) if across else 0
         values[y, x], dots[y, x] = row["mean"], not row["significant"]
-    colours, norm = _scale(values, True)
+    colours, norm = colour_scale(values, True)
     image = ax.pcolormesh(
         np.arange(len(xs) + 1) - 0.5, np.arange(len(ys) + 1) - 0.5, np.ma.masked_invalid(values), cmap=colours, norm=norm, edgecolors=PAPER, linewidth=1.4
     )
     ax.set_xlim(-0.5, max(columns, len(xs)) - 0.5)
-    _annotate(ax, values, dots, colours, norm)
+    annotate(ax, values, dots, colours, norm)
     ax.set_title(title, loc="left", fontsize=10, color=INK, pad=5)
-    ax.set_xticks(range(len(xs)), [str(x) for x in xs] if len(xs) <= 24 else [str(x) if i % (len(xs) // 12) == 0 else "" for i, x in enumerate(xs)])
-    ax.set_yticks(range(len(ys)), [str(y) for y in ys])
+    ax.set_xticks(range(len(xs)), [tick(x) for x in xs] if len(xs) <= 24 else [tick(x) if i % (len(xs) // 12) == 0 else "" for i, x in enumerate(xs)])
+    ax.set_yticks(range(len(ys)), [tick(y) for y in ys])
     ax.set_xlabel({"step": "latent step"}.get(across or "", across or ""), fontsize=9, color=QUIET, labelpad=3)
     ax.set_ylabel(down or "", fontsize=9, color=QUIET)
     ax.tick_params(length=0, labelsize=9, colors=INK)
@@ -118,25 +122,33 @@ def _panel(figure: Figure, ax: Any, bar: Any, title: str, part: pd.DataFrame, do
     colourbar = figure.colorbar(image, cax=bar)
     colourbar.outline.set_visible(False)
     colourbar.ax.tick_params(length=0, labelsize=7.5, colors=QUIET)
-    colourbar.locator = _few_ticks()
+    colourbar.locator = few_ticks()
     colourbar.update_ticks()
     if down or columns == 1:
         colourbar.set_label(WORDS.get(metric, metric), fontsize=7.5, color=QUIET)
 
 
-def _few_ticks() -> Any:
+def tick(label: Any) -> str:
+    """Return an axis label as it fits under a column: the set 0+1+2+3 is 0–3."""
+    parts = str(label).split("+")
+    whole = len(parts) > 2 and all(p.isdigit() for p in parts) and int(parts[-1]) - int(parts[0]) == len(parts) - 1
+    return f"{parts[0]}–{parts[-1]}" if whole else str(label)
+
+
+def few_ticks() -> Any:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(4)
 
 
-def _annotate(ax: Any, values: np.ndarray, dots: np.ndarray, colours: Colormap, norm: Normalize) -> None:
-    numbers = values.size <= NUMBERS
+def annotate(ax: Any, values: np.ndarray, dots: np.ndarray, colours: Colormap, norm: Normalize, size: float = 8.0) -> None:
+    """Write each value (where there is room for numbers of this size) and put a dot where ``dots`` says so."""
+    numbers = values.size <= NUMBERS and size > 0
     for y, x in np.argwhere(np.isfinite(values)):
         red, green, blue, _ = colours(norm(values[y, x]))
         ink = "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.55 else INK
         if numbers:
-            ax.text(x, y, f"{values[y, x]:.2f}".replace("-", "−"), ha="center", va="center", fontsize=8, color=ink)
+            ax.text(x, y, two_digits(values[y, x]).replace("-", "−"), ha="center", va="center", fontsize=size, color=ink)
         if dots[y, x]:
             ax.plot(x + (0.36 if numbers else 0), y + (0.32 if numbers else 0), ".", markersize=2.6, color=ink, alpha=0.6)
 
@@ -156,7 +168,7 @@ def bars(table: pd.DataFrame, axes: Sequence[str], metric: str, options: Importa
             if np.isfinite(low) and np.isfinite(high):
                 ax.plot([x, x], [low, high], color=INK, linewidth=1.1, zorder=3)
         ax.axhline(0, color=QUIET, linewidth=0.8)
-        ax.set_xticks(range(len(groups)), [str(g[0]) for g in groups], fontsize=8.5)
+        ax.set_xticks(range(len(groups)), [tick(g[0]) for g in groups], fontsize=8.5)
         ax.set_title(f"{condition} by {axis}" if axis else str(condition), loc="left", fontsize=10, color=INK)
         ax.set_ylabel(metric, fontsize=8.5, color=QUIET)
         ax.tick_params(length=0, labelsize=8.5, colors=INK)
@@ -178,9 +190,9 @@ def example_map(per: pd.DataFrame, axes: Sequence[str], metric: str) -> Figure |
     grid = grid.loc[grid.abs().sum(axis=1).sort_values(kind="stable").index[-60:]]
     figure = Figure(figsize=(max(0.5 * grid.shape[1] + 2.8, 4.6), 0.15 * len(grid) + 1.5), facecolor=PAPER, layout="constrained")
     ax = figure.add_subplot()
-    colours, norm = _scale(grid.to_numpy(float), True)
+    colours, norm = colour_scale(grid.to_numpy(float), True)
     image = ax.pcolormesh(np.ma.masked_invalid(grid.to_numpy(float)), cmap=colours, norm=norm, edgecolors=PAPER, linewidth=0.4)
-    ax.set_xticks(np.arange(grid.shape[1]) + 0.5, [str(c) for c in grid.columns], fontsize=8.5)
+    ax.set_xticks(np.arange(grid.shape[1]) + 0.5, [tick(c) for c in grid.columns], fontsize=8.5)
     ax.set_yticks(np.arange(len(grid)) + 0.5, [str(e) for e in grid.index], fontsize=6)
     ax.set_xlabel("latent step" if across == "step" else across, fontsize=9, color=QUIET)
     ax.set_ylabel("example (strongest on top)", fontsize=9, color=QUIET)

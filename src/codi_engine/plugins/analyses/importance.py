@@ -21,7 +21,8 @@ class Importance(Analysis[ImportanceOptions]):
     """Which layer, step or position matters: effects with intervals, one test per place, corrected over all of them.
 
     The unit of inference is the example: its trials and donors are averaged first. Tests are one-sample t-tests of the
-    per-example effects against no effect.
+    per-example effects against no effect. Controls (``patch~random`` …) are no conditions of interest: they stand in a table and
+    a figure of their own, paired with the effect on the same examples.
     """
 
     name = "importance"
@@ -29,10 +30,10 @@ class Importance(Analysis[ImportanceOptions]):
     Options = ImportanceOptions
 
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
-        from codi_engine.plugins.analyses import effects, figures
+        from codi_engine.plugins.analyses import controls, effects, figures
 
         run = runs[0]
-        cells = run.cells
+        cells, has_controls = controls.split(run.cells)
         edited = cells[cells["condition"] != "baseline"]
         if edited.empty:
             return AnalysisResult({"baseline": effects.baseline_table(cells, self.options)}, {}, _baseline_only(cells, self.options))
@@ -48,7 +49,12 @@ class Importance(Analysis[ImportanceOptions]):
             "baseline": effects.baseline_table(cells, self.options),
         }
         drawn = figures.draw(per_example, table, axes, metric, self.options, run)
-        return AnalysisResult(tables, drawn, _summary(tables, axes, metric, cells, self.options))
+        if has_controls:
+            from codi_engine.plugins.analyses import control_figures
+
+            tables["controls"] = controls.control_table(run.cells, metric, axes, self.options)
+            drawn["beside_controls"] = control_figures.draw(tables["controls"], axes, metric, self.options, str(run.experiment.get("name", "")))
+        return AnalysisResult(tables, drawn, _summary(tables, axes, metric, run.cells, self.options))
 
     def _check_by(self, cells: pd.DataFrame, run: Run) -> None:
         by = self.options.by
@@ -64,7 +70,7 @@ def _baseline_only(cells: pd.DataFrame, options: ImportanceOptions) -> str:
 
 
 def _summary(tables: dict[str, Any], axes: Sequence[str], metric: str, cells: pd.DataFrame, options: ImportanceOptions) -> str:
-    from codi_engine.plugins.analyses import effects
+    from codi_engine.plugins.analyses import controls, effects
     from codi_engine.plugins.analyses.console import condition_grids
 
     table = tables["effects"]
@@ -73,9 +79,12 @@ def _summary(tables: dict[str, Any], axes: Sequence[str], metric: str, cells: pd
     names = [f"{effects.place_name(row, axes)} {row['mean']:+.3g}{effects.interval_text(row)}" for _, row in best.iterrows()]
     lines.append("strongest: " + ";  ".join(names))
     tested = int(table["p"].notna().sum())
-    low, high = int(table["n"].min()), int(table["n"].max())
-    n = f"n = {low}" if low == high else f"n = {low}–{high}"
-    lines.append(f"{int(table['significant'].sum())} of {tested} places differ from no effect (q < {options.q:g}, {options.correction.upper()}; {n} examples)")
+    found = f"{int(table['significant'].sum())} of {tested} places differ from no effect"
+    lines.append(f"{found} (q < {options.q:g}, {options.correction.upper()}; {effects.count_text(table)} examples)")
+    if "controls" in tables:
+        lines += controls.lines(tables["controls"], table, axes, options)
+    if unusual := controls.unusual_line(cells):
+        lines.append(unusual)
     line = effects.baseline_line(tables["baseline"])
     if line:
         lines.append(line)

@@ -78,7 +78,7 @@ class Pathways(Analysis[PathwaysOptions]):
         from codi_engine.plugins.analyses import pathway_figures, pathway_graph
 
         run, options = runs[0], self.options
-        vectors = Vectors(run, options.site, self.name, options.at)
+        vectors = Vectors(run, options.site, self.name, options.at, {name for pair in options.pairs or () for name in pair})
         design = self._design(vectors)
         work.begin({"analysis": self.name, "run": run.digest, "options": options.model_dump(exclude={"memory", "threads", "chains", "draw"})})
         found = self._found(vectors, design, work)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from codi_engine.core.controls import without_controls
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.plugins.analyses.options import PREFERRED
 
@@ -38,6 +39,7 @@ def place_axes(run: Run) -> list[str]:
     return [a for a in run.axes if a in run.cells and a not in REPEATS]
 
 
-def edited_conditions(run: Run) -> Sequence[str]:
-    """Return the conditions other than the baseline, in the order of the cells."""
-    return [str(c) for c in run.cells["condition"].unique() if c != "baseline"]
+def edited_conditions(run: Run, controls: bool = False) -> Sequence[str]:
+    """Return the conditions other than the baseline, in the order of the cells; with ``controls`` those too."""
+    found = [str(c) for c in run.cells["condition"].unique() if c != "baseline"]
+    return found if controls else without_controls(found)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from codi_engine.plugins.analyses.figures import GRID, INK, PAPER, QUIET
+from codi_engine.plugins.analyses.figures import GRID, INK, PAPER, QUIET, tick
 from codi_engine.plugins.metrics.outcome import OTHER, UNPARSABLE
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def bars(a: Arrangement, shares: pd.DataFrame, tests: pd.DataFrame, name: str, c
         _stack(ax, labels, values, colours)
         ax.set_title(title, loc="left", fontsize=10, color=INK)
         ax.set_xlim(-0.6, max(most, 6) - 0.4)
-        ax.set_xticks(range(len(labels)), labels, fontsize=8, rotation=90 if crowded else 0)
+        ax.set_xticks(range(len(labels)), [tick(label) for label in labels], fontsize=8, rotation=90 if crowded else 0)
         ax.set_xlabel({"step": "latent step"}.get(axis, axis), fontsize=9, color=QUIET)
     figure.text(0.12 / size[0], 1 - 0.26 / size[1], f"{name}: share of each outcome", fontsize=13, fontweight="bold", color=INK, va="center")
     handles = [_swatch(colour) for colour in colours]

@@ -116,15 +116,16 @@ def _conditions(runs: Sequence[Run], names: Sequence[str] | None, count: int, me
 
 
 def _condition(runs: Sequence[Run], name: str, side: int) -> tuple[Run, str]:
-    if name in edited_conditions(runs[side]):
+    if name in edited_conditions(runs[side], controls=True):
         return runs[side], name
     indexed = re.fullmatch(r"(\d+):(.+)", name)
     if indexed and int(indexed[1]) < len(runs):
         side, name = int(indexed[1]), indexed[2]
-        if name in edited_conditions(runs[side]):
+        if name in edited_conditions(runs[side], controls=True):
             return runs[side], name
-    elsewhere = [f"{i}:{name}" for i, run in enumerate(runs) if name in edited_conditions(run)]
-    hint = f"write '{elsewhere[0]}' for that of {runs[int(elsewhere[0].split(':')[0])].path}" if elsewhere else nearest(name, edited_conditions(runs[side]))
+    elsewhere = [f"{i}:{name}" for i, run in enumerate(runs) if name in edited_conditions(run, controls=True)]
+    other = f"write '{elsewhere[0]}' for that of {runs[int(elsewhere[0].split(':')[0])].path}" if elsewhere else ""
+    hint = other or nearest(name, edited_conditions(runs[side], controls=True))
     raise UserError(f"{WHO}: conditions: {runs[side].path} has no edited condition '{name}'; {hint}")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from codi_engine.core.controls import control_rows
 from codi_engine.core.errors import UserError
 from codi_engine.core.results import BASELINE
 from codi_engine.core.sites import Site, parse_site
@@ -22,7 +23,7 @@ _PLACES = ("step", "position")
 
 
 class States:
-    """What one captured site holds of a run's unedited (or edited) cells.
+    """What one captured site holds of a run's unedited (or edited) cells; controls are left out.
 
     Attributes
     ----------
@@ -69,6 +70,7 @@ class States:
     def _take_cells(self, edited: bool, who: str) -> None:
         cells, slots = self.run.cells, self.run.slots
         mine = ((cells["condition"] != BASELINE).to_numpy() == edited) | (not (cells["condition"] == BASELINE).any())
+        mine &= ~control_rows(cells["condition"])
         mine &= np.isin(slots, self.run.store.read_slots(self._array))
         if not mine.any():
             raise UserError(f"{who}: {self.run.path} has no {'edited' if edited else 'unedited'} cells with {self.name}")

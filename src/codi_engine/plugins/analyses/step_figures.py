@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.colors import Colormap, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from codi_engine.plugins.analyses.figures import DIVERGING, GRID, INK, PAPER, QUIET, SEQUENTIAL
+from codi_engine.plugins.analyses.figures import DIVERGING, GRID, INK, PAPER, QUIET, SEQUENTIAL, tick
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +57,7 @@ def bars(ax: Any, names: Sequence[str], table: pd.DataFrame, colour: str = BLUE,
         if np.isfinite(row["ci_low"]) and np.isfinite(row["ci_high"]):
             ax.plot([x + offset] * 2, [row["ci_low"], row["ci_high"]], color=INK, linewidth=1.1, zorder=3)
     ax.axhline(0, color=QUIET, linewidth=0.8)
-    ax.set_xticks(range(len(names)), list(names), fontsize=8.5)
+    ax.set_xticks(range(len(names)), [tick(n) for n in names], fontsize=8.5)
 
 
 def curve(
@@ -112,7 +112,7 @@ def matrix(
     if marks is not None:
         for y, x in np.argwhere(marks):
             ax.plot(x + 0.86, y + 0.84, ".", markersize=3, color=QUIET)
-    ax.set_xticks(np.arange(len(columns)) + 0.5, [str(c) for c in columns])
+    ax.set_xticks(np.arange(len(columns)) + 0.5, [tick(c) for c in columns])
     ax.set_yticks(np.arange(len(rows)) + 0.5, [str(r) for r in rows])
     ax.invert_yaxis()
     for side in ax.spines.values():

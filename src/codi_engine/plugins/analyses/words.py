@@ -74,7 +74,7 @@ class Words(Analysis[WordsOptions]):
         from codi_engine.plugins.analyses import word_figures
 
         run, options = runs[0], self.options
-        documents = Documents(run, self.name)
+        documents = Documents(run, self.name, {name for pair in self.options.pairs or () for name in pair})
         pairs = documents.arrangement.pairs(options.pairs, self.name)
         documents.by_example = self._by_example(documents)
         self._check(documents)

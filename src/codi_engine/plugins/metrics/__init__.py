@@ -21,9 +21,10 @@ from codi_engine.plugins.metrics.logits import (
     RMSLogitDiff,
 )
 from codi_engine.plugins.metrics.outcome import AnswerClass, Outcome
+from codi_engine.plugins.metrics.states import Unusual
 
 METRICS: list[type[Metric[Any]]] = [
     Accuracy, Flip, EqualsOther, EqualsPredicted, KL, LogitDiff, NormalizedEffect, Probability, Rank, CrossEntropy,
     RMSLogitDiff, ArgmaxChanged, CleanScore, CorruptedScore, Norm, Cosine, L2, CleanSimilarity,
-    AnswerClass, Perplexity, Outcome,
+    AnswerClass, Perplexity, Outcome, Unusual,
 ]  # fmt: skip
