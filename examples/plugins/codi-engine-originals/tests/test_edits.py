@@ -41,15 +41,16 @@ def test_a_self_swap_one_step_early_is_no_identity_and_the_right_slot_is(run: Ra
         "right": {"intervention": {"plugin": "resample", "site": "latent_in", "self_donor": True}, "sweep": {"step": "all"}},
     }
     swapped = run(conditions=conditions, data={"plugin": "demo-problems", "limit": 3})
-    assert (changes(swapped, condition="early_bot") > 0.05).all()
-    for ct in range(1, 6):
-        assert (changes(swapped, condition="early", ct=ct) > 0.05).all(), ct
+    for where in ({"condition": "early_bot"}, *({"condition": "early", "ct": ct} for ct in range(1, 6))):
+        moved = changes(swapped, **where)
+        assert moved.max() > 0.05, where
+        assert (moved > 0).all(), where
     assert changes(swapped, condition="right").tolist() == [0.0] * 15
 
 
 @pytest.mark.skipif(not ORACLES, reason="the oracle lies in codi-engine's own repository")
 def test_on_a_random_checkpoint_too(run: Ran, changes: Changes, tmp_path: Path) -> None:
-    """In the slot of the "buggy" version 0.0 at every position, in that of the "fixed" one 0.2 to 0.7."""
+    """In the slot of the "buggy" version 0.0 at every position, in that of the "fixed" one it moves the logits."""
     questions = json.loads((ORACLES[0] / "oracle.json").read_text(encoding="utf-8"))["questions"][:4]
     (tmp_path / "problems.jsonl").write_text("".join(json.dumps({"question": q, "answer": 7}) + "\n" for q in questions), encoding="utf-8")
     where = {"checkpoint": str(ORACLES[0] / "ckpt"), "base": str(ORACLES[0] / "tiny-gpt2")}
@@ -60,9 +61,10 @@ def test_on_a_random_checkpoint_too(run: Ran, changes: Changes, tmp_path: Path) 
     }
     data = {"plugin": "problems", "path": str(tmp_path / "problems.jsonl")}
     swapped = run(model={"plugin": "ce-codi", "device": "cpu", **where}, data=data, conditions=conditions)
-    assert (changes(swapped, condition="early_bot") > 0.05).all()
-    for ct in range(1, 6):
-        assert (changes(swapped, condition="early", ct=ct) > 0.05).all(), ct
+    for where in ({"condition": "early_bot"}, *({"condition": "early", "ct": ct} for ct in range(1, 6))):
+        moved = changes(swapped, **where)
+        assert moved.max() > 0.05, where
+        assert (moved > 0).all(), where
     assert changes(swapped, condition="right").tolist() == [0.0] * 20
 
 
