@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from codi_engine.core.controls import control_rows
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.plugin import Options
 from codi_engine.plugins.analyses.options import CONTRASTS
@@ -66,7 +67,7 @@ def step_conditions(run: Run, who: str) -> dict[str, list[Steps]]:
     UserError: no condition edits latent steps
     """
     cells = run.cells
-    edited = cells[cells["condition"] != "baseline"]
+    edited = cells[(cells["condition"] != "baseline") & ~control_rows(cells["condition"])]
     found: dict[str, list[Steps]] = {}
     if "step" in edited:
         for condition, part in edited[edited["step"].notna()].groupby("condition", sort=False):

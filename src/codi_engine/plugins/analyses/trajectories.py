@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from codi_engine.core.controls import without_controls
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.plugin import Analysis, AnalysisResult, Options
 from codi_engine.plugins.analyses.selection import place_axes
@@ -68,7 +69,7 @@ class Trajectories(Analysis[TrajectoriesOptions]):
         for name in options.conditions or ():
             if name not in known:
                 raise UserError(f"{self.name}: conditions: '{name}' has no captured states; {nearest(name, known)}")
-        keep = cells["condition"].isin(options.conditions or known)
+        keep = cells["condition"].isin(options.conditions or without_controls(known))
         for axis, value in options.at.items():
             if axis not in axes:
                 raise UserError(f"{self.name}: at: '{axis}' is no axis of the edits; {nearest(axis, axes)}")
