@@ -46,7 +46,9 @@ def test_swept_options_that_choose_places_are_all_looked_at(demo: Maker, monkeyp
     monkeypatch.setattr(Patch, "edits", edits)
     monkeypatch.setattr(Patch, "gate_exempt", "a test")
     cells = demo(intervention=BOT, sweep={"chain": [False, True]}).run().open().cells
-    assert cells[cells["condition"] == "patch"]["kl"].gt(0).all()
+    edited = cells[cells["condition"] == "patch"]
+    assert len(edited) == 3 * 2
+    assert edited["kl"].gt(0).all()
 
 
 def test_own_values_are_read_where_the_intervention_says(demo: Maker, monkeypatch: pytest.MonkeyPatch) -> None:

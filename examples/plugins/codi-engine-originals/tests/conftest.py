@@ -72,7 +72,11 @@ def changes() -> Callable[..., np.ndarray]:
         """Largest change of the first logits of each edited cell, against the same example's unedited run."""
         base, edited = run.activations(FIRST), run.activations(FIRST, edited=True)
         before = {str(e): base.values[i] for i, e in enumerate(base["example"].values)}
-        keep = np.all([[str(v) == str(value) for v in edited[axis].values] for axis, value in where.items()] or [[True] * edited.sizes["cell"]], axis=0)
-        return np.array([np.abs(v - before[str(e)]).max() for v, e, k in zip(edited.values, edited["example"].values, keep, strict=True) if k])
+        keep = np.ones(edited.sizes["cell"], bool)
+        for axis, wanted in where.items():
+            keep &= np.array([value == wanted for value in edited[axis].values])
+        assert keep.any(), f"no edited cell at {where}"
+        pairs = zip(edited.values[keep], edited["example"].values[keep], strict=True)
+        return np.array([np.abs(value - before[str(example)]).max() for value, example in pairs])
 
     return largest

@@ -40,18 +40,18 @@ def test_a_self_swap_one_step_early_is_no_identity_and_the_right_slot_is(run: Ra
         "early": {"intervention": {"plugin": "early-swap", "site": "latent_out", "self_donor": True}, "sweep": {"ct": [1, 2, 3, 4, 5]}},
         "right": {"intervention": {"plugin": "resample", "site": "latent_in", "self_donor": True}, "sweep": {"step": "all"}},
     }
-    swapped = run(conditions=conditions, data={"plugin": "demo-problems", "limit": 3})
+    swapped = run(conditions=conditions, data={"plugin": "demo-problems", "limit": 8})
     for where in ({"condition": "early_bot"}, *({"condition": "early", "ct": ct} for ct in range(1, 6))):
         moved = changes(swapped, **where)
         assert moved.max() > 0.05, where
         assert (moved > 0).all(), where
-    assert changes(swapped, condition="right").tolist() == [0.0] * 15
+    assert changes(swapped, condition="right").tolist() == [0.0] * 40
 
 
 @pytest.mark.skipif(not ORACLES, reason="the oracle lies in codi-engine's own repository")
 def test_on_a_random_checkpoint_too(run: Ran, changes: Changes, tmp_path: Path) -> None:
     """In the slot of the "buggy" version 0.0 at every position, in that of the "fixed" one it moves the logits."""
-    questions = json.loads((ORACLES[0] / "oracle.json").read_text(encoding="utf-8"))["questions"][:4]
+    questions = json.loads((ORACLES[0] / "oracle.json").read_text(encoding="utf-8"))["questions"]
     (tmp_path / "problems.jsonl").write_text("".join(json.dumps({"question": q, "answer": 7}) + "\n" for q in questions), encoding="utf-8")
     where = {"checkpoint": str(ORACLES[0] / "ckpt"), "base": str(ORACLES[0] / "tiny-gpt2")}
     conditions = {
@@ -65,7 +65,7 @@ def test_on_a_random_checkpoint_too(run: Ran, changes: Changes, tmp_path: Path) 
         moved = changes(swapped, **where)
         assert moved.max() > 0.05, where
         assert (moved > 0).all(), where
-    assert changes(swapped, condition="right").tolist() == [0.0] * 20
+    assert changes(swapped, condition="right").tolist() == [0.0] * 40
 
 
 def test_the_early_slot_is_the_donors_state_before_the_projection(run: Ran, changes: Changes) -> None:

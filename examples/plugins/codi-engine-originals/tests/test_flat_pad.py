@@ -140,6 +140,7 @@ def test_the_planner_says_that_iterative_and_parallel_are_the_same(make: Make, r
         make(**chained).run()
     cells = run(**chained, allow_vacuous=True).cells
     edited = cells[cells["condition"] == "patch"]
+    assert len(edited) == 3 * 6
     assert (edited.groupby("example")["rms_logit_diff"].nunique() == 1).all()
     assert (edited["rms_logit_diff"] > 0).all()
 
