@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from codi_engine_originals.answers import RULES
+from codi_engine_originals.formulas import ImportanceOptions, OriginalImportance
 
 from codi_engine.core.analyzing import analyze_runs
 from codi_engine.core.answers import extract
@@ -85,6 +86,8 @@ def test_importance_compares_ablation_and_two_eots_with_a_baseline_of_one(run: R
         assert row["ci_low"] <= expected <= row["ci_high"]
     assert (table[table["position"] == 0]["importance"] == 0).all()
     assert set(table["group"]) == {"all", "1", "2", "3", "4"}
+    sides = OriginalImportance(ImportanceOptions())._sides([twice, once])
+    assert [side.path for side in sides] == [once.path, twice.path]  # baseline, edited
     [alone] = analyze_runs([once.path], ["original-importance"])
     assert alone.result is not None
     with pytest.raises(UserError, match="give one run, or two of ce-codi"):
