@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from codi_engine.cli.main import cli
+from codi_engine.core.checkpoints import plan_checkpoints
 from codi_engine.core.experiment import Condition, Experiment, Generate, InterventionSpec
 from codi_engine.core.plugins import plugin_manager
 from codi_engine.core.run import plan_experiment
@@ -53,9 +54,10 @@ def test_the_addresses_of_the_docs_are_read() -> None:
 def test_examples_plan(path: Path) -> None:
     experiment = Experiment.from_file(path)
     assert experiment.name == path.stem
-    summary = plan_experiment(experiment, limit=3)
-    assert summary.cells > 0 or experiment.intervention is None
-    assert 0 < summary.seconds < 90
+    summaries = [plan_experiment(experiment, limit=3)] if experiment.checkpoints is None else list(plan_checkpoints(experiment, limit=3).values())
+    for summary in summaries:
+        assert summary.cells > 0 or experiment.intervention is None
+        assert 0 < summary.seconds < 90
 
 
 def test_the_readme_names_commands_that_exist() -> None:

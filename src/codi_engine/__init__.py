@@ -7,20 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from codi_engine.core.analyzing import analyze
+    from codi_engine.core.checkpoints import all_cells, open_runs
     from codi_engine.core.experiment import Experiment
     from codi_engine.core.hookspecs import hookimpl
     from codi_engine.core.results import Run, open_run
     from codi_engine.core.session import At, load
 
 __version__ = "0.1.0"
-__all__ = ["At", "Experiment", "Run", "__version__", "analyze", "hookimpl", "load", "open_run"]
+__all__ = ["At", "Experiment", "Run", "__version__", "all_cells", "analyze", "hookimpl", "load", "open_run", "open_runs"]
 
 _HOMES = {
+    "all_cells": "codi_engine.core.checkpoints",
     "analyze": "codi_engine.core.analyzing",
     "Experiment": "codi_engine.core.experiment",
     "hookimpl": "codi_engine.core.hookspecs",
     "Run": "codi_engine.core.results",
     "open_run": "codi_engine.core.results",
+    "open_runs": "codi_engine.core.checkpoints",
     "At": "codi_engine.core.session",
     "load": "codi_engine.core.session",
 }

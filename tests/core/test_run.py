@@ -270,7 +270,7 @@ def test_sampled_trials_share_a_prompt(demo: Maker, tiny_gpt2: Path, tmp_path: P
 
 def test_check_shows_where_edits_fire(demo: Maker) -> None:
     frame = check_experiment(demo(intervention=PATCH, sweep={"layer": [1, 2], "step": [0, 5]}))
-    assert list(frame["site"]) == ["resid_post.1", "resid_post.2"]
+    assert list(frame["site"]) == ["resid_post.1@latent", "resid_post.2@latent"]
     assert set(frame["places"]) == {"0,5"}
     assert (frame["rows"] == 6).all()
     assert (frame["self_patch"] == "exact").all()

@@ -221,3 +221,15 @@ def test_the_demo_as_a_plain_language_model_has_its_own_identity() -> None:
     assert CausalLM(CausalLMOptions(path="demo", answer_prefix="The answer is:")).load().digest != adapter.digest
     with pytest.raises(UserError, match=r"model\.tokenizer: does not apply to path: demo"):
         CausalLM(CausalLMOptions(path="demo", tokenizer="gpt2")).describe()
+
+
+def test_weights_are_located_without_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    checkpoint, base = tiny.write_codi(tmp_path / "x", "gpt2")
+    (checkpoint / "model.safetensors").write_bytes(b"never looked at")
+    codi(checkpoint, base).locate()
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="holds neither model"):
+        codi(checkpoint, base).locate()
+    with pytest.raises(UserError, match="'nobody/nothing' is neither a directory here nor reachable on the Hub"):
+        codi(Path("nobody/nothing"), base).locate()

@@ -61,15 +61,17 @@ def write_causal_lm(folder: Path, family: str, seed: int = 0) -> Path:
     return folder
 
 
-def write_codi(folder: Path, family: str, r: int = 4, norm: bool = True, drop: str = "embedding", fmt: str = "safetensors") -> tuple[Path, Path]:
+def write_codi(
+    folder: Path, family: str, r: int = 4, norm: bool = True, drop: str = "embedding", fmt: str = "safetensors", layers: int = 3
+) -> tuple[Path, Path]:
     """Write (checkpoint, base) in the reference's layout: base in bf16, LoRA and projection in fp32, one tied weight dropped."""
     base, checkpoint = folder / "base", folder / "ckpt"
     base.mkdir(parents=True)
     checkpoint.mkdir()
     size = write_tokenizer(base)
     with quiet():
-        config(family, size).save_pretrained(base)
-        net = network(family, size + 3, seed=1, spread=0.08)  # larger, and the recurrence amplifies rounding
+        config(family, size, layers).save_pretrained(base)
+        net = network(family, size + 3, seed=1, spread=0.08, layers=layers)  # larger, and the recurrence amplifies rounding
     targets = ("c_attn", "c_proj", "c_fc") if family == "gpt2" else ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj")
     state: dict[str, torch.Tensor] = {}
     generator = torch.Generator().manual_seed(2)

@@ -77,9 +77,10 @@ def run(
         tried = try_experiment if test else run_experiment
         finished = tried(experiment, output, limit=limit, device=device, progress=shown)
     show.finished(experiment, finished)
-    if finished.checks is not None:
-        tables.checks(finished.checks)
-    elif test:
+    checked = {label: part.checks for label, part in {"": finished, **finished.parts}.items() if part.checks is not None}
+    for label, found in checked.items():
+        tables.checks(found, label)
+    if test and not checked:
         show.table([("checks", "none in the file")])
     return 0 if finished.passed else CHECK_FAILED
 
@@ -120,8 +121,12 @@ def _plan(experiment: Experiment, output: str | None, options: dict[str, Any], q
     from codi_engine.core.run import plan_experiment
 
     with progress(quiet) as shown:
-        summary = plan_experiment(experiment, output, progress=shown, **options)
-    tables.plan(summary, as_json)
+        if experiment.checkpoints is None:
+            tables.plan(plan_experiment(experiment, output, progress=shown, **options), as_json)
+            return 0
+        from codi_engine.core.checkpoints import plan_checkpoints
+
+        tables.plans(plan_checkpoints(experiment, output, progress=shown, **options), as_json)
     return 0
 
 

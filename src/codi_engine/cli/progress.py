@@ -28,7 +28,7 @@ class TerminalProgress(Progress):
     """
 
     def __init__(self, console: Console | None = None, every: float = EVERY) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
+        self.console = console or Console(stderr=True, highlight=False)
         self._every = every
         self._bars: Bars | None = None
         self._task = TaskID(0)
@@ -39,11 +39,11 @@ class TerminalProgress(Progress):
         self.finish()
         self._stage, self._unit, self._total, self._done = stage, unit, total, 0
         self._begun = self._said = time.monotonic()
-        if total and self._console.is_terminal:
+        if total and self.console.is_terminal:
             rate = TextColumn("{task.fields[rate]}", markup=False)
             counted = TextColumn("{task.fields[counted]}", markup=False) if unit == "B" else MofNCompleteColumn()
             columns = [TextColumn("{task.description:<9}", markup=False), BarColumn(32), counted, rate, TimeRemainingColumn()]
-            self._bars = Bars(*columns, console=self._console, transient=True)
+            self._bars = Bars(*columns, console=self.console, transient=True)
             self._task = self._bars.add_task(neutral(stage), total=total, rate="", counted=self._counted())
             self._bars.start()
 
@@ -76,7 +76,7 @@ class TerminalProgress(Progress):
             self._bars = None
 
     def _say(self, text: str, style: str = "") -> None:
-        self._console.print(Text(neutral(text), style=style), soft_wrap=True)
+        self.console.print(Text(neutral(text), style=style), soft_wrap=True)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ WIDTH = 100
 WIDE = 96
 
 
-def _console(stderr: bool = False) -> Console:
+def console(stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     known = stream.isatty() or "COLUMNS" in os.environ
     return Console(stderr=stderr, highlight=False, width=None if known else WIDTH)
@@ -51,7 +51,7 @@ def table(rows: Sequence[tuple[str, str]]) -> None:
     grid.add_column(overflow="fold")
     for label, value in rows:
         grid.add_row(plain(label), plain(value))
-    _console().print(grid)
+    console().print(grid)
 
 
 # -------------------------------------------------------------------------------------------------- results
@@ -59,14 +59,19 @@ def table(rows: Sequence[tuple[str, str]]) -> None:
 
 def finished(experiment: Experiment, done: Finished) -> None:
     """Print what a run gave."""
+    if done.parts:
+        from codi_engine.cli import show_checkpoints
+
+        show_checkpoints.finished(experiment, done)
+        return
     experiment = done.experiment or experiment  # with --limit and --device applied
     new = "all new" if done.new_cells == done.cells else f"{done.new_cells:,} new" if done.new_cells else "none new: all were on disk"
-    _console().print(plain(experiment.name, "bold"))
+    console().print(plain(experiment.name, "bold"))
     rows = [("model", _reference(experiment.model)), ("data", _reference(experiment.data))]
     rows += [("cells", f"{done.cells:,} ({new}) in {done.seconds:.1f} s"), ("time", done.took)]
     table(rows + [("note", n) for n in done.notes])
     results(done)
-    _console().print()
+    console().print()
     if done.path.exists():
         table([("run", str(done.path)), ("python", f'codi_engine.open_run("{done.path}").cells')])
     else:
@@ -76,11 +81,11 @@ def finished(experiment: Experiment, done: Finished) -> None:
 def imported(done: Imported) -> None:
     """Print what an import wrote and what it lacks."""
     new = "all new" if done.new_cells == done.cells else f"{done.new_cells:,} new" if done.new_cells else "none new: all were on disk"
-    _console().print(plain(done.name, "bold"))
+    console().print(plain(done.name, "bold"))
     axes = " × ".join(f"{name} {count:,}" for name, count in done.axes.items()) or "one cell"
     rows = [("axes", axes), ("values", ", ".join(done.columns)), ("cells", f"{done.cells:,} ({new}) in {done.seconds:.1f} s")]
     table(rows + [("note", n) for n in done.notes])
-    _console().print()
+    console().print()
     table([("run", str(done.path)), ("python", f'codi_engine.open_run("{done.path}").cells')])
 
 
@@ -92,25 +97,25 @@ def _reference(ref: PluginRef) -> str:
 
 def results(done: Finished) -> None:
     """Print summaries and where the figures are."""
-    console = _console()
+    screen = console()
     for summary in done.summaries.values():
-        console.print()
-        console.print(plain(summary))
+        screen.print()
+        screen.print(plain(summary))
     if done.figures:
-        console.print()
+        screen.print()
         table([(name, str(path)) for name, path in done.figures.items() if Path(path).exists()])
 
 
 def analysed(done: Sequence[Analysed]) -> None:
     """Print what analyses say, and where their results are."""
-    console = _console()
+    screen = console()
     for number, one in enumerate(done):
         if number:
-            console.print()
+            screen.print()
         if len(done) > 1:
-            console.print(plain(f"{one.name} of {', '.join(map(str, one.runs))}", "bold"))
-        console.print(plain(one.summary))
-        console.print()
+            screen.print(plain(f"{one.name} of {', '.join(map(str, one.runs))}", "bold"))
+        screen.print(plain(one.summary))
+        screen.print()
         table([(name, str(path)) for name, path in {**one.figures, **one.tables, **one.files}.items()])
 
 
@@ -123,24 +128,33 @@ EXEMPT = "exempt:"
 
 def checks(frame: pd.DataFrame) -> None:
     """Print the gate's findings, one row per condition and site."""
-    console = _console()
-    wide = console.width >= WIDE
+    screen = console()
+    wide = screen.width >= WIDE
     grid = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("condition", "site", "places"):
+    several = ["checkpoint"] if "checkpoint" in frame else []
+    for name in (*several, "condition", "site", "places"):
         grid.add_column(name, overflow="fold", min_width=12 if name == "site" else None)
     for name in ("changed", "norm", "self-patch", *(["first values"] if wide else [])):
         grid.add_column(name, justify="right", no_wrap=True)
     for row in frame.to_dict("records"):
         norms = f"{row['norm_before']:.4g} → {row['norm_after']:.4g}"
-        values = [row["condition"], row["site"], _ranges(str(row["places"])), f"{row['changed']} of {row['rows']}", norms, _short(row["self_patch"])]
+        values = [
+            *(row[k] for k in several),
+            row["condition"],
+            row["site"],
+            _ranges(str(row["places"])),
+            f"{row['changed']} of {row['rows']}",
+            norms,
+            _short(row["self_patch"]),
+        ]
         first = [" ".join(f"{v:.3g}" for v in row["first_values"])] if wide else []
         grid.add_row(*map(plain, values + first))
-    console.print(grid)
+    screen.print(grid)
     exempt = frame[frame["self_patch"].str.startswith(EXEMPT)].drop_duplicates("condition")
     identity = "; self-patch is an identity" if len(exempt) == 0 else "; let pass unproved:"
-    console.print(plain(f"gate: every edit fired where the plan says{identity}"))
+    screen.print(plain(f"gate: every edit fired where the plan says{identity}"))
     for row in exempt.to_dict("records"):
-        console.print(plain(f"  {row['condition']}: {row['self_patch'].removeprefix(EXEMPT).strip()}"))
+        screen.print(plain(f"  {row['condition']}: {row['self_patch'].removeprefix(EXEMPT).strip()}"))
 
 
 def _short(identity: str) -> str:
@@ -174,7 +188,7 @@ def autoencoders(found: Sequence[tuple[SAE, str]]) -> None:
     rows = [(sae.summary() | {"digest": digest[:16]}) for sae, digest in found]
     for label in rows[0]:
         grid.add_row(plain(label), *(plain(row[label]) for row in rows))
-    _console().print(grid)
+    console().print(grid)
 
 
 # -------------------------------------------------------------------------------------------------- plugins
@@ -184,18 +198,18 @@ def plugin_list(plugins: Plugins) -> None:
     """Print every plugin under its kind: name, package and first line of its help."""
     from codi_engine.core.plugins import HOOKS
 
-    console = _console()
+    screen = console()
     names = max((len(r.name) for r in plugins.registered), default=0)
     packages = max((len(r.package) for r in plugins.registered), default=0)
     for kind, heading in HOOKS.items():
         found = sorted((r for r in plugins.registered if r.kind == kind), key=lambda r: (r.package, r.name))
         if found:
-            console.print(plain(heading, "bold"))
+            screen.print(plain(heading, "bold"))
         for item in found:
             line = plain(f"  {item.name:<{names}}  ").append_text(plain(f"{item.package:<{packages}}  ", "dim")).append_text(plain(_first_line(item.cls)))
-            console.print(line, no_wrap=True, overflow="ellipsis")
+            screen.print(line, no_wrap=True, overflow="ellipsis")
     for problem in plugins.problems:
-        _console(stderr=True).print(plain(f"left out: {problem}", "yellow"), soft_wrap=True)
+        console(stderr=True).print(plain(f"left out: {problem}", "yellow"), soft_wrap=True)
 
 
 def _first_line(cls: type[Any]) -> str:
@@ -209,21 +223,21 @@ def plugin(plugins: Plugins, name: str) -> None:
         raise UserError(f"plugins show: unknown plugin '{name}'; {nearest(name, [r.name for r in plugins.registered])}")
     for number, item in enumerate(found):
         if number:
-            _console().print()
+            console().print()
         _one_plugin(item)
 
 
 def _one_plugin(item: Registered) -> None:
-    console = _console()
-    console.print(plain(f"{item.kind} {item.name}", "bold"), plain(f"({item.package} {item.version})", "dim"))
-    console.print(plain(inspect.cleandoc(item.cls.__doc__ or "").replace("``", "")))
+    screen = console()
+    screen.print(plain(f"{item.kind} {item.name}", "bold"), plain(f"({item.package} {item.version})", "dim"))
+    screen.print(plain(inspect.cleandoc(item.cls.__doc__ or "").replace("``", "")))
     fields = item.cls.Options.model_fields
     if not fields:
         return
-    console.print()
-    console.print(plain("options", "bold"))
+    screen.print()
+    screen.print(plain("options", "bold"))
     if item.cls.Options.__doc__:
-        console.print(plain(inspect.cleandoc(item.cls.Options.__doc__).replace("``", "")))
+        screen.print(plain(inspect.cleandoc(item.cls.Options.__doc__).replace("``", "")))
     table([(f"  {key}", _describe(option)) for key, option in fields.items()])
 
 

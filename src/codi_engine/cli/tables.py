@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
 
-from codi_engine.cli.show import _console as console
-from codi_engine.cli.show import plain, table
+from codi_engine.cli.show import console, plain, table
 from codi_engine.core.costs import Costs, StageCost, money_text, size_text, time_text
 
 if TYPE_CHECKING:
@@ -39,12 +38,14 @@ def grid(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> 
     console().print(made)
 
 
-def checks(frame: pd.DataFrame) -> None:
-    """Print what was demanded and found."""
+def checks(frame: pd.DataFrame, label: str = "") -> None:
+    """Print what was demanded and found (``label``: of which checkpoint)."""
     import pandas as pd
 
     rows = frame.to_dict("records")
     console().print()
+    if label:
+        console().print(plain(f"checkpoint {label}", "bold"))
     made = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for head in ("check", "wanted", "found"):
         made.add_column(head, overflow="fold")
@@ -61,6 +62,20 @@ def checks(frame: pd.DataFrame) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- plan
+
+
+def plans(found: Mapping[str, PlanSummary], as_json: bool) -> None:
+    """Print what would be computed for every checkpoint, then what all of them come to."""
+    if as_json:
+        click.echo(as_text({label: summary.to_dict() for label, summary in found.items()}))
+        return
+    for label, summary in found.items():
+        console().print(plain(f"checkpoint {label}", "bold"))
+        plan(summary, as_json=False)
+        console().print()
+    cells = sum(s.cells for s in found.values())
+    time = sum(s.costs.seconds for s in found.values())
+    table([("in all", f"{len(found)} checkpoints, one after the other: {cells:,} edited cells, about {time_text(time)}")])
 
 
 def plan(summary: PlanSummary, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from codi_engine.core.checkpoints import family_analyses, is_family, runs_below
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.progress import Progress
 from codi_engine.core.work import Work
@@ -94,7 +95,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:
-    """Return the run directories that patterns name, each once, in order.
+    """Return the run directories that patterns name, each once, in order; a directory of runs stands for its runs.
 
     Raises
     ------
@@ -103,7 +104,8 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for pattern in patterns:
         paths = [Path(pattern)] if not glob.has_magic(pattern) or Path(pattern).exists() else [Path(p) for p in sorted(glob.glob(pattern))]
-        runs = [p for p in paths if (p / LEDGER).exists()] if glob.has_magic(pattern) and len(paths) != 1 else paths
+        several = glob.has_magic(pattern) and len(paths) != 1
+        runs = [r for p in paths for r in ([p] if (p / LEDGER).exists() else runs_below(p) or ([] if several else [p]))]
         if not runs:
             raise UserError(f"'{pattern}' matches no run")
         found += [p for p in runs if p not in found]
@@ -134,12 +136,25 @@ def analyze_runs(paths: Sequence[Path], names: Sequence[str] = (), options: Sequ
         for run in opened:
             wanted = [{"plugin": w} if isinstance(w, str) else dict(w) for w in run.experiment.get("analyses") or [_default(run)]]
             jobs += [([run], analysis) for analysis in _with_options(plugins, wanted, options, str(run.path))]
+        jobs += _of_families(opened, plugins, options)
     done = []
     for number, (runs, analysis) in enumerate(jobs):
         if len(jobs) > 1:
             progress.note(f"{number + 1} of {len(jobs)}: {analysis.name} of {', '.join(str(r.path) for r in runs)}")
         done.append(analyze_one(runs, analysis, progress))
     return done
+
+
+def _of_families(opened: Sequence[Run], plugins: Plugins, options: Sequence[str]) -> list[tuple[list[Run], Analysis[Any]]]:
+    """Return the analyses over all checkpoints of the experiments whose runs are all there."""
+    jobs: list[tuple[list[Run], Analysis[Any]]] = []
+    for home in dict.fromkeys(run.path.parent for run in opened):
+        runs = [run for run in opened if run.path.parent == home]
+        if is_family(home) and [r.path for r in runs] == runs_below(home):
+            wanted = family_analyses(home, plugins)
+            meant = [o for o in options if _option(o)[0] in [w["plugin"] for w in wanted]]
+            jobs += [(runs, analysis) for analysis in _with_options(plugins, wanted, meant, str(home))]
+    return jobs
 
 
 def _default(run: Run) -> str:
@@ -177,9 +192,9 @@ def _option(text: str) -> tuple[str | None, str, Any]:
     return (scope if dot else None), option, parse_yaml(value, f"-s {name}")[0]
 
 
-def analyze_one(runs: Sequence[Run], analysis: Analysis[Any], progress: Progress) -> Analysed:
-    """Run one analysis and write what it returns."""
-    folder = runs[0].path / RESULTS / analysis.name
+def analyze_one(runs: Sequence[Run], analysis: Analysis[Any], progress: Progress, home: Path | None = None) -> Analysed:
+    """Run one analysis and write what it returns below ``home`` (default: the first run, or what its checkpoints share)."""
+    folder = (home or _home(runs)) / RESULTS / analysis.name
     work = Work(folder=folder / _PARTIAL, progress=progress)
     options = analysis.options
     work.memory = int(getattr(options, "memory", 0) * 1e9) or work.memory
@@ -189,6 +204,12 @@ def analyze_one(runs: Sequence[Run], analysis: Analysis[Any], progress: Progress
     work.clear()
     written.name, written.runs = analysis.name, [r.path for r in runs]
     return written
+
+
+def _home(runs: Sequence[Run]) -> Path:
+    """Return where results go: the directory of an experiment with checkpoints where several of its runs are analysed, else the first run."""
+    parent = runs[0].path.parent
+    return parent if len(runs) > 1 and is_family(parent) and all(r.path.parent == parent for r in runs) else runs[0].path
 
 
 def write_result(folder: Path, result: AnalysisResult) -> Analysed:

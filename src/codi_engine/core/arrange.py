@@ -117,7 +117,8 @@ def arrange(run: Run, where: str, array: str | None = None, asked: Collection[st
     kept = _comparable(run, codes, asked)
     codes, slots = {a: c[kept] for a, c in codes.items()}, slots[kept]
     labels = {axis: run.store.labels(axis) for axis in codes}
-    axes = tuple(a for a in run.axes if a not in ("example", "condition", "variant", *_REPLICATES) and (codes[a] >= 0).any())
+    swept = (a for a in run.axes if a not in ("example", "condition", "variant", *_REPLICATES) and (codes[a] >= 0).any())
+    axes = tuple(a for a in swept if a != "layer" or not _in_features(codes, labels))
     target, targets = _points([codes[a] for a in axes], [labels[a] for a in axes], len(slots))
     condition, conditions = _points([codes["condition"]], [labels["condition"]], len(slots))
     units = [a for a in ("example", "variant") if a in codes and (a == "example" or len(np.unique(codes[a])) > 1)]
@@ -138,6 +139,15 @@ def arrange(run: Run, where: str, array: str | None = None, asked: Collection[st
     place[shared] = np.arange(len(shared))
     common = _grid((len(shared), *shape), (place[condition], example, repeat), slots, in_common, where)
     return Arrangement(axes, targets, names, [_example(e) for e in examples], len(repeats), grid, common, own, shared)
+
+
+def _in_features(codes: dict[str, np.ndarray], labels: dict[str, list[Any]]) -> bool:
+    """Say whether each cell's layer is that which its feature names (L26-1069): then a target is the feature alone."""
+    if "feature" not in codes:
+        return False
+    placed = codes["layer"] >= 0
+    pairs = np.unique(np.stack([codes["feature"][placed], codes["layer"][placed]], 1), axis=0).tolist()
+    return all(f >= 0 and layer_of(str(labels["feature"][f])) == labels["layer"][layer] for f, layer in pairs)
 
 
 def _comparable(run: Run, codes: dict[str, np.ndarray], asked: Collection[str]) -> np.ndarray:

@@ -13,7 +13,7 @@ from codi_engine.core.axes import resolve_axis
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.features import resolve_features
 from codi_engine.core.sae import SAE, SaeStore
-from codi_engine.core.sites import LAYERED, Phase, parse_site
+from codi_engine.core.sites import COMPONENTS, LAYERED, Phase, parse_site
 
 if TYPE_CHECKING:
     from codi_engine.core.experiment import CodeSpec
@@ -50,22 +50,25 @@ def resolve_codes(specs: Sequence[CodeSpec], info: ModelInfo, saes: SaeStore, so
         site = parse_site(spec.site, f"{where}.site", info.layers)
         if site.component not in LAYERED or site.phase is not None or site.layer is not None:
             raise UserError(f"{where}.site: name a component that every layer has, such as resid_post; got '{spec.site}'")
-        chosen = _features(spec, info, saes, where)
+        if spec.name in COMPONENTS:
+            raise UserError(f"{where}.name: '{spec.name}' is a site's name; choose another")
+        chosen = _features(spec, info, saes, where, source)
         for layer, indices in chosen.items():
             sae = checked(saes, spec.sae, site.component, layer, info.width, where)
             if max(indices) >= sae.features:
                 raise UserError(f"{where}.features: L{layer}-{max(indices)}: '{spec.sae}' has features 0 to {sae.features - 1} at layer {layer}")
         out.append(CodeCapture(spec, site.component, chosen))
     names = [c.spec.name for c in out]
-    if len(set(names)) != len(names):
-        raise UserError(f"{source}: capture: two entries are called '{names[0]}'; give them a name: each")
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        raise UserError(f"{source}: capture: two entries are called '{twice}'; give them a name: each")
     return out
 
 
-def _features(spec: CodeSpec, info: ModelInfo, saes: SaeStore, where: str) -> dict[int, tuple[int, ...]]:
+def _features(spec: CodeSpec, info: ModelInfo, saes: SaeStore, where: str, source: str) -> dict[int, tuple[int, ...]]:
     """Layer → feature indices, both ascending."""
     if spec.features == "all":
-        layers = [i for v in resolve_axis("layer", spec.layers, info.layers, f"{where}.layers", "") for i in v]
+        layers = [i for v in resolve_axis("layer", spec.layers, info.layers, f"{where}.layers".removeprefix(f"{source}: "), source) for i in v]
         return {layer: tuple(range(saes.get(spec.sae, layer, info.width).features)) for layer in sorted(set(layers))}
     if isinstance(spec.features, str) and not spec.features.startswith("L"):
         raise UserError(f"{where}.features: '{spec.features}': write all, a list of labels (L2-17) or {{from: features.csv}}")
@@ -74,6 +77,8 @@ def _features(spec: CodeSpec, info: ModelInfo, saes: SaeStore, where: str) -> di
         if feature.layer >= info.layers:
             raise UserError(f"{where}.features: {feature.label}: the model has layers 0 to {info.layers - 1}")
         found.setdefault(feature.layer, set()).add(feature.index)
+    if not found:
+        raise UserError(f"{where}.features: names none; write all, or leave the entry out")
     return {layer: tuple(sorted(found[layer])) for layer in sorted(found)}
 
 

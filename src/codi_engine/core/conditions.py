@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from codi_engine.core.axes import label, resolve_axis
 from codi_engine.core.controls import is_control
 from codi_engine.core.errors import UserError, nearest
-from codi_engine.core.features import Feature, is_feature, mean_codes, resolve_features, value_of
+from codi_engine.core.features import Feature, mean_codes, names_features, resolve_features, value_of
 from codi_engine.core.model import ModelInfo
 from codi_engine.core.plugin import Data, Intervention
 from codi_engine.core.sites import GLOBAL, LATENT_ONLY, PHASES, Phase, Site, parse_site
@@ -146,6 +146,8 @@ class Conditions:
     # ------------------------------------------------------------------------------------------- axes
 
     def _check_site(self, site: Site, at: str) -> None:
+        if site.component == "logits":
+            raise UserError(f"{self.source}: {at}.site: logits can be captured but not edited; edit final_norm, which they are computed from")
         if site.component in LATENT_ONLY and not self.info.latents:
             raise UserError(f"{self.source}: {at}.site: '{site.component}' needs a model with latent steps; this one has none")
         if site.phase == "latent" and not self.info.latents:
@@ -161,12 +163,12 @@ class Conditions:
         options = dict(spec.options)
         sweep_at = "sweep" if where == "intervention" else f"{where}.sweep"
         known = set(PLACES) | set(plugin.Options.model_fields)
-        if _names_features(options.get("feature")) and "feature" not in sweep:
+        if names_features(options.get("feature")) and "feature" not in sweep:
             sweep["feature"] = options.pop("feature")
         for name, value in sweep.items():
             if name not in known:
                 raise UserError(f"{self.source}: {sweep_at}.{name}: unknown axis for '{plugin.name}'; {nearest(name, known)}")
-            if name == "feature" and _names_features(value):
+            if name == "feature" and names_features(value):
                 table = self._table(value, options, f"{sweep_at}.{name}", at)
                 axes[name] = tuple(table)
             else:
@@ -303,13 +305,6 @@ class Conditions:
                 raise UserError(f"{self.source}: {at}.tokens: '{condition.plugin.name}' takes values of the unedited run, which has no such tokens")
             if made.ends_latents and (condition.site.component != "latent_in" or condition.downstream == "freeze"):
                 raise UserError(f"{self.source}: {at}: '{condition.plugin.name}' ends the latent loop; its site is latent_in, and nothing follows to freeze")
-
-
-def _names_features(value: Any) -> bool:
-    """True for ``{from: FILE}`` and for labels such as L26-1069."""
-    if isinstance(value, Mapping):
-        return True
-    return is_feature(value) or (isinstance(value, (list, tuple)) and bool(value) and all(is_feature(v) for v in value))
 
 
 def layers_of(condition: Condition) -> list[int | None]:

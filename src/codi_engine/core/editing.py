@@ -22,7 +22,7 @@ from codi_engine.core.plugin import Intervention, Rows
 from codi_engine.core.rollout import Task
 from codi_engine.core.sampling import generator
 from codi_engine.core.sites import PHASES, Phase, Site
-from codi_engine.core.sources import Sources
+from codi_engine.core.sources import Sources, read_from
 from codi_engine.core.wavefront import Edit
 
 #: the group that pins values to the unedited run (``downstream: freeze``, and the gate's self-patch)
@@ -33,7 +33,7 @@ HOLD = 1
 
 @dataclass
 class Fired:
-    """What happened at one site of one condition: rows edited, rows changed, norms before and after, first values.
+    """What happened at one site of one condition: rows edited, rows changed, norms before and after, first values; whether one must change.
 
     ``same``: rows whose source holds what stood there already (the tokens before a pair's first difference).
     """
@@ -45,10 +45,12 @@ class Fired:
     after: float = 0.0
     first: list[float] = field(default_factory=list)
     places: set[int] = field(default_factory=set)
+    must_change: bool = False
 
-    def add(self, place: int, old: torch.Tensor, new: torch.Tensor, source: torch.Tensor | None) -> None:
+    def add(self, place: int, old: torch.Tensor, new: torch.Tensor, source: torch.Tensor | None, by: Intervention[Any] | None) -> None:
         self.rows += len(old)
         self.same += 0 if source is None else int((source.to(old.dtype) == old).all(-1).sum())
+        self.must_change |= by is not None and not (by.identity() or by.may_rest())
         self.places.add(place)
         self.changed += int((old != new).any(-1).sum())
         self.before += float(old.float().norm(dim=-1).sum())
@@ -236,7 +238,7 @@ class Editor:
             raise GateError(f"intervention '{name}' returned {list(new.shape)} {new.dtype} for {list(old.shape)} {old.dtype} at {site}")
         if self.record:
             kind = self.conditions[placed[0].cell.condition].name if number != OWN else "own"
-            self.fired.setdefault((kind, str(site)), Fired()).add(place, old, new, source)
+            self.fired.setdefault((kind, str(site)), Fired()).add(place, old, new, source, group.intervention)
         if self.naturals is not None and number not in (OWN, HOLD):
             self.naturals.see(group.condition, placed, site, place, None if columns is None else columns.cpu().numpy(), new.float().cpu().numpy())
         if columns is None:
@@ -289,7 +291,7 @@ class Editor:
         assert phase is not None
         if kind is None:
             return None
-        read, at = (site, place) if group.intervention is None else group.intervention.source_at(site, place)
+        read, at = (site, place) if group.intervention is None else read_from(group.intervention, site, place, self.net.info)
         assert read.phase is not None
         if kind in ("mean", "mean_over_steps"):
             places = [at] if kind == "mean" else self._all_places(condition, read.phase, at)

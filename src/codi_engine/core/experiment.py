@@ -12,7 +12,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from codi_engine.core.errors import UserError, nearest
-from codi_engine.core.features import table_digest
+from codi_engine.core.features import names_features, table_digest
+from codi_engine.core.labels import checked
 from codi_engine.core.plugin import Options, Plugin
 from codi_engine.core.yamlfile import Lines, line_of, parse_yaml, read_yaml
 
@@ -112,6 +113,7 @@ class Experiment(Options):
     name: str
     model: PluginRef
     data: PluginRef
+    checkpoints: dict[str, Any] | list[str] | None = None
     intervention: InterventionSpec | None = None
     conditions: dict[str, Condition] = Field(default_factory=dict)
     sweep: dict[str, Axis] = Field(default_factory=dict)
@@ -155,6 +157,11 @@ class Experiment(Options):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}", value):
             raise ValueError("must be a plain file name: letters, digits, dot, dash, underscore")
         return value
+
+    @field_validator("checkpoints", mode="before")
+    @classmethod
+    def _labels_are_file_names(cls, value: Any) -> Any:
+        return checked(value)
 
     @field_validator("batch_size")
     @classmethod
@@ -239,7 +246,8 @@ class Experiment(Options):
         places = {"layer", "step", "position", "head"}
 
         def spec(value: InterventionSpec | None) -> dict[str, Any] | None:
-            return None if value is None else value.model_dump(mode="json", exclude=places, exclude_defaults=True)
+            swept = places | ({"feature"} if value is not None and names_features(value.options.get("feature")) else set())
+            return None if value is None else value.model_dump(mode="json", exclude=swept, exclude_defaults=True)
 
         conditions = {name: {"intervention": spec(c.intervention), "prompt": c.prompt, "on": c.on} for name, c in self.conditions.items()}
         return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -45,6 +46,13 @@ def is_feature(value: Any) -> bool:
     return isinstance(value, str) and _LABEL.match(value) is not None
 
 
+def names_features(value: Any) -> bool:
+    """True for ``{from: FILE}`` and for labels such as L26-1069: what is swept, one cell a feature."""
+    if isinstance(value, Mapping):
+        return True
+    return is_feature(value) or (isinstance(value, (list, tuple)) and bool(value) and all(is_feature(v) for v in value))
+
+
 def table_path(name: str) -> Path:
     """Return a feature table's file; ``demo`` is the packaged one."""
     if name == "demo" and not Path("demo").exists():
@@ -74,7 +82,7 @@ def read_features(name: str, where: str) -> list[Feature]:
 @lru_cache(maxsize=8)
 def _read(path: str, _: int, where: str) -> tuple[Feature, ...]:
     try:
-        with Path(path).open(encoding="utf-8", newline="") as file:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise UserError(f"{where}: '{path}' is no CSV table: {error}") from None
@@ -86,10 +94,9 @@ def _read(path: str, _: int, where: str) -> tuple[Feature, ...]:
     if "feature" not in columns and not {"layer", "id"} <= set(columns):
         raise UserError(f"{where}: '{path}' has no column feature (L26-1069), nor layer and id; it has {', '.join(columns)}")
     found = tuple(_feature(row, f"{path}:{number}") for number, row in enumerate(rows, 2))
-    labels = [f.label for f in found]
-    if len(set(labels)) != len(labels):
-        twice = next(label for label in labels if labels.count(label) > 1)
-        raise UserError(f"{where}: '{path}': feature {twice} stands twice")
+    label, times = Counter(f.label for f in found).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"{where}: '{path}': feature {label} stands twice")
     return found
 
 
@@ -97,10 +104,10 @@ def _feature(row: Mapping[str, Any], at: str) -> Feature:
     if row.get("feature"):
         base = parse_feature(str(row["feature"]).strip(), at)
     else:
-        try:
-            base = Feature(int(row["layer"]), int(row["id"]))
-        except (TypeError, ValueError):
-            raise UserError(f"{at}: layer and id must be whole numbers; got {row.get('layer')!r} and {row.get('id')!r}") from None
+        layer, index = _whole(row.get("layer")), _whole(row.get("id"))
+        if layer is None or index is None:
+            raise UserError(f"{at}: layer and id must be whole numbers from 0 on; got {row.get('layer')!r} and {row.get('id')!r}")
+        base = Feature(layer, index)
     values = {}
     for name, text in row.items():
         if name in (None, "feature", "layer", "id") or not isinstance(text, str):
@@ -110,6 +117,10 @@ def _feature(row: Mapping[str, Any], at: str) -> Feature:
         except ValueError:
             continue
     return Feature(base.layer, base.index, values)
+
+
+def _whole(text: Any) -> int | None:
+    return int(text) if isinstance(text, str) and text.strip().isdecimal() else None
 
 
 def resolve_features(value: Any, where: str) -> list[Feature]:

@@ -16,6 +16,7 @@ from codi_engine.core.sources import Sources
 if TYPE_CHECKING:
     from codi_engine.core.bank import Bank
     from codi_engine.core.job import Job
+    from codi_engine.core.tasks import Want
 
 #: examples of the gate
 EXAMPLES = 3
@@ -41,7 +42,7 @@ def run_gate(job: Job, bank: Bank, exact: bool = True) -> list[dict[str, Any]]:
             continue
         want = job.want((), ())
         editor = editor_for(job, bank, record=True)
-        unedited = bank.outcome([job.order[p.prompt] for p in placed], [p.cell.trial for p in placed])
+        unedited = _unedited(job, bank, placed, editor, want)
         edited = edited_batch(job, placed, want, editor).done
         exempt = condition.plugin.gate_exempt
         _fired_as_planned(job, placed, editor, condition, exempt)
@@ -68,6 +69,15 @@ def _chosen(job: Job, condition: int) -> list[Placed]:
                 break
     chosen = [c for cells in list(by_example.values())[:EXAMPLES] for c in cells[:: max(len(cells) // 24, 1)]]
     return [place(job, c) for c in chosen]
+
+
+def _unedited(job: Job, bank: Bank, placed: Sequence[Placed], editor: Editor, want: Want) -> Outcome:
+    """Return the unedited outcomes; of sampled texts with the cells' own random numbers, because those of the baseline are others."""
+    from codi_engine.core.sweeping import edited_batch
+
+    if job.generate.do_sample:
+        return edited_batch(job, placed, want, editor, bare=True).done
+    return bank.outcome([job.order[p.prompt] for p in placed], [p.cell.trial for p in placed])
 
 
 def _fired_as_planned(job: Job, placed: Sequence[Placed], editor: Editor, condition: Condition, exempt: str) -> None:
@@ -115,12 +125,9 @@ def _places(by_phase: Mapping[Any, Sequence[int]]) -> str:
 
 
 def _changed(condition: str, editor: Editor) -> None:
-    """An intervention that is no identity must change its site somewhere."""
-    groups = [g.intervention for g in editor.groups[2:] if g.intervention is not None]
-    if all(g.identity() or g.may_change_nothing for g in groups):
-        return
+    """An intervention that is no identity, and whose options let no value rest, must change its site somewhere."""
     for (name, site), record in editor.fired.items():
-        if name == condition and record.changed == 0 and record.same < record.rows:
+        if name == condition and record.must_change and record.changed == 0 and record.same < record.rows:
             raise GateError(f"gate: condition '{condition}' edited {record.rows} rows at {site} and changed none of them")
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from codi_engine.core.captures import position_block
 from codi_engine.core.conditions import PLACES, Condition, build_intervention, layers_of
+from codi_engine.core.model import ModelInfo
 from codi_engine.core.plan import Plan
 from codi_engine.core.plugin import Intervention
 from codi_engine.core.plugins import Plugins
 from codi_engine.core.sites import Phase, Site
-from codi_engine.core.sources import array_name
+from codi_engine.core.sources import array_name, read_from
 from codi_engine.core.vacuity import goes_elsewhere
 
 #: (component, layer, phase) of a source array and the places it holds
@@ -57,17 +58,17 @@ def _chosen_places(needs: dict[str, Need], condition: Condition, plan: Plan, plu
             for phase, places in intervention.edits(condition.phase, addressed, latents).items():
                 for layer, place in itertools.product(point.get("layer", (None,)), places):
                     site = Site(condition.site.component, layer, phase)
-                    for read, at in _read_at(intervention, condition, site, place):
+                    for read, at in _read_at(intervention, condition, site, place, plan.info):
                         assert read.phase is not None
                         held = {"latent": range(latents), "answer": range(answer_places)}.get(read.phase) or position_block(at)
                         needs[array_name(read.component, read.layer, read.phase, at)[0]] = (read.component, read.layer, read.phase, tuple(held))
 
 
-def _read_at(intervention: Intervention[Any], condition: Condition, site: Site, place: int) -> list[tuple[Site, int]]:
+def _read_at(intervention: Intervention[Any], condition: Condition, site: Site, place: int, info: ModelInfo) -> list[tuple[Site, int]]:
     """Return where an edit's source is read, and the edited place itself where its scale or a difference of means is needed."""
     here = intervention.needs_scale or condition.options.get("difference") is not None
     there = intervention.source is not None
-    return [*([intervention.source_at(site, place)] if there else []), *([(site, place)] if here else [])]
+    return [*([read_from(intervention, site, place, info)] if there else []), *([(site, place)] if here else [])]
 
 
 def _addressed(condition: Condition, point: Mapping[str, Any], lengths: Sequence[int]) -> list[list[int]]:

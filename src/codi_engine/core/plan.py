@@ -124,7 +124,7 @@ def build_plan(
     UserError: unknown site or intervention, layer or step out of range, a site without its layer, vacuous conditions
     """
     conditions = Conditions(experiment, plugins, data, info, available).resolve()
-    notes, sound = vacuous(conditions, info, experiment.allow_vacuous)
+    notes, sound = vacuous(conditions, info, experiment.allow_vacuous, experiment.source)
     controls, said = controls_of(sound, experiment, plugins, data, info)
     notes += said
     notes += [f"condition '{c.name}': the gate lets '{c.plugin.name}' pass: {c.plugin.gate_exempt}" for c in conditions if c.plugin.gate_exempt]
@@ -134,7 +134,7 @@ def build_plan(
     donors = Donors(experiment.seed, data, length)
     cells, left_out = _cells(experiment, data, conditions, donors)
     if left_out:
-        notes.append(f"{left_out:,} cells are left out: no other example fits donors.match")
+        notes.append(f"{left_out:,} cells are left out: no other example fits match")
     prompts = _Prompts(plugins, data, donors, natural).of(conditions, cells)
     return Plan(data, info, conditions, prompts, cells, experiment.trials, notes, donors, natural)
 

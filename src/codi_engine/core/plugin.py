@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from codi_engine.core.model import ModelAdapter, ModelInfo
     from codi_engine.core.results import Run
-    from codi_engine.core.sae import SAE
+    from codi_engine.core.sae import SAE, SaeStore
     from codi_engine.core.sites import Phase, Site
     from codi_engine.core.sources import Sources
     from codi_engine.core.work import Work
@@ -59,6 +59,9 @@ class Model(Plugin[OptionsT]):
     @abstractmethod
     def describe(self) -> ModelInfo:
         """Return layers, width, heads, latents … without loading any weight (used by ``--dry-run``)."""
+
+    def locate(self) -> None:
+        """Find the files of the weights, on the Hub too, and read none; raise UserError where there are none."""
 
     @abstractmethod
     def load(self) -> ModelAdapter:
@@ -158,10 +161,11 @@ class Intervention(Plugin[OptionsT]):
     random: bool = False
     #: True where the step that a cell addresses is the first that is left out: the answer begins in its place
     ends_latents: ClassVar[bool] = False
-    #: True where an edit may well find the value that it sets (a feature at 0 that is off): the gate then demands no change
-    may_change_nothing: ClassVar[bool] = False
     #: why the gate lets this pass although it edits elsewhere or is no identity; empty for everything that is sound
     gate_exempt: ClassVar[str] = ""
+
+    def check(self, saes: SaeStore, site: Site, width: int) -> None:
+        """Raise UserError where the options do not fit the files that they name; called before anything is computed."""
 
     def prepare(self, sources: Sources) -> None:
         """Compute what is needed once (a steering direction, for instance) from the baseline's values."""
@@ -180,6 +184,10 @@ class Intervention(Plugin[OptionsT]):
 
     def identity(self) -> bool:
         """True when these options leave every value as it is (α = 0); the gate then demands exact equality."""
+        return False
+
+    def may_rest(self) -> bool:
+        """True when some values may rightly stay as they are (a feature that does not fire is not scaled); the gate then demands no change."""
         return False
 
     def neutral(self) -> Intervention[OptionsT] | None:

@@ -35,6 +35,11 @@ def open_run(path: str | Path) -> Run:
     try:
         return Run(path)
     except StoreError as error:
+        from codi_engine.core.checkpoints import runs_below
+
+        found = [p.name for p in runs_below(Path(path))]
+        if found:
+            raise UserError(f"{path}: holds the runs {', '.join(found[:6])}{', …' if len(found) > 6 else ''}; open_runs opens all of them") from None
         raise UserError(str(error)) from None
 
 

@@ -47,11 +47,13 @@ class Finished:
     experiment: Experiment | None = None
     estimate: Costs | None = None
     checks: pd.DataFrame | None = None
+    parts: dict[str, Finished] = field(default_factory=dict)  # of an experiment with checkpoints: label → its run
 
     @property
     def passed(self) -> bool:
         """False when a check of the experiment failed."""
-        return self.checks is None or not (self.checks["passed"] == False).any()  # noqa: E712 - None is neither
+        mine = self.checks is None or not (self.checks["passed"] == False).any()  # noqa: E712 - None is neither
+        return mine and all(part.passed for part in self.parts.values())
 
     @property
     def took(self) -> str:
@@ -201,6 +203,8 @@ def plan_experiment(
     """
     from codi_engine.core.estimate import estimate, units_in
 
+    if experiment.checkpoints is not None:
+        raise UserError(f"{experiment.source}: has checkpoints; codi_engine.core.checkpoints.plan_checkpoints plans each of them")
     begun = Preparing()
     prepared, _ = _prepared(experiment, limit, device)
     prepared_in, slowed = begun.taken()
@@ -241,6 +245,10 @@ def run_experiment(
     from codi_engine.core.results import open_run
     from codi_engine.core.runner import Runner
 
+    if experiment.checkpoints is not None:
+        from codi_engine.core.checkpoints import run_checkpoints
+
+        return run_checkpoints(experiment, output_of(experiment, output), limit=limit, device=device, progress=progress or Progress())
     begun = Preparing()
     progress = progress or Progress()
     prepared, plugins = _prepared(experiment, limit, device)
@@ -319,6 +327,10 @@ def check_experiment(experiment: Experiment, *, limit: int | None = None, device
 
     Columns: condition, site, places, rows, changed, norm_before, norm_after, first_values, self_patch.
     """
+    if experiment.checkpoints is not None:
+        from codi_engine.core.checkpoints import check_checkpoints
+
+        return check_checkpoints(experiment, limit=limit, device=device, progress=progress)
     import pandas as pd
 
     from codi_engine.core.bank import Bank

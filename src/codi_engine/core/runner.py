@@ -16,8 +16,8 @@ from codi_engine.core.checks import Check, parse_checks
 from codi_engine.core.errors import DifferentRun, UserError
 from codi_engine.core.generations import UNIT_CELLS, Unit, generation, units_of
 from codi_engine.core.lifecycle import Lifecycle
-from codi_engine.core.plan import BASELINE, Plan, PromptRef, build_plan
-from codi_engine.core.plugin import Metric, Model, Tracker
+from codi_engine.core.plan import BASELINE, PLACES, Plan, PromptRef, build_intervention, build_plan
+from codi_engine.core.plugin import Intervention, Metric, Model, Tracker
 from codi_engine.core.progress import Progress
 from codi_engine.core.recording import KEY, Recorder
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from codi_engine.core.machine import Preparing
     from codi_engine.core.model import ModelAdapter
     from codi_engine.core.plugins import Plugins
+    from codi_engine.core.sae import SaeStore
     from codi_engine.store.writer import RunWriter
 
 #: option values that can stand in a column's name
@@ -155,6 +156,7 @@ class Runner:
         captures = parse_captures(experiment.site_captures, adapter.info, net.components, max(lengths), experiment.source)
         saes = SaeStore(plugins, net.device)
         codes = resolve_codes(experiment.code_captures, adapter.info, saes, experiment.source)
+        self._check_interventions(saes)
         arrays = source_arrays(self.plan, plugins, lengths, len(adapter.answer_start) + len(answers.prefix))
         return Job(
             experiment, plugins, self.plan, net, Rollout(net), answers, self.prepared.metrics, self.prepared.column, needs,
@@ -201,6 +203,20 @@ class Runner:
                         f"{self.experiment.source}: {condition.name}: position {bad} lies outside the prompt of example {prompts[key].example} "
                         f"({len(tokens)} tokens).\nPositions count from 0, or from the end: −1 is the last token."
                     )
+
+    def _check_interventions(self, saes: SaeStore) -> None:
+        """Let every intervention look at its files once per point, layer by layer, before anything is computed."""
+        points = [
+            (layer, {k: v for k, v in point.items() if k not in PLACES}, condition)
+            for condition in self.plan.conditions
+            if condition.plugin.check is not Intervention.check
+            for point in condition.points()
+            for layer in point.get("layer", (None,))
+        ]
+        for layer, swept, condition in sorted(points, key=lambda p: -1 if p[0] is None else p[0]):
+            at = f"conditions.{condition.name}.intervention"
+            made = build_intervention(self.prepared.plugins, condition.plugin, {**condition.options, **swept}, at, self.experiment.source)
+            made.check(saes, condition.site.at(layer), self.plan.info.width)
 
     # ------------------------------------------------------------------------------------------- planning
 
@@ -345,6 +361,7 @@ class Runner:
         versions |= {"transformers": transformers.__version__, "numpy": np.__version__, "zarr": zarr.__version__}
         return {
             "versions": versions, "model_digest": adapter.digest, "model": list(adapter.report),
+            "layers": adapter.info.layers, "latents": adapter.info.latents,
             "data_digest": self.plan.data.digest, "data": list(self.plan.data.report), "device": adapter.info.device,
             "threads": torch.get_num_threads(), "seed": self.experiment.seed, "git": _git_commit(),
             "reproducible_bits": self.reproducible, "started": writer.provenance.get("started", _now()),

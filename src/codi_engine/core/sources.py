@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codi_engine.core.errors import UserError
-from codi_engine.core.sites import Phase
+from codi_engine.core.errors import GateError, UserError
+from codi_engine.core.sites import Phase, Site
 
 if TYPE_CHECKING:
+    from codi_engine.core.model import ModelInfo
+    from codi_engine.core.plugin import Intervention
     from codi_engine.core.sae import SaeStore
 
 #: prompt positions are stored in blocks of so many, counted from the prompt's end
@@ -40,6 +42,24 @@ def array_name(component: str, layer: int | None, phase: Phase, place: int) -> t
         return f"sources/{site}@{phase}/value", place
     block = (-place - 1) // POSITIONS
     return f"sources/{site}@prompt[{-(block + 1) * POSITIONS}:{-block * POSITIONS or ''}]/value", POSITIONS + place + block * POSITIONS
+
+
+def read_from(intervention: Intervention[Any], site: Site, place: int, info: ModelInfo) -> tuple[Site, int]:
+    """Return where an intervention reads what it writes at ``site`` and ``place``.
+
+    Raises
+    ------
+    GateError: it reads a layer or step that the model does not have
+    """
+    read, at = intervention.source_at(site, place)
+    name = f"'{intervention.name}' at {site}[{place}] reads {read}[{at}]"
+    if read.phase is None:
+        raise GateError(f"{name}: source_at must keep the phase")
+    if read.layer is not None and not 0 <= read.layer < info.layers:
+        raise GateError(f"{name}: the model has layers 0 to {info.layers - 1}")
+    if read.phase == "latent" and not 0 <= at < info.latents:
+        raise GateError(f"{name}: the model has steps 0 to {info.latents - 1}")
+    return read, at
 
 
 class Sources:

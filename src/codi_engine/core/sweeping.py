@@ -106,14 +106,18 @@ def run_sweep(job: Job, unit: Unit, bank: Bank, editor: Editor) -> tuple[dict[st
     return arrays, {"key": keys, "text": list(whole.done.text), "answer_rule": whole.rules, **field_columns(job, examples)}
 
 
-def edited_batch(job: Job, placed: Sequence[Placed], want: Want, editor: Editor, own: bool = False, attempt: int = 0) -> Part:
-    """Run edited cells together and return their outcome, answer rules and captures (``attempt``: of drawing the text)."""
+def edited_batch(job: Job, placed: Sequence[Placed], want: Want, editor: Editor, own: bool = False, attempt: int = 0, bare: bool = False) -> Part:
+    """Run edited cells together and return their outcome, answer rules and captures.
+
+    ``attempt``: of drawing the text. ``bare``: leave the edits out and keep the cells' random numbers.
+    """
     used = sorted({p.prompt for p in placed})
     local = {prompt: i for i, prompt in enumerate(used)}
     tasks = []
     for task, p in zip(editor.tasks(placed, local, own), placed, strict=True):
         gold, other = answers_of(job, p)
         ids = (job.answers.tokens(gold), job.answers.tokens(other)) if want.read else ((), ())
+        task = replace(task, edits={}, latents=None) if bare else task
         tasks.append(replace(task, gold=ids[0], other=ids[1], key=redrawn(task.key, attempt)))
     produced = job.rollout.run([job.ids[job.order[p]] for p in used], tasks, want, editor.apply)
     job.forwarded += produced.forwarded

@@ -15,7 +15,7 @@ from codi_engine.core.plugin import Intervention
 _OWN_OUTPUT = ("resid_mid", "attn_out", "mlp_out", "attn_z", "q", "mlp_act")
 
 
-def vacuous(conditions: Sequence[Condition], info: ModelInfo, allow: bool) -> tuple[list[str], list[Condition]]:
+def vacuous(conditions: Sequence[Condition], info: ModelInfo, allow: bool, source: str) -> tuple[list[str], list[Condition]]:
     """Name conditions and places that are the same computation or none at all.
 
     Returns
@@ -56,7 +56,7 @@ def vacuous(conditions: Sequence[Condition], info: ModelInfo, allow: bool) -> tu
         for form in distinct:
             cells.setdefault(form, condition.name)
     if found and not allow:
-        raise UserError(f"{'; '.join(found)}: comparing them says nothing.\nChange one, or set allow_vacuous: true to run them anyway.")
+        raise UserError(f"{source}: {'; '.join(found)}: comparing them says nothing.\nChange one, or set allow_vacuous: true to run them anyway.")
     return [*notes, *found], sound
 
 
@@ -76,13 +76,14 @@ def effective(condition: Condition, point: Mapping[str, Any], info: ModelInfo) -
     places: list[int] = list(point["step"] if condition.phase == "latent" else point["position"])
     if condition.plugin.ends_latents:
         return _form({**shared, "ends": min(places)})
+    pinned = _pinned(condition, places, info)
     if chained:
-        places = places[:1]  # what follows is the run's own next state: no edit
+        places = places[:1]  # what follows is the run's own next state: no edit, but no pin either
     frozen = condition.downstream == "freeze" and condition.phase != "answer" and bool(info.latents)
     edits = [(layer, place) for layer in layers for place in places if _is_read(condition, layer, place, frozen, info)]
     if not edits:
         return None
-    return _form({**shared, "edits": sorted(edits, key=repr), "frozen": frozen and _pins_something(condition, places, info)})
+    return _form({**shared, "edits": sorted(edits, key=repr), "pinned": pinned if frozen else []})
 
 
 def _form(value: Mapping[str, Any]) -> str:
@@ -107,12 +108,12 @@ def _is_read(condition: Condition, layer: int | None, place: int, frozen: bool, 
     return True
 
 
-def _pins_something(condition: Condition, places: Sequence[int], info: ModelInfo) -> bool:
-    """True when a latent after the first edit is left to be pinned."""
+def _pinned(condition: Condition, places: Sequence[int], info: ModelInfo) -> list[int]:
+    """Return the latents that ``downstream: freeze`` pins: those after the first edit that are not edited themselves."""
     if condition.phase != "latent":
-        return True
+        return list(range(info.latents))
     edited = set(places) if condition.site.component == "latent_in" else set()
-    return bool(set(range(min(places) + 1, info.latents)) - edited)
+    return [step for step in range(min(places) + 1, info.latents) if step not in edited]
 
 
 def _listed(condition: Condition, points: Sequence[Mapping[str, Any]], most: int = 3) -> str:

@@ -208,24 +208,24 @@ class _Pipeline:
         self._used: list[Any] = []
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(work.threads, thread_name_prefix="compute")
-        self._reader = threading.Thread(target=self._read_all, args=(parts,), name="prefetch", daemon=True)
+        futures = [(part, self._results[part.key]) for part in parts]  # before the consumer can take any of them
+        self._reader = threading.Thread(target=self._read_all, args=(futures,), name="prefetch", daemon=True)
         self._reader.start()
 
     def result(self, key: str) -> Partial:
         return self._results.pop(key).result()
 
-    def _read_all(self, parts: Sequence[Any]) -> None:
-        futures = [(part, self._results[part.key]) for part in parts]
+    def _read_all(self, futures: Sequence[tuple[Any, Future[Partial]]]) -> None:
         for part, future in futures:
             self._room.acquire()
             if self._stop.is_set():
                 return
             try:
                 data = self._read(part, self._used.pop() if self._used else None)
+                self._work.progress.advance(part.bytes)
             except BaseException as error:  # handed to the consumer, who raises it
                 future.set_exception(error)
                 return
-            self._work.progress.advance(part.bytes)
             self._pool.submit(self._one, part, data, future)
 
     def _one(self, part: Any, data: Any, future: Future[Partial]) -> None:

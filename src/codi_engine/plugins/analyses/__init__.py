@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from codi_engine.core.plugin import Analysis
+from codi_engine.plugins.analyses.across import Across
 from codi_engine.plugins.analyses.attribution import Attribution
 from codi_engine.plugins.analyses.compare import Compare
 from codi_engine.plugins.analyses.correlation import Correlation
@@ -22,6 +23,6 @@ from codi_engine.plugins.analyses.trajectories import Trajectories
 from codi_engine.plugins.analyses.words import Words
 
 ANALYSES: list[type[Analysis[Any]]] = [
-    Attribution, Compare, Correlation, EarlyLate, Importance, LogitLens, Pathways, Probes, Proportions,
-    Resampling, SelectFeatures, Shapley, StepEffects, Trajectories, Words,
+    Across, Attribution, Compare, Correlation, EarlyLate, Importance, LogitLens, Pathways, Probes, Proportions, Resampling, SelectFeatures, Shapley,
+    StepEffects, Trajectories, Words,
 ]  # fmt: skip

@@ -173,7 +173,7 @@ def side_of_run(pick: Pick, name: str, axes: Sequence[str], confidence: float) -
     examples = pd.concat(wide, axis=1)
     examples.columns = pd.Index(order, tupleize_cols=False)
     averaged = [a for a, labels in pick.axes().items() if a not in axes and len(labels) > 1]
-    return Side(name, pick.metric, f"{pick.run.path}: {pick.condition}", table, examples, _data_of(pick.run), averaged)
+    return Side(name, pick.metric, f"{pick.run.path}: {pick.condition}", table, examples, data_of(pick.run), averaged)
 
 
 def side_of_table(published: Published, axes: Sequence[str]) -> Side:
@@ -188,7 +188,7 @@ def side_of_table(published: Published, axes: Sequence[str]) -> Side:
     return Side(published.file, published.column, published.file, table, pd.DataFrame(), "", [])
 
 
-def _data_of(run: Run) -> str:
+def data_of(run: Run) -> str:
     """Return what tells one data file from another: examples of the same name are the same where this is."""
     digest = str(run.provenance.get("data_digest") or "")
     if digest:

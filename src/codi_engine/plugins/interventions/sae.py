@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,8 @@ from codi_engine.core.codes import checked
 from codi_engine.core.errors import UserError
 from codi_engine.core.features import is_feature, parse_feature
 from codi_engine.core.plugin import Intervention, Options, Rows
-from codi_engine.core.sae import SaeStore
+from codi_engine.core.sae import SAE, SaeStore
+from codi_engine.core.sites import Site
 from codi_engine.core.sources import Sources
 
 
@@ -40,6 +42,10 @@ class SaeOptions(Options):
             raise ValueError(f"mode: {self.mode} needs feature and value")
         if isinstance(self.value, (str, dict)):
             raise ValueError(f"value: {self.value!r} is one of a table's; write feature: {{from: features.csv}}, or a number")
+        if isinstance(self.value, float) and not math.isfinite(self.value):
+            raise ValueError(f"value: {self.value} is not a finite number")
+        if isinstance(self.feature, int) and self.feature < 0:
+            raise ValueError(f"feature: {self.feature} is no feature; they count from 0")
         if isinstance(self.feature, str) and not is_feature(self.feature):
             raise ValueError(f"feature: '{self.feature}' is no feature; write a number or L26-1069")
         return self
@@ -53,7 +59,6 @@ class Sae(Intervention[SaeOptions]):
 
     name = "sae"
     Options = SaeOptions
-    may_change_nothing = True
 
     def __init__(self, options: SaeOptions) -> None:
         super().__init__(options)
@@ -63,17 +68,29 @@ class Sae(Intervention[SaeOptions]):
     def prepare(self, sources: Sources) -> None:
         self._store = sources.saes
 
+    def check(self, saes: SaeStore, site: Site, width: int) -> None:
+        self._sae(saes, site.component, site.layer, width)
+
+    def _sae(self, saes: SaeStore, component: str, layer: int | None, width: int) -> SAE:
+        """Return the layer's autoencoder after checking that it has the feature."""
+        if self._named is not None and self._named.layer != layer:
+            raise UserError(f"sae: feature {self._named.label} does not belong to layer {layer}")
+        sae = checked(saes, self.options.sae, component, layer, width, "sae")
+        if self._index >= sae.features:
+            name = self._named.label if self._named is not None else self._index
+            raise UserError(f"sae: feature {name}: '{self.options.sae}' has features 0 to {sae.features - 1} at layer {layer}")
+        return sae
+
+    @property
+    def _index(self) -> int:
+        return self._named.index if self._named is not None else int(self.options.feature or 0)
+
     def apply(self, rows: Rows) -> torch.Tensor:
-        options, h = self.options, rows.values
+        options, h, index = self.options, rows.values, self._index
         assert self._store is not None
-        if self._named is not None and self._named.layer != rows.layer:
-            raise UserError(f"sae: feature {self._named.label} does not belong to layer {rows.layer}")
-        sae = checked(self._store, options.sae, rows.site, rows.layer, h.shape[1], "sae")
+        sae = self._sae(self._store, rows.site, rows.layer, h.shape[1])
         if options.mode == "reconstruct":
             return sae.reconstruct(h)
-        index = self._named.index if self._named is not None else int(options.feature or 0)
-        if index >= sae.features:
-            raise UserError(f"sae: feature {index}: '{options.sae}' has features 0 to {sae.features - 1}")
         feature = torch.tensor([index], device=h.device)
         if options.error == "drop":
             codes = sae.encode(h)
@@ -92,6 +109,10 @@ class Sae(Intervention[SaeOptions]):
     def identity(self) -> bool:
         nothing = {"add": 0.0, "scale": 1.0}.get(self.options.mode)
         return self.options.error == "keep" and self.options.value == nothing and nothing is not None
+
+    def may_rest(self) -> bool:
+        """A feature that does not fire is neither scaled nor set to zero."""
+        return self.options.error == "keep" and (self.options.mode == "scale" or (self.options.mode == "set" and self.options.value == 0))
 
     def neutral(self) -> Sae:
         feature = 0 if self.options.feature is None else self.options.feature

@@ -67,6 +67,9 @@ class Coconut(Model[CoconutOptions]):
         finally:
             config.vocab_size = base
 
+    def locate(self) -> None:
+        _weight_file(self.options.checkpoint)
+
     def load(self) -> ModelAdapter:
         options = self.options
         config, tokenizer = self._base()

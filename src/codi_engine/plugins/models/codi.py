@@ -114,6 +114,9 @@ class Codi(Model[CodiOptions]):
         find(self._checkpoint, "model.checkpoint")
         return describe(self.config(), self.options.latents, self.options.dtype, resolve_device(self.options.device), SPECIAL)
 
+    def locate(self) -> None:
+        weight_file(self._checkpoint, "model.checkpoint", download)
+
     def config(self) -> Any:
         """Return the base model's configuration."""
         if self._config is None:
