@@ -174,6 +174,17 @@ def test_an_installed_package_is_found(install: Install) -> None:
     assert plugins.problems == []
 
 
+def test_a_hook_hidden_by_a_submodule_is_a_problem(install: Install, tmp_path: Path) -> None:
+    """`from package.models import …` inside models() puts the submodule in the function's place: the next manager finds no hook."""
+    module = install("codi-scale", "")
+    (tmp_path / f"{module}.py").unlink()
+    (tmp_path / module).mkdir()
+    body = f"from codi_engine import hookimpl\n\n\n@hookimpl\ndef interventions():\n    from {module}.interventions import Scale\n\n    return [Scale]\n"
+    (tmp_path / module / "__init__.py").write_text(body, encoding="utf-8")
+    (tmp_path / module / "interventions.py").write_text(scale().split("@hookimpl")[0], encoding="utf-8")
+    assert "interventions() is hidden by the submodule 'interventions'; give the submodule another name" in only_problem(plugin_manager())
+
+
 def test_load_false_leaves_it_alone(install: Install) -> None:
     install("codi-scale", scale())
     assert full_names(plugin_manager(load=False)) == BUILTIN

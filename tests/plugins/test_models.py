@@ -17,6 +17,7 @@ from codi_engine.core.rollout import Rollout, Task, Want
 from codi_engine.core.run import run_experiment
 from codi_engine.plugins.models.causal_lm import CausalLM, CausalLMOptions
 from codi_engine.plugins.models.codi import Codi, CodiOptions
+from codi_engine.plugins.models.hf import download
 from tests.support import tiny
 
 ORACLE = Path(__file__).parents[1] / "fixtures" / "oracle_gpt2"
@@ -124,6 +125,11 @@ def test_bad_checkpoints_are_named(tmp_path: Path, change: str, message: str) ->
 def test_a_wrong_rank_is_a_wrong_shape(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"check model\.base, lora_r"):
         codi(*tiny.write_codi(tmp_path / "x", "gpt2"), lora_r=8).load()
+
+
+def test_a_file_of_a_repository_is_fetched_by_the_hubs_own_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, name: f"/cache/{repository}/{name}")
+    assert download("zen-E/CODI-gpt2", "model.safetensors") == "/cache/zen-E/CODI-gpt2/model.safetensors"
 
 
 class Harmful:

@@ -291,21 +291,18 @@ class Editor:
         assert phase is not None
         if kind is None:
             return None
-        if kind in ("mean", "mean_over_steps"):
-            places = [place] if kind == "mean" else self._all_places(condition, phase, place)
-            mean = self.sources.mean(site.component, site.layer, phase, condition.variant, places)
-            return torch.from_numpy(np.repeat(mean[None].astype(np.float32), len(placed), 0))
-        if group.intervention is None or kind == "own":
-            read, at, prompts = site, place, [p.prompt for p in placed]
-        else:
-            prompts = [p.prompt if self.own_source else p.source for p in placed]
-            read, at = read_from(group.intervention, site, place, self.net.info)
-            if condition.control == "wrong_step" and not self.own_source:
-                at = (at + 1) % self.net.info.latents
-        places = [at] * len(placed)
-        if read.phase == "prompt" and kind != "own":
-            places = [self._source_place(condition, at, p.prompt, q) for p, q in zip(placed, prompts, strict=True)]
+        read, at = (site, place) if group.intervention is None else read_from(group.intervention, site, place, self.net.info)
         assert read.phase is not None
+        if kind in ("mean", "mean_over_steps"):
+            places = [at] if kind == "mean" else self._all_places(condition, read.phase, at)
+            mean = self.sources.mean(read.component, read.layer, read.phase, condition.variant, places)
+            return torch.from_numpy(np.repeat(mean[None].astype(np.float32), len(placed), 0))
+        prompts = [p.prompt if kind == "own" or self.own_source else p.source for p in placed]
+        if condition.control == "wrong_step" and kind != "own" and not self.own_source:
+            at = (at + 1) % self.net.info.latents
+        places = [at] * len(placed)
+        if read.phase == "prompt":
+            places = [self._source_place(condition, at, p.prompt, q) for p, q in zip(placed, prompts, strict=True)]
         values = self.sources.values(read.component, read.layer, read.phase, prompts, places)
         return torch.from_numpy(values)
 

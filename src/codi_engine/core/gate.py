@@ -102,6 +102,9 @@ def _fired_as_planned(job: Job, placed: Sequence[Placed], editor: Editor, condit
         raise GateError(f"gate: edits did not fire as planned; missing {missing or 'none'}, unplanned {extra or 'none'}")
     if not exempt and condition.tokens is None and not condition.plugin.ends_latents:
         _as_addressed(placed, editor, condition)
+    reached = [editor.reach(condition, editor.group_of(p), p.cell.values, p.prompt) for p in placed]
+    if not condition.plugin.ends_latents and not any(places for phases in reached for places in phases.values()):
+        raise GateError(f"gate: condition '{condition.name}': '{condition.plugin.name}' edits no place of any cell; a hook that never fires has no effect")
 
 
 def _as_addressed(placed: Sequence[Placed], editor: Editor, condition: Condition) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from codi_engine.core.captures import position_block
-from codi_engine.core.conditions import Condition, build_intervention, layers_of
+from codi_engine.core.conditions import PLACES, Condition, build_intervention, layers_of
 from codi_engine.core.model import ModelInfo
 from codi_engine.core.plan import Plan
 from codi_engine.core.plugin import Intervention
 from codi_engine.core.plugins import Plugins
 from codi_engine.core.sites import Phase, Site
 from codi_engine.core.sources import array_name, read_from
+from codi_engine.core.vacuity import goes_elsewhere
 
 #: (component, layer, phase) of a source array and the places it holds
 Need = tuple[str, int | None, Phase, tuple[int, ...]]
@@ -28,11 +30,10 @@ def source_arrays(plan: Plan, plugins: Plugins, lengths: Sequence[int], answer_p
     """
     needs: dict[str, Need] = {}
     for condition in plan.conditions:
-        if (intervention := _taking(condition, plugins)) is not None:
-            for layer in layers_of(condition):
-                for places in _blocks(condition, plan, lengths, answer_places):
-                    _add(needs, intervention, condition, layer, places, plan.info)
-        if plan.natural and not condition.plugin.ends_latents:
+        takes, elsewhere = _taking(condition, plugins) is not None, goes_elsewhere(condition)
+        if takes and elsewhere:
+            _chosen_places(needs, condition, plan, plugins, lengths, answer_places)
+        if (takes and not elsewhere) or (plan.natural and not condition.plugin.ends_latents):
             for layer in layers_of(condition):
                 for places in _blocks(condition, plan, lengths, answer_places):
                     name, _ = array_name(condition.site.component, layer, condition.phase, places[0])
@@ -43,19 +44,40 @@ def source_arrays(plan: Plan, plugins: Plugins, lengths: Sequence[int], answer_p
     return dict(sorted(needs.items()))
 
 
-def _add(needs: dict[str, Need], intervention: Intervention[Any], condition: Condition, layer: int | None, places: Sequence[int], info: ModelInfo) -> None:
-    """Add the array that a block of places is read from: the edited site's, or another that the intervention reads."""
-    own = Site(condition.site.component, layer, condition.phase)
-    at = places[0]
-    if condition.phase == "latent":  # a step that is swept, so that what is said of it is true
-        at = min(s for v in condition.axes.get("step") or (condition.fixed["step"],) for s in v)
-    site, first = read_from(intervention, own, at, info)
-    assert site.phase is not None
-    if site.phase == condition.phase:
-        first = places[0]
-    name, _ = array_name(site.component, site.layer, site.phase, first)
-    held = tuple(places) if site.phase == condition.phase else tuple(position_block(first)) if site.phase == "prompt" else tuple(places)
-    needs[name] = (site.component, site.layer, site.phase, held)
+def _chosen_places(needs: dict[str, Need], condition: Condition, plan: Plan, plugins: Plugins, lengths: Sequence[int], answer_places: int) -> None:
+    """Add what an intervention reads that chooses its own places: every place of every phase that it edits, for every point."""
+    latents, seen = plan.info.latents, set()
+    for point in condition.points():
+        options = {**condition.options, **{k: v for k, v in point.items() if k not in PLACES}}
+        for addressed in _addressed(condition, point, lengths):
+            key = repr((sorted(options.items()), addressed, point.get("layer")))
+            if key in seen:
+                continue
+            seen.add(key)
+            intervention = build_intervention(plugins, condition.plugin, options, condition.name, "")
+            for phase, places in intervention.edits(condition.phase, addressed, latents).items():
+                for layer, place in itertools.product(point.get("layer", (None,)), places):
+                    site = Site(condition.site.component, layer, phase)
+                    for read, at in _read_at(intervention, condition, site, place, plan.info):
+                        assert read.phase is not None
+                        held = {"latent": range(latents), "answer": range(answer_places)}.get(read.phase) or position_block(at)
+                        needs[array_name(read.component, read.layer, read.phase, at)[0]] = (read.component, read.layer, read.phase, tuple(held))
+
+
+def _read_at(intervention: Intervention[Any], condition: Condition, site: Site, place: int, info: ModelInfo) -> list[tuple[Site, int]]:
+    """Return where an edit's source is read, and the edited place itself where its scale or a difference of means is needed."""
+    here = intervention.needs_scale or condition.options.get("difference") is not None
+    there = intervention.source is not None
+    return [*([read_from(intervention, site, place, info)] if there else []), *([(site, place)] if here else [])]
+
+
+def _addressed(condition: Condition, point: Mapping[str, Any], lengths: Sequence[int]) -> list[list[int]]:
+    """Return the places that a point addresses, prompt positions counted from the end: one list per prompt length that differs."""
+    places = list(point["step"] if condition.phase == "latent" else point["position"])
+    if condition.phase != "prompt":
+        return [places]
+    relative = {tuple(p if p < 0 else p - length for p in places) for length in lengths}
+    return [list(r) for r in sorted(relative) if all(p < 0 for p in r)]
 
 
 def _taking(condition: Condition, plugins: Plugins) -> Intervention[Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
@@ -232,6 +232,7 @@ class Readings:
     ``gold`` and ``other`` are the numeric answers (NaN where there is none): gold belongs to the prompt that was run,
     other to its partner (pairs) or donor (resample). ``gold_token`` / ``other_token`` are the ids of their first number tokens (−1: none).
     ``predicted`` is the answer that the recipient's solution gives with the donor's intermediate value (NaN where nothing is predicted).
+    ``encode`` gives a text's token ids, without special tokens, for metrics that read other tokens than these.
     ``unusual`` is the share of natural states that are less extreme than the edited one (``core/natural.py``; None in unedited rows).
     ``edited`` is the row's own outcome, ``baseline`` the same prompt unedited. For pairs, ``clean`` and ``corrupted`` are the
     two unedited outcomes, and ``clean_is_gold`` says per row whether the clean answer is ``gold``. For baseline rows ``edited is baseline``.
@@ -248,6 +249,7 @@ class Readings:
     corrupted: Outcome | None = None
     clean_is_gold: np.ndarray | None = None
     predicted: np.ndarray | None = None
+    encode: Callable[[str], Sequence[int]] | None = None
     unusual: np.ndarray | None = None
 
 

@@ -95,6 +95,8 @@ class Plugins:
         except (Exception, SystemExit) as error:  # a third party's code may raise anything; it must not take the engine down
             self._problem(package, version, f"{hook}() failed: {type(error).__name__}: {error}")
             return
+        if getattr(module, hook, None) is not function:  # importing the submodule of that name put it in the function's place
+            self._problem(package, version, f"{hook}() is hidden by the submodule '{hook}'; give the submodule another name")
         for cls in classes:
             known = {r.name for r in self.registered if r.kind == kind and r.package == package}
             wrong = _wrong(cls, KINDS[kind]) or ("the name stands twice" if cls.name in known else "")

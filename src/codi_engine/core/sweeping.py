@@ -157,7 +157,8 @@ def _metrics(job: Job, placed: Sequence[Placed], bank: Bank, done: Outcome, unus
         },
         gold=numbers(g for g, _ in both), other=numbers(o for _, o in both),
         gold_token=job.first_tokens([g for g, _ in both]), other_token=job.first_tokens([o for _, o in both]),
-        edited=done, baseline=bank.outcome(keys, trials), predicted=_predicted(job, placed), unusual=unusual, **sides,
+        edited=done, baseline=bank.outcome(keys, trials), predicted=_predicted(job, placed), unusual=unusual,
+        encode=job.net.adapter.encode, **sides,
     )  # fmt: skip
     return measure(job.metrics, read, job.column)
 

@@ -87,7 +87,7 @@ def _baseline_cells(job: Job, rows: Sequence[tuple[str, int]], done: Outcome) ->
         labels={"example": np.array([r.example for r in refs], object), "condition": np.full(len(refs), BASELINE, object)},
         gold=numbers(r.gold for r in refs), other=numbers(r.other for r in refs),
         gold_token=job.first_tokens([r.gold for r in refs]), other_token=job.first_tokens([r.other for r in refs]),
-        edited=done, baseline=done, **_sides(job, rows, refs, done),
+        edited=done, baseline=done, encode=job.net.adapter.encode, **_sides(job, rows, refs, done),
     )  # fmt: skip
     arrays = {f"cells/metrics/{name}": values for name, values in measure(job.metrics, read, job.column).items()}
     count = len(rows)

@@ -70,7 +70,7 @@ def effective(condition: Condition, point: Mapping[str, Any], info: ModelInfo) -
         "tokens": condition.tokens, "control": condition.control,
     }  # fmt: skip
     layers = list(point.get("layer", (None,)))
-    if condition.tokens is not None or _goes_elsewhere(condition):
+    if condition.tokens is not None or goes_elsewhere(condition):
         at = [point.get("step"), point.get("position")]
         return _form({**shared, "layers": layers, "places": at, "downstream": condition.downstream, "chain": chained})
     places: list[int] = list(point["step"] if condition.phase == "latent" else point["position"])
@@ -90,7 +90,7 @@ def _form(value: Mapping[str, Any]) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _goes_elsewhere(condition: Condition) -> bool:
+def goes_elsewhere(condition: Condition) -> bool:
     """True for interventions that choose their own places: what they compute is theirs to know."""
     return condition.plugin.edits is not Intervention.edits or condition.plugin.source_at is not Intervention.source_at
 
