@@ -103,7 +103,7 @@ class PlanSummary:
         plan = self.prepared.plan
         rows = [
             ("experiment", self.prepared.experiment.name),
-            ("model", f"{plan.info.family}, {plan.info.layers} layers × {plan.info.width}, {plan.info.latents} latent steps, {plan.info.device}"),
+            ("model", f"{plan.info.family}, {plan.info.layers} layers × {plan.info.width}, {plan.info.latents} latent steps, {', '.join(self.prepared.devices)}"),
             ("data", f"{len(plan.data.examples):,} {plan.data.kind} ({len(plan.data.pool):,} in the pool)"),
         ]
         for condition in plan.conditions:
@@ -114,7 +114,7 @@ class PlanSummary:
     def costed(self) -> list[tuple[str, str]]:
         """Return (label, value) pairs: what it costs in all, and where the numbers are from."""
         costs = self.costs
-        where = "on this machine's CPU" if not costs.gpu else f"on {costs.device} of this machine"
+        where = "on this machine's CPU" if not costs.gpu else f"on {', '.join(self.prepared.devices)} of this machine"
         without = f", without {', '.join(costs.unknown)} (unknown)" if costs.unknown else ""
         rows = [
             ("forwards", f"about {costs.rows:,} token rows through the model"),
@@ -209,7 +209,7 @@ def run_experiment(
     ----------
     output: the run directory; default ``runs/<name>``
     limit: sweep the first so many examples only
-    device: overrides ``model.device``
+    device: overrides ``model.device``; ``cuda:0,cuda:1`` or ``all`` computes units side by side, one process for each device
     progress: told of stages and cells
 
     Raises
