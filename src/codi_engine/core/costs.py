@@ -134,8 +134,8 @@ def total_of(parts: Iterable[StageCost]) -> StageCost:
         memory = max((m for m in (out.memory, part.memory) if m is not None), default=None)
         seconds = None if out.seconds is None and part.seconds is None else (out.seconds or 0.0) + (part.seconds or 0.0)
         held = None if out.device_seconds is None and part.device_seconds is None else out.held + part.held
-        sums = {"rows": _sum(out.rows, part.rows), "disk": _sum(out.disk, part.disk), "cells": _sum(out.cells, part.cells)}
-        out = replace(out, seconds=seconds, memory=memory, device_seconds=held, **sums)
+        rows, disk, cells = _sum(out.rows, part.rows), _sum(out.disk, part.disk), _sum(out.cells, part.cells)
+        out = replace(out, seconds=seconds, rows=rows, memory=memory, disk=disk, cells=cells, device_seconds=held)
     return out or StageCost("")
 
 

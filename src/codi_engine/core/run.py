@@ -103,7 +103,10 @@ class PlanSummary:
         plan = self.prepared.plan
         rows = [
             ("experiment", self.prepared.experiment.name),
-            ("model", f"{plan.info.family}, {plan.info.layers} layers × {plan.info.width}, {plan.info.latents} latent steps, {', '.join(self.prepared.devices)}"),
+            (
+                "model",
+                f"{plan.info.family}, {plan.info.layers} layers × {plan.info.width}, {plan.info.latents} latent steps, {', '.join(self.prepared.devices)}",
+            ),
             ("data", f"{len(plan.data.examples):,} {plan.data.kind} ({len(plan.data.pool):,} in the pool)"),
         ]
         for condition in plan.conditions:

@@ -110,8 +110,8 @@ class Workers(Hands):
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._close(at_once=kind is not None)
+    def __exit__(self, *raised: object) -> None:
+        self._close(at_once=raised[0] is not None)
 
     def _start(self, device: str, again: bool = False) -> _Worker:
         import torch
