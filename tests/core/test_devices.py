@@ -97,8 +97,8 @@ def test_invocations_on_one_and_on_several_devices_add_up() -> None:
 
 
 def test_a_recorder_counts_the_devices_and_takes_the_peaks_it_is_told() -> None:
-    recorder = Recorder("cpu", devices=3)
-    recorder.peak = lambda: 123
+    recorder = Recorder("cpu")
+    recorder.devices, recorder.peak = 3, lambda: 123
     recorder.begin("sweep")
     recorder.committed(5, 10)
     recorder.begin("analysis words")

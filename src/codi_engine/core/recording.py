@@ -39,11 +39,16 @@ class Recorder:
     device: where the model is
     begun: when the invocation began; what lies before the first stage belongs to ``load``
     price: kept with the record
-    devices: how many devices are held meanwhile
+
+    Attributes
+    ----------
+    rows: token rows so far
+    peak: most memory of a device since it was asked last, or since the stage began
+    devices: how many devices the run holds
     """
 
-    def __init__(self, device: str, begun: Preparing | None = None, price: float | None = None, devices: int = 1) -> None:
-        self.device, self.price, self.devices = device, price, devices
+    def __init__(self, device: str, begun: Preparing | None = None, price: float | None = None) -> None:
+        self.device, self.price, self.devices = device, price, 1
         created = time.perf_counter()
         self.prepared_in, self.slowed = (0.0, 1.0) if begun is None else begun.taken()
         self.estimate: Costs | None = None

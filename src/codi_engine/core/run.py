@@ -98,15 +98,16 @@ class PlanSummary:
     def seconds(self) -> float:
         return self.costs.seconds
 
+    @property
+    def devices(self) -> str:
+        return ", ".join(self.prepared.devices)
+
     def lines(self) -> list[tuple[str, str]]:
         """Return (label, value) pairs: what is run."""
         plan = self.prepared.plan
         rows = [
             ("experiment", self.prepared.experiment.name),
-            (
-                "model",
-                f"{plan.info.family}, {plan.info.layers} layers × {plan.info.width}, {plan.info.latents} latent steps, {', '.join(self.prepared.devices)}",
-            ),
+            ("model", f"{plan.info.family}, {plan.info.layers} layers × {plan.info.width}, {plan.info.latents} latent steps, {self.devices}"),
             ("data", f"{len(plan.data.examples):,} {plan.data.kind} ({len(plan.data.pool):,} in the pool)"),
         ]
         for condition in plan.conditions:
@@ -117,7 +118,7 @@ class PlanSummary:
     def costed(self) -> list[tuple[str, str]]:
         """Return (label, value) pairs: what it costs in all, and where the numbers are from."""
         costs = self.costs
-        where = "on this machine's CPU" if not costs.gpu else f"on {', '.join(self.prepared.devices)} of this machine"
+        where = "on this machine's CPU" if not costs.gpu else f"on {self.devices} of this machine"
         without = f", without {', '.join(costs.unknown)} (unknown)" if costs.unknown else ""
         rows = [
             ("forwards", f"about {costs.rows:,} token rows through the model"),

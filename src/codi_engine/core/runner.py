@@ -111,7 +111,7 @@ class Runner:
         self.new_cells = 0  # computed by this call
         self.facts: dict[str, Any] = {}  # of the loaded model, for the provenance
         self.life = Lifecycle(prepared.plugins, prepared.trackers, path, progress.note)
-        self.cost = Recorder(self.plan.info.device, begun, self.experiment.price, held(prepared.devices))
+        self.cost = Recorder(self.plan.info.device, begun, self.experiment.price)
 
     # ------------------------------------------------------------------------------------------ preparing
 
@@ -314,7 +314,7 @@ class Runner:
             return Here(computer, self.reproducible)
         self.facts["devices"] = self.prepared.devices
         workers = Workers(self, self.prepared.devices[:most])
-        self.cost.rows, self.cost.peak = lambda: workers.forwarded, workers.peak
+        self.cost.rows, self.cost.peak, self.cost.devices = lambda: workers.forwarded, workers.peak, held(workers.devices)
         return workers
 
     def _expect(self, todo: Sequence[Unit]) -> None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from codi_engine.core.computing import Hands, Made
 from codi_engine.core.errors import UserError, WorkerDied
 from codi_engine.core.generations import Unit
+from codi_engine.core.machine import peak_bytes
 from codi_engine.core.worker import GATE, KINDS, Failed, Note, Order, Ready, Result, work
 
 if TYPE_CHECKING:
@@ -91,7 +92,9 @@ class Workers(Hands):
         self._folder = tempfile.TemporaryDirectory(prefix="codi-engine-workers-", ignore_cleanup_errors=True)
 
     def peak(self) -> int | None:
-        """Return the largest peak of memory on one device since the last call."""
+        """Return the largest peak of memory on one device since the last call; of this process when the workers have ended."""
+        if not self._crew:
+            return peak_bytes(self.runner.plan.info.device)
         peak, self._peak = self._peak, None
         return peak
 
