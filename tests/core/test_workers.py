@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ import pytest
 from codi_engine import Experiment
 from codi_engine.cli.main import main
 from codi_engine.core.errors import GateError, UserError, WorkerDied
+from codi_engine.core.plugins import plugin_manager
 from codi_engine.core.progress import Progress
 from codi_engine.core.run import run_experiment
-from codi_engine.core.worker import Failed
-from codi_engine.core.workers import WorkerFailed, Workers, _raised
+from codi_engine.core.runner import Runner, prepare
+from codi_engine.core.worker import Failed, Ready
+from codi_engine.core.workers import WorkerFailed, Workers, _raised, _Worker
 from codi_engine.store.errors import StoreError
 from codi_engine.store.reader import RunReader
 
@@ -101,6 +104,45 @@ def test_serial_then_parallel_with_a_killed_worker_then_serial_is_the_serial_run
     run_experiment(experiment, "parts")
     assert content(Path("parts")) == content(Path("whole"))
     assert run_experiment(experiment, "parts", device="cpu,cpu").new_cells == 0
+
+
+def test_the_weights_that_planned_are_gone_before_workers_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    networks: list[weakref.ref[Any]] = []
+    load = Runner.load
+
+    def watched(self: Runner) -> Any:
+        adapter, net = load(self)
+        networks.append(weakref.ref(adapter.network))
+        return adapter, net
+
+    def start(self: Workers, device: str, again: bool = False) -> Any:
+        assert [network() for network in networks] == [None]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Runner, "load", watched)
+    monkeypatch.setattr(Workers, "_start", start)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(Experiment.from_dict(FEATURES), "run", device="cpu,cpu")
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(Experiment.from_dict({**FEATURES, "model": {"plugin": "codi", "checkpoint": "demo"}}), "other", device="cpu,cpu")
+
+
+def test_workers_must_have_the_same_model_and_data_and_say_where_bits_differ(tmp_path: Path) -> None:
+    watched = Watched("none", 0)
+    runner = Runner(prepare(Experiment.from_dict(FEATURES), plugin_manager(load=False)), tmp_path, watched)
+    runner.facts, runner.reproducible = {"model_digest": "m" * 64}, True
+    data = runner.plan.data.digest
+    workers = Workers(runner, ["cuda:0", "cuda:1"])
+    first, second = (_Worker(device, tmp_path, None, None) for device in workers.devices)  # type: ignore[arg-type]
+    workers._take(first, Ready("m" * 64, data, True, "bits", 7))
+    assert (runner.reproducible, watched.notes, workers._peak) == (True, [], 7)
+    workers._take(second, Ready("m" * 64, data, True, "other bits", 5))
+    assert watched.notes == ["cuda:1 gives other bits than cuda:0: results agree to rounding, not bit for bit"]
+    assert (runner.reproducible, workers._peak) == (False, 7)
+    for what, found in (("model", Ready("x" * 64, data, True, "bits", 0)), ("data", Ready("m" * 64, "y" * 64, True, "bits", 0))):
+        with pytest.raises(UserError, match=f"cuda:1: the {what} files changed while the run began"):
+            workers._take(second, found)
 
 
 # ------------------------------------------------------------------------------------ what goes wrong in a worker

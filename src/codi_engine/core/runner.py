@@ -313,6 +313,7 @@ class Runner:
             self.cost.rows = lambda: computer.forwarded
             return Here(computer, self.reproducible)
         self.facts["devices"] = self.prepared.devices
+        self.plan = self.prepared.plan  # this process computes nothing more; the other plan asks the adapter, and would keep its weights
         workers = Workers(self, self.prepared.devices[:most])
         self.cost.rows, self.cost.peak, self.cost.devices = lambda: workers.forwarded, workers.peak, held(workers.devices)
         return workers
