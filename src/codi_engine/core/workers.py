@@ -89,7 +89,6 @@ class Workers(Hands):
         self._made: dict[int, Result] = {}
         self._lost: set[int] = set()
         self._started = 0
-        self._folder = tempfile.TemporaryDirectory(prefix="codi-engine-workers-", ignore_cleanup_errors=True)
 
     def peak(self) -> int | None:
         """Return the largest peak of memory on one device since the last call; of this process when the workers have ended."""
@@ -102,6 +101,7 @@ class Workers(Hands):
 
     def __enter__(self) -> Workers:
         _release_memory()
+        self._folder = tempfile.TemporaryDirectory(prefix="codi-engine-workers-", ignore_cleanup_errors=True)
         self.progress.note(f"loading the model on {', '.join(self.devices)}")
         try:
             for device in self.devices:
