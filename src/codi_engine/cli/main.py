@@ -21,7 +21,7 @@ CHECK_FAILED = 3
 F = TypeVar("F", bound=Callable[..., Any])
 _SET = click.option("-s", "--set", "overrides", multiple=True, metavar="A.B=C", help="Change a value of the file; the value is YAML.")
 _LIMIT = click.option("--limit", type=click.IntRange(min=1), help="Sweep the first N examples only; a larger limit later extends the run.")
-_DEVICE = click.option("--device", help="auto, cpu, cuda, cuda:1 …")
+_DEVICE = click.option("--device", help="auto, cpu, cuda, cuda:1 …; several, side by side: cuda:0,cuda:1, or all.")
 _DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress, no notes.")

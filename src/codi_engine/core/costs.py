@@ -12,7 +12,10 @@ COMPUTING = ("load", "baseline", "sweep")
 
 @dataclass(frozen=True)
 class StageCost:
-    """One stage. None is what nobody knows; ``cells`` counts rows of results (prompts of the baseline, edited cells)."""
+    """One stage. None is what nobody knows; ``cells`` counts rows of results (prompts of the baseline, edited cells).
+
+    ``memory`` is the peak of one device; ``device_seconds`` adds up the devices that a stage holds (None: it holds one).
+    """
 
     stage: str
     seconds: float | None = None
@@ -20,6 +23,16 @@ class StageCost:
     memory: int | None = None
     disk: int | None = None
     cells: int | None = None
+    device_seconds: float | None = None
+
+    @property
+    def held(self) -> float:
+        """Seconds of devices."""
+        return (self.seconds or 0.0) if self.device_seconds is None else self.device_seconds
+
+    def on(self, devices: int) -> StageCost:
+        """Return the cost of a stage that holds so many devices."""
+        return self if devices == 1 or self.stage not in COMPUTING else replace(self, device_seconds=devices * (self.seconds or 0.0))
 
     def scaled(self, share: float) -> StageCost:
         """Return the cost of a share of the stage's cells."""
@@ -27,7 +40,8 @@ class StageCost:
         def part(value: int | None) -> int | None:
             return None if value is None else round(value * share)
 
-        return replace(self, seconds=None if self.seconds is None else self.seconds * share, rows=part(self.rows), disk=part(self.disk), cells=part(self.cells))
+        seconds, held = (None if v is None else v * share for v in (self.seconds, self.device_seconds))
+        return replace(self, seconds=seconds, rows=part(self.rows), disk=part(self.disk), cells=part(self.cells), device_seconds=held)
 
 
 @dataclass(frozen=True)
@@ -82,7 +96,7 @@ class Costs:
         return [s.stage for s in self.stages if s.seconds is None]
 
     def gpu_hours_of(self, stage: StageCost) -> float:
-        return (stage.seconds or 0.0) / 3600 if self.gpu and stage.stage in COMPUTING else 0.0
+        return stage.held / 3600 if self.gpu and stage.stage in COMPUTING else 0.0
 
     def money_of(self, stage: StageCost) -> float | None:
         """Return what a stage costs; None without a price or a time."""
@@ -119,7 +133,9 @@ def total_of(parts: Iterable[StageCost]) -> StageCost:
             continue
         memory = max((m for m in (out.memory, part.memory) if m is not None), default=None)
         seconds = None if out.seconds is None and part.seconds is None else (out.seconds or 0.0) + (part.seconds or 0.0)
-        out = replace(out, seconds=seconds, rows=_sum(out.rows, part.rows), memory=memory, disk=_sum(out.disk, part.disk), cells=_sum(out.cells, part.cells))
+        held = None if out.device_seconds is None and part.device_seconds is None else out.held + part.held
+        rows, disk, cells = _sum(out.rows, part.rows), _sum(out.disk, part.disk), _sum(out.cells, part.cells)
+        out = replace(out, seconds=seconds, rows=rows, memory=memory, disk=disk, cells=cells, device_seconds=held)
     return out or StageCost("")
 
 

@@ -3,7 +3,8 @@
 CodiEngineError
 ├── UserError          bad input: file, field and remedy in one or two lines (exit code 2)
 │   └── DifferentRun   the output directory holds another experiment
-└── GateError          an edit did not do what the plan says; nothing was swept
+├── GateError          an edit did not do what the plan says; nothing was swept
+└── WorkerDied         the process of a device ended before its units were computed
 
 The store, which knows nothing of the core, has errors of its own: ``codi_engine.store.errors``.
 """
@@ -28,6 +29,10 @@ class DifferentRun(UserError):
 
 class GateError(CodiEngineError):
     """An edit did not fire, fired elsewhere, or an identity was not exact."""
+
+
+class WorkerDied(CodiEngineError):
+    """A process that computed units on a device ended, and ended again; what is committed stays."""
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.captures import parse_captures
 from codi_engine.core.costs import Costs, StageCost
+from codi_engine.core.devices import held
 from codi_engine.core.generations import UNIT_CELLS
 from codi_engine.core.machine import BlockTime, block_parameters, block_time, python_speed, resident_bytes
 from codi_engine.core.memory import PREFILL_BYTES, row_bytes
@@ -85,8 +86,26 @@ def estimate(prepared: Prepared, prepared_in: float = 0.0, slowed: float = 1.0, 
     if shape.plan.conditions:
         stages.append(StageCost("sweep", _sweep_seconds(shape, speed), shape.sweep_rows, memory + shape.batch_bytes(1), second, len(shape.plan.cells)))
     cells = shape.baseline_cells + len(shape.plan.cells)
+    stages = spread(stages, prepared.devices)
     stages += [StageCost(f"analysis {name}", seconds) for name, seconds in _analyses(prepared, cells, python)]
     return Costs(stages, info.device, prepared.experiment.price if price is None else price, "the plan's shape and a block timed on this machine")
+
+
+def spread(stages: Sequence[StageCost], devices: Sequence[str]) -> list[StageCost]:
+    """Return the stages of a run on one device as they are on several: whole units run side by side, and the model is loaded twice.
+
+    Workers on one CPU share its cores, and are taken to gain nothing.
+    """
+    out, count = [], len(devices)
+    for stage in stages:
+        units = math.ceil((stage.cells or 0) / UNIT_CELLS)
+        share = 1.0
+        if stage.stage == "load":
+            share = 2.0 if count > 1 else 1.0
+        elif units and held(devices) > 1:
+            share = math.ceil(units / held(devices)) / units
+        out.append(replace(stage, seconds=None if stage.seconds is None else stage.seconds * share).on(held(devices)))
+    return out
 
 
 def _baseline_seconds(shape: _Shape, speed: _Speed) -> float:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from codi_engine.core.generations import Unit
     from codi_engine.core.plugins import Plugins
     from codi_engine.core.sae import SaeStore
+    from codi_engine.store.view import RunView
     from codi_engine.store.writer import RunWriter
 
 
@@ -45,7 +46,7 @@ class Job:
     needs: Needs
     captures: Sequence[Capture]
     source_arrays: Mapping[str, Need]
-    writer: RunWriter
+    writer: RunWriter | RunView
     note: Callable[[str], None]
     prompts: dict[str, PromptRef] = field(default_factory=dict)
     ids: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -54,6 +55,7 @@ class Job:
     saes: SaeStore | None = None
     rows: int | None = None
     forwarded: int = 0
+    sharing: int = 1  # processes on the model's device
 
     def __post_init__(self) -> None:
         self.order = list(self.prompts)
@@ -92,7 +94,7 @@ class Job:
         """Return how many rows a batch holds, remembered after a back-off."""
         suffix = self.net.info.latents + len(self.answers.prefix) + self.generate.max_new_tokens + 2
         if self.rows is None:
-            return rows_at_once(self.net, self.experiment.batch_size, self.experiment.memory, suffix, tokens)
+            return rows_at_once(self.net, self.experiment.batch_size, self.experiment.memory, suffix, tokens, self.sharing)
         return self.rows
 
     @cached_property

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.costs import Costs, StageCost
-from codi_engine.core.estimate import FIRST_COMMIT
+from codi_engine.core.estimate import FIRST_COMMIT, spread
 from codi_engine.core.gate import EXAMPLES, run_gate
 from codi_engine.core.generations import UNIT_CELLS, Unit
 from codi_engine.core.machine import python_speed
@@ -66,10 +66,11 @@ def measured(prepared: Prepared, estimated: Costs, prepared_in: float, progress:
             memory = {name: stage["memory"] for name, stage in runner.cost.record()["stages"].items()}
     plan = prepared.plan
     unedited = sum(1 if p.pool else plan.trials for p in plan.prompts)
-    stages = [replace(estimated["load"], seconds=prepared_in + loaded, memory=memory["load"])]
+    stages = [replace(estimated["load"], seconds=prepared_in + loaded, memory=memory["load"], device_seconds=None)]
     stages.append(replace(baseline.scaled(unedited), disk=estimated["baseline"].disk, cells=estimated["baseline"].cells))
     if sweep is not None:
         stages.append(replace(sweep.scaled(len(plan.cells)), disk=estimated["sweep"].disk))
+    stages = spread(stages, prepared.devices)
     stages += [s for s in estimated.stages if s.stage.startswith("analysis")]
     counts = [baseline.cost.cells or 0, sweep.cost.cells or 0 if sweep is not None else 0]
     basis = f"timed on {counts[0]} unedited and {counts[1]} edited cells, scaled to the plan; disk and analyses are estimated"
@@ -123,7 +124,7 @@ def _timed(runner: Runner, job: Job, writer: RunWriter, units: Sequence[Unit]) -
     begun, rows = time.perf_counter(), runner.cost.rows()
     bank = Bank(job, units)
     run_gate(job, bank, runner.reproducible)
-    editor = editor_for(job, bank)
+    editor = editor_for(job, bank, natural=job.plan.natural)
     gate = time.perf_counter() - begun, runner.cost.rows() - rows
     sweep = _time(runner, todo, lambda unit: commit(unit, run_sweep(job, unit, bank, editor)), 0.0)
     return baseline, replace(sweep, once=sweep.once + gate[0], rows=gate[1])

@@ -41,11 +41,14 @@ def row_bytes(info: ModelInfo, size: int, suffix: int, tokens: int) -> int:
     return own + work
 
 
-def rows_at_once(net: Network, batch_size: int | str, budget_gb: float | None, suffix: int, tokens: int) -> int:
-    """Return how many rows a batch may hold; ``auto`` fills the budget up to where more rows gain nothing."""
+def rows_at_once(net: Network, batch_size: int | str, budget_gb: float | None, suffix: int, tokens: int, sharing: int = 1) -> int:
+    """Return how many rows a batch may hold; ``auto`` fills the budget up to where more rows gain nothing.
+
+    ``sharing``: processes that share what is free on the device.
+    """
     if isinstance(batch_size, int):
         return max(batch_size, 1)
-    budget = budget_gb * 1e9 if budget_gb is not None else available_bytes(net) * 0.4
+    budget = budget_gb * 1e9 if budget_gb is not None else available_bytes(net) * 0.4 / sharing
     most = ROWS_ON_GPU if net.device.type == "cuda" else ROWS_ON_CPU
     return int(max(min(budget / bytes_per_row(net, suffix, tokens), most), 8))
 

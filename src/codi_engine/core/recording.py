@@ -39,14 +39,21 @@ class Recorder:
     device: where the model is
     begun: when the invocation began; what lies before the first stage belongs to ``load``
     price: kept with the record
+
+    Attributes
+    ----------
+    rows: token rows so far
+    peak: most memory of a device since it was asked last, or since the stage began
+    devices: how many devices the run holds
     """
 
     def __init__(self, device: str, begun: Preparing | None = None, price: float | None = None) -> None:
-        self.device, self.price = device, price
+        self.device, self.price, self.devices = device, price, 1
         created = time.perf_counter()
         self.prepared_in, self.slowed = (0.0, 1.0) if begun is None else begun.taken()
         self.estimate: Costs | None = None
         self.rows: Callable[[], int] = lambda: 0
+        self.peak: Callable[[], int | None] = lambda: peak_bytes(self.device)
         self._id, self._started, self._written = secrets.token_hex(4), now(), created
         self._stages: dict[str, StageCost] = {}
         self._planned: dict[str, int] = {}
@@ -77,7 +84,7 @@ class Recorder:
     def _take(self, cells: int = 0, disk: int = 0) -> None:
         at, rows = time.perf_counter(), self.rows()
         if self._stage:
-            part = StageCost(self._stage, at - self._since, rows - self._rows, peak_bytes(self.device), disk, cells)
+            part = StageCost(self._stage, at - self._since, rows - self._rows, self.peak(), disk, cells).on(self.devices)
             old = self._stages.get(self._stage)
             self._stages[self._stage] = part if old is None else total_of([old, part])
         self._since, self._rows = at, rows

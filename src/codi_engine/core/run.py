@@ -102,12 +102,16 @@ class PlanSummary:
     def seconds(self) -> float:
         return self.costs.seconds
 
+    @property
+    def devices(self) -> str:
+        return ", ".join(self.prepared.devices)
+
     def lines(self) -> list[tuple[str, str]]:
         """Return (label, value) pairs: what is run."""
         plan = self.prepared.plan
         rows = [
             ("experiment", self.prepared.experiment.name),
-            ("model", f"{plan.info.family}, {plan.info.layers} layers × {plan.info.width}, {plan.info.latents} latent steps, {plan.info.device}"),
+            ("model", f"{plan.info.family}, {plan.info.layers} layers × {plan.info.width}, {plan.info.latents} latent steps, {self.devices}"),
             ("data", f"{len(plan.data.examples):,} {plan.data.kind} ({len(plan.data.pool):,} in the pool)"),
         ]
         for condition in (c for c in plan.conditions if c.control is None):
@@ -123,7 +127,7 @@ class PlanSummary:
     def costed(self) -> list[tuple[str, str]]:
         """Return (label, value) pairs: what it costs in all, and where the numbers are from."""
         costs = self.costs
-        where = "on this machine's CPU" if not costs.gpu else f"on {costs.device} of this machine"
+        where = "on this machine's CPU" if not costs.gpu else f"on {self.devices} of this machine"
         without = f", without {', '.join(costs.unknown)} (unknown)" if costs.unknown else ""
         rows = [
             ("forwards", f"about {costs.rows:,} token rows through the model"),
@@ -233,7 +237,7 @@ def run_experiment(
     ----------
     output: the run directory; default ``runs/<name>``
     limit: sweep the first so many examples only
-    device: overrides ``model.device``
+    device: overrides ``model.device``; ``cuda:0,cuda:1`` or ``all`` computes units side by side, one process for each device
     progress: told of stages and cells
 
     Raises

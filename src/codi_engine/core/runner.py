@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codi_engine.core.checks import Check, parse_checks
+from codi_engine.core.devices import held, on_first
 from codi_engine.core.errors import DifferentRun, UserError
 from codi_engine.core.generations import UNIT_CELLS, Unit, generation, units_of
 from codi_engine.core.lifecycle import Lifecycle
@@ -22,12 +23,14 @@ from codi_engine.core.progress import Progress
 from codi_engine.core.recording import KEY, Recorder
 
 if TYPE_CHECKING:
+    from codi_engine.core.computing import Hands
     from codi_engine.core.experiment import Experiment
     from codi_engine.core.job import Job
     from codi_engine.core.machine import Preparing
     from codi_engine.core.model import ModelAdapter
     from codi_engine.core.plugins import Plugins
     from codi_engine.core.sae import SaeStore
+    from codi_engine.store.view import RunView
     from codi_engine.store.writer import RunWriter
 
 #: option values that can stand in a column's name
@@ -36,7 +39,11 @@ _NAMING = re.compile(r"[A-Za-z0-9_.+-]{1,40}\Z")
 
 @dataclass
 class Prepared:
-    """An experiment with its plugins built and its plan made; no weight is loaded yet."""
+    """An experiment with its plugins built and its plan made; no weight is loaded yet.
+
+    ``devices``: where its units are computed. Of a list, ``experiment`` and ``model`` name the first, so that a run on several
+    devices is the run on one of them.
+    """
 
     experiment: Experiment
     plugins: Plugins
@@ -46,6 +53,7 @@ class Prepared:
     metric_names: dict[tuple[int, str], str] = field(default_factory=dict)
     trackers: list[Tracker[Any]] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
+    devices: list[str] = field(default_factory=list)
 
     def column(self, metric: Metric[Any], column: str) -> str:
         """Return the column's name: the metric's, made unique where one metric is used twice with other options."""
@@ -54,6 +62,7 @@ class Prepared:
 
 def prepare(experiment: Experiment, plugins: Plugins) -> Prepared:
     """Validate everything that can be validated without weights, and plan."""
+    experiment, devices = on_first(experiment)
     source = experiment.source
     model = plugins.build("model", experiment.model, where="model", source=source)
     dataset = plugins.build("dataset", experiment.data, where="data", source=source)
@@ -73,6 +82,7 @@ def prepare(experiment: Experiment, plugins: Plugins) -> Prepared:
     prepared.metric_names = _metric_names(metrics)
     prepared.trackers = trackers
     _check_others(prepared.plan, metrics, source)
+    prepared.devices = devices or [info.device]
     prepared.checks = parse_checks(experiment, prepared.plan, list(prepared.metric_names.values()))
     return prepared
 
@@ -114,6 +124,7 @@ class Runner:
         self.experiment, self.plan = prepared.experiment, prepared.plan
         self.new_cells = 0  # computed by this call
         self.saes: dict[str, str] = {}
+        self.facts: dict[str, Any] = {}  # of the loaded model, for the provenance
         self.life = Lifecycle(prepared.plugins, prepared.trackers, path, progress.note)
         self.cost = Recorder(self.plan.info.device, begun, self.experiment.price)
 
@@ -130,10 +141,10 @@ class Runner:
         result = self_test(net)
         if not result.reproducible:
             self.progress.note("rows' bits depend on the batch on this device: results agree to rounding, not bit for bit")
-        self.reproducible = result.reproducible
+        self.reproducible, self.bits = result.reproducible, result.bits
         return adapter, net
 
-    def job(self, adapter: ModelAdapter, net: Any, writer: RunWriter) -> Job:
+    def job(self, adapter: ModelAdapter, net: Any, writer: RunWriter | RunView) -> Job:
         """Put together what all units share."""
         from codi_engine.core.captures import parse_captures
         from codi_engine.core.codes import resolve_codes
@@ -234,11 +245,17 @@ class Runner:
         records = generation(first, baseline, pool, known, list(job.source_arrays), missing, cells, writer.unit_cells)
         if records:
             from codi_engine.core.layout import array_specs
+            from codi_engine.store.writer import RunWriter
 
+            assert isinstance(writer, RunWriter)
             record = {"experiment": self.experiment.identity(), "units": records}
             writer.add_plan(record, len(records), array_specs(job), self._labels(job))
+        return self.known_units(job)
+
+    def known_units(self, job: Job) -> list[Unit]:
+        """Return all units of the run, and let the job name cells as the run does."""
         job.codes = {name: {_hashable(v): i for i, v in enumerate(labels)} for name, labels in self._known_labels(job).items()}
-        return units_of(writer.plans)
+        return units_of(job.writer.plans)
 
     def _unedited(self, units: Sequence[Unit]) -> tuple[list[tuple[list[str], int, int]], list[str], list[str]]:
         """Return prompts to run as baseline (by trials), prompts to run for their values, and prompts known before."""
@@ -278,52 +295,72 @@ class Runner:
 
     def run(self, open_writer: Callable[[], RunWriter], gate: bool = True) -> None:
         """Compute and commit every unit of the plan that is not committed yet."""
-        from codi_engine.core.bank import Bank
-        from codi_engine.core.gate import run_gate
-        from codi_engine.core.sweeping import editor_for, run_sweep
-        from codi_engine.core.unedited import run_unedited
-
         with open_writer() as writer:
-            adapter, net = self.load()
-            self._check_model(writer, adapter)
-            job = self.job(adapter, net, writer)
-            self._check_saes(writer, job)
-            units = self.add_generation(job)
-            mine = {c.key for c in self.plan.cells} | {p.key for p in self.plan.prompts}
-            todo = [u for u in units if u.number not in writer.committed and mine & set(u.keys)]
-            self._complete(job, todo)
-            self.new_cells = sum(len(u.keys) * u.trials for u in todo if u.stage != "sources")
-            self._expect(job, todo)
-            writer.set_provenance(self._provenance(adapter, writer))
-            self.life.planned(self.experiment.to_dict(), len(self.plan.cells), len(units))
-            self.life.started()
+            todo, hands = self._begin(writer)
             unedited = [u for u in todo if u.stage != "sweep"]
-            self.cost.begin("baseline")
-            self.progress.start("baseline", sum(len(u.keys) * u.trials for u in unedited), "prompts")
-            for unit in unedited:
-                self._commit(writer, unit, *run_unedited(job, unit))
-            self.progress.finish()
             sweep = [u for u in todo if u.stage == "sweep"]
-            if sweep:
-                self.cost.begin("sweep")
-                bank = Bank(job, units)
-                if gate:
-                    run_gate(job, bank, self.reproducible)
-                editor = editor_for(job, bank, natural=self.plan.natural)
-                self.progress.start("sweep", sum(len(u.keys) for u in sweep), "cells")
-                for unit in sweep:
-                    self._commit(writer, unit, *run_sweep(job, unit, bank, editor))
+            with hands:
+                writer.set_provenance(self._provenance(writer))
+                self.life.started()
+                self.cost.begin("baseline")
+                self.progress.start("baseline", sum(len(u.keys) * u.trials for u in unedited), "prompts")
+                for made in hands.results(unedited):
+                    self._commit(writer, made.unit, made.arrays, made.texts)
                 self.progress.finish()
-            self.cost.end()
-            writer.set_provenance({**self._provenance(adapter, writer), "finished": _now()})
+                if sweep:
+                    self.cost.begin("sweep")
+                    if gate:
+                        hands.gate()
+                    self.progress.start("sweep", sum(len(u.keys) for u in sweep), "cells")
+                    for made in hands.results(sweep):
+                        self._commit(writer, made.unit, made.arrays, made.texts)
+                    self.progress.finish()
+                self.cost.end()
+            writer.set_provenance({**self._provenance(writer), "finished": _now()})
 
-    def _expect(self, job: Job, todo: Sequence[Unit]) -> None:
+    def _begin(self, writer: RunWriter) -> tuple[list[Unit], Hands]:
+        """Load, plan, and return the units to compute and who computes them."""
+        adapter, net = self.load()
+        self._check_model(writer, adapter)
+        job = self.job(adapter, net, writer)
+        self._check_saes(writer, job)
+        units = self.add_generation(job)
+        mine = {c.key for c in self.plan.cells} | {p.key for p in self.plan.prompts}
+        todo = [u for u in units if u.number not in writer.committed and mine & set(u.keys)]
+        self._complete(job, todo)
+        self.new_cells = sum(len(u.keys) * u.trials for u in todo if u.stage != "sources")
+        self._expect(todo)
+        self.facts = {
+            "model_digest": adapter.digest, "model": list(adapter.report), "layers": adapter.info.layers, "latents": adapter.info.latents,
+            "device": adapter.info.device, "saes": self.saes,
+        }  # fmt: skip
+        writer.set_provenance(self._provenance(writer))
+        self.life.planned(self.experiment.to_dict(), len(self.plan.cells), len(units))
+        return todo, self._hands(job, units, todo)
+
+    def _hands(self, job: Job, units: Sequence[Unit], todo: Sequence[Unit]) -> Hands:
+        """Return workers where there are several devices and something for each of two; this process' own model otherwise."""
+        from codi_engine.core.computing import Computer, Here
+        from codi_engine.core.workers import Workers
+
+        sweep = sum(u.stage == "sweep" for u in todo)
+        most = max(sweep, len(todo) - sweep)
+        if min(len(self.prepared.devices), most) < 2:
+            computer = Computer(job, units)
+            self.cost.rows = lambda: computer.forwarded
+            return Here(computer, self.reproducible)
+        self.facts["devices"] = self.prepared.devices
+        self.plan = self.prepared.plan  # this process computes nothing more; the other plan asks the adapter, and would keep its weights
+        workers = Workers(self, self.prepared.devices[:most])
+        self.cost.rows, self.cost.peak, self.cost.devices = lambda: workers.forwarded, workers.peak, held(workers.devices)
+        return workers
+
+    def _expect(self, todo: Sequence[Unit]) -> None:
         """Tell the record of costs what the whole plan is estimated to cost, and how much of it is to be computed now."""
         from codi_engine.core.estimate import estimate
 
         new = {name: sum(len(u.keys) * u.trials for u in todo if (u.stage == "sweep") == (name == "sweep")) for name in ("baseline", "sweep")}
         whole = {"baseline": sum(1 if p.pool else self.plan.trials for p in self.plan.prompts), "sweep": len(self.plan.cells)}
-        self.cost.rows = lambda: job.forwarded + job.rollout.fed
         self.cost.expect(estimate(self.prepared, self.cost.prepared_in, self.cost.slowed), {name: (min(new[name], whole[name]), whole[name]) for name in whole})
 
     def _complete(self, job: Job, todo: Sequence[Unit]) -> None:
@@ -364,7 +401,7 @@ class Runner:
                 'Choose a new output, for example --output "runs/{date}_{name}_s{seed}".'
             )
 
-    def _provenance(self, adapter: ModelAdapter, writer: RunWriter) -> dict[str, Any]:
+    def _provenance(self, writer: RunWriter) -> dict[str, Any]:
         import torch
         import transformers
         import zarr
@@ -374,9 +411,7 @@ class Runner:
         versions = {"codi-engine": __version__, "python": platform.python_version(), "torch": torch.__version__}
         versions |= {"transformers": transformers.__version__, "numpy": np.__version__, "zarr": zarr.__version__}
         return {
-            "versions": versions, "model_digest": adapter.digest, "model": list(adapter.report),
-            "layers": adapter.info.layers, "latents": adapter.info.latents,
-            "saes": self.saes, "data_digest": self.plan.data.digest, "data": list(self.plan.data.report), "device": adapter.info.device,
+            "versions": versions, **self.facts, "data_digest": self.plan.data.digest, "data": list(self.plan.data.report),
             "threads": torch.get_num_threads(), "seed": self.experiment.seed, "git": _git_commit(),
             "reproducible_bits": self.reproducible, "started": writer.provenance.get("started", _now()),
             KEY: self.cost.into(writer.provenance)[KEY],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +17,14 @@ TOLERANCE = {torch.float32: 2e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
 
 @dataclass(frozen=True)
 class SelfTest:
-    """``difference``: max |Δlogit| / std against the model's own forward; ``reproducible``: bits do not depend on the batch."""
+    """``difference``: max |Δlogit| / std against the model's own forward; ``reproducible``: bits do not depend on the batch.
+
+    ``bits``: a digest of the computed logits, to be compared with other devices'.
+    """
 
     difference: float
     reproducible: bool
+    bits: str
 
 
 @torch.inference_mode()
@@ -46,7 +51,8 @@ def self_test(net: Network) -> SelfTest:
             "spread.\nThis architecture is not supported yet; please report it with its config.json."
         )
     _drop_broken_sites(net, first)
-    return SelfTest(difference, bool(torch.equal(alone, among)))
+    bits = hashlib.sha256(logits.float().cpu().numpy().tobytes()).hexdigest()
+    return SelfTest(difference, bool(torch.equal(alone, among)), bits)
 
 
 def _probe(net: Network, length: int) -> list[int]:

@@ -12,26 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from codi_engine.core.devices import resolve_device as resolve_device
 from codi_engine.core.errors import UserError
 from codi_engine.core.model import ModelInfo
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def resolve_device(name: str, where: str = "model.device") -> str:
-    """Return a usable device for ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"{where}: '{name}' is no device; write auto, cpu, cuda or cuda:1") from None
-    usable = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not usable.get(device.type, False):
-        raise UserError(f"{where}: '{name}' is not available here; write device: auto or cpu")
-    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
-        raise UserError(f"{where}: '{name}': only {torch.cuda.device_count()} CUDA devices here")
-    return name
 
 
 @contextmanager
