@@ -184,6 +184,7 @@ data: {plugin: demo-pairs, limit: 12}
 intervention: {plugin: patch, site: resid_post, direction: denoise}
 sweep: {layer: all, step: all}
 metrics: [wrong]
+controls: none
 generate: {max_new_tokens: 4}
 output: out
 """
