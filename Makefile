@@ -9,7 +9,7 @@ demo: $(VENV)/.installed  ## set up and run the demo
 	$(BIN)/codi-engine run
 
 test: $(VENV)/.installed-test  ## set up and run the tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 slow: $(VENV)/.installed-test  ## the long tests
 	$(BIN)/python -m pytest -q -m slow

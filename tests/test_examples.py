@@ -47,7 +47,8 @@ def test_it_runs(name: str, here: Path) -> None:
         assert all(path.stat().st_size > 0 for path in [*finished.tables.values(), *finished.figures.values()])
         if experiment.conditions or experiment.intervention:
             assert finished.figures
-        assert len(finished.open().cells) == finished.cells
+        for part in finished.parts.values() or [finished]:
+            assert len(part.open().cells) == part.cells
 
 
 def test_every_original_study_has_its_file() -> None:

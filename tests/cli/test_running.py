@@ -20,6 +20,7 @@ sweep: {layer: [0, 3], step: [0, 5]}
 metrics: [normalized_effect, flip, accuracy]
 generate: {max_new_tokens: 8}
 analyses: [importance]
+controls: none
 """
 CHECKS = """
 checks:

@@ -26,6 +26,7 @@ def demo_run(folder: Path, **keys: Any) -> Run:
         "model": {"plugin": "codi", "checkpoint": "demo", "device": "cpu"},
         "data": {"plugin": "demo-problems", "limit": 8},
         "generate": {"max_new_tokens": 5},
+        "controls": "none",
     }
     return open_run(Experiment.from_dict({**value, **keys}).run(folder / "run").path)
 

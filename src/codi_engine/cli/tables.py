@@ -73,9 +73,9 @@ def plans(found: Mapping[str, PlanSummary], as_json: bool) -> None:
         console().print(plain(f"checkpoint {label}", "bold"))
         plan(summary, as_json=False)
         console().print()
-    cells = sum(s.cells for s in found.values())
+    cells, unedited = sum(s.cells for s in found.values()), sum(s.prompts * s.prepared.plan.trials for s in found.values())
     time = sum(s.costs.seconds for s in found.values())
-    table([("in all", f"{len(found)} checkpoints, one after the other: {cells:,} edited cells, about {time_text(time)}")])
+    table([("in all", f"{len(found)} checkpoints, one after the other: {cells:,} edited + {unedited:,} unedited cells, about {time_text(time)}")])
 
 
 def plan(summary: PlanSummary, as_json: bool) -> None:

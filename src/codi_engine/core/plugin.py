@@ -230,7 +230,8 @@ class Readings:
     """What a metric reads, row by row.
 
     ``gold`` and ``other`` are the numeric answers (NaN where there is none): gold belongs to the prompt that was run,
-    other to its partner (pairs) or donor (resample). ``gold_token`` / ``other_token`` are the ids of their first number tokens (−1: none).
+    other to its partner (pairs) or donor (resample). ``gold_token`` / ``other_token`` are the ids of the first number tokens (−1: none) of
+    the answers whose logits are read: of pairs always the two sides', so that edited and unedited cells read the same.
     ``predicted`` is the answer that the recipient's solution gives with the donor's intermediate value (NaN where nothing is predicted).
     ``encode`` gives a text's token ids, without special tokens, for metrics that read other tokens than these.
     ``unusual`` is the share of natural states that are less extreme than the edited one (``core/natural.py``; None in unedited rows).

@@ -81,21 +81,9 @@ def prepare(experiment: Experiment, plugins: Plugins) -> Prepared:
     prepared = Prepared(experiment, plugins, model, build_plan(experiment, plugins, data, info, natural=natural), metrics)
     prepared.metric_names = _metric_names(metrics)
     prepared.trackers = trackers
-    _check_others(prepared.plan, metrics, source)
     prepared.devices = devices or [info.device]
     prepared.checks = parse_checks(experiment, prepared.plan, list(prepared.metric_names.values()))
     return prepared
-
-
-def _check_others(plan: Plan, metrics: Sequence[Metric[Any]], source: str) -> None:
-    """Refuse metrics of the other answer where it is the donor's in edited cells and the partner's in unedited ones."""
-    donors = next((c.name for c in plan.conditions if c.plugin.source == "donor"), None)
-    for number, metric in enumerate(metrics):
-        if donors is not None and plan.data.kind == "pairs" and "other" in metric.needs:
-            raise UserError(
-                f"{source}: metrics[{number}]: '{metric.name}' compares with the pair's other answer, but '{donors}' takes values of a donor.\n"
-                "Use cross_entropy, kl or equals_other, or problems instead of pairs."
-            )
 
 
 def _metric_names(metrics: Sequence[Metric[Any]]) -> dict[tuple[int, str], str]:

@@ -115,7 +115,7 @@ def edited_batch(job: Job, placed: Sequence[Placed], want: Want, editor: Editor,
     local = {prompt: i for i, prompt in enumerate(used)}
     tasks = []
     for task, p in zip(editor.tasks(placed, local, own), placed, strict=True):
-        gold, other = answers_of(job, p)
+        gold, other = forced_answers(job, p)
         ids = (job.answers.tokens(gold), job.answers.tokens(other)) if want.read else ((), ())
         task = replace(task, edits={}, latents=None) if bare else task
         tasks.append(replace(task, gold=ids[0], other=ids[1], key=redrawn(task.key, attempt)))
@@ -136,8 +136,14 @@ def answers_of(job: Job, placed: Placed) -> tuple[float | None, float | None]:
     return ref.gold, ref.other
 
 
+def forced_answers(job: Job, placed: Placed) -> tuple[float | None, float | None]:
+    """Return the answers whose logits are read: for pairs always the two sides', as in the unedited cells they are compared with."""
+    ref = job.prompts[job.order[placed.prompt]]
+    return (ref.gold, ref.other) if job.plan.data.kind == "pairs" else answers_of(job, placed)
+
+
 def _metrics(job: Job, placed: Sequence[Placed], bank: Bank, done: Outcome, unusual: np.ndarray | None) -> dict[str, np.ndarray]:
-    both = [answers_of(job, p) for p in placed]
+    both, read_of = [answers_of(job, p) for p in placed], [forced_answers(job, p) for p in placed]
     trials = [p.cell.trial for p in placed]
     keys = [job.order[p.prompt] for p in placed]
     sides: dict[str, Any] = {}
@@ -156,7 +162,7 @@ def _metrics(job: Job, placed: Sequence[Placed], bank: Bank, done: Outcome, unus
             "condition": np.array([job.plan.conditions[p.cell.condition].name for p in placed], object),
         },
         gold=numbers(g for g, _ in both), other=numbers(o for _, o in both),
-        gold_token=job.first_tokens([g for g, _ in both]), other_token=job.first_tokens([o for _, o in both]),
+        gold_token=job.first_tokens([g for g, _ in read_of]), other_token=job.first_tokens([o for _, o in read_of]),
         edited=done, baseline=bank.outcome(keys, trials), predicted=_predicted(job, placed), unusual=unusual,
         encode=job.net.adapter.encode, **sides,
     )  # fmt: skip
