@@ -50,7 +50,7 @@ def vacuous(conditions: Sequence[Condition], info: ModelInfo, allow: bool, sourc
         elif shared := {cells[form] for form in distinct if form in cells}:
             count = sum(form in cells for form in distinct)
             notes.append(f"{count} of {len(distinct)} computations of '{condition.name}' are also in {', '.join(repr(s) for s in sorted(shared))}")
-        if distinct and distinct not in known:
+        if not distinct <= set(cells):
             sound.append(condition)
         known.setdefault(distinct, condition.name)
         for form in distinct:
