@@ -85,6 +85,7 @@ class Study:
                 "model": {"plugin": "codi", "checkpoint": "demo", "device": "cpu"},
                 "data": {"plugin": "problems", "path": str(path), "limit": problems},
                 "generate": {"max_new_tokens": NEW},
+                "controls": "none",
                 **STUDIES[name],
             }
         )
