@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from codi_engine import Experiment, load
-from codi_engine.core.errors import DifferentRun, UserError
+from codi_engine.core.errors import UserError
 from codi_engine.core.plugins import plugin_manager
-from codi_engine.core.run import run_experiment
 from tests.support import saes
 
 Maker = Callable[..., Experiment]
@@ -144,3 +143,17 @@ def test_codes_of_the_whole_prompt_are_of_its_own_tokens_alone(demo: Maker, tmp_
         return made.run().open().activations("sae").values
 
     np.testing.assert_allclose(stored("beside", ["resid_post.1@prompt"]), stored("alone", []), atol=1e-5)
+
+
+def test_prompts_shorter_than_what_is_captured_are_as_if_alone(demo: Maker, tmp_path: Path) -> None:
+    """Long prompts are in other batches: places that no prompt of a batch reaches leave its states as they are."""
+    texts = ["Tom has " + "two dogs and " * n + "a cat." for n in (1, 5, 10, 20)]
+    data = tmp_path / "p.jsonl"
+    data.write_text("".join(json.dumps({"id": str(i), "text": t}) + "\n" for i, t in enumerate(texts)))
+    made = demo(data={"plugin": "prompts", "path": str(data)}, metrics=[], capture=["resid_post.1@prompt"], batch_size=1)
+    stored = made.run().open().activations("resid_post.1@prompt").values
+    session = load("demo")
+    for text, values in zip(texts, stored, strict=True):
+        want = session.capture(text, ["resid_post.1@prompt"])["resid_post.1@prompt"].values
+        np.testing.assert_allclose(values[-len(want) :], want, rtol=1e-4, atol=1e-4)
+        assert np.isnan(values[: -len(want)]).all()

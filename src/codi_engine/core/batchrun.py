@@ -27,7 +27,9 @@ class BatchRun:
         self.rollout, self.net = rollout, rollout.net
         self.prompts, self.tasks, self.want, self.apply = prompts, tasks, want, apply
         self.lengths = np.array([len(p) for p in prompts])
-        self.kv, self.last = rollout.load_prompts(prompts)
+        captured = [p for (_, phase), (_, places) in want.captures.items() if phase == "prompt" for p in places]
+        # what is captured may lie before the first token of every prompt of this batch, if longer ones are in others
+        self.kv, self.last = rollout.load_prompts(prompts, -min(captured, default=0))
         #: without a prefix the number is predicted at the first answer token: one set of logits serves as both
         self.same_place = not want.prefix
         self.rows = 0
