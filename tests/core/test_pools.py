@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from codi_engine import Experiment, load
-from codi_engine.core.errors import UserError
+from codi_engine.core.errors import DifferentRun, UserError
 from codi_engine.core.plugins import plugin_manager
 from tests.support import saes
 
@@ -157,3 +157,26 @@ def test_prompts_shorter_than_what_is_captured_are_as_if_alone(demo: Maker, tmp_
         want = session.capture(text, ["resid_post.1@prompt"])["resid_post.1@prompt"].values
         np.testing.assert_allclose(values[-len(want) :], want, rtol=1e-4, atol=1e-4)
         assert np.isnan(values[: -len(want)]).all()
+
+
+def test_another_data_file_is_not_mixed_into_what_is_drawn_from_all_of_it(demo: Maker, tmp_path: Path) -> None:
+    data = tmp_path / "p.jsonl"
+
+    def run(count: int) -> None:
+        data.write_text("".join(json.dumps({"id": str(i), "text": f"Tom has {i} dogs."}) + "\n" for i in range(count)))
+        demo(
+            intervention={"plugin": "mean", "site": "latent_in"},
+            sweep={"step": [1]},
+            data={"plugin": "prompts", "path": str(data), "limit": 2},
+            metrics=["flip"],
+        ).run()
+
+    run(5)
+    run(5)
+    with pytest.raises(DifferentRun, match="other data"):
+        run(6)
+
+
+def test_a_donors_answer_is_no_side_of_a_pair(demo: Maker) -> None:
+    with pytest.raises(UserError, match="answer_class"):
+        demo(intervention={"plugin": "resample", "site": "latent_in"}, sweep={"step": [1]}, metrics=["answer_class"]).run()

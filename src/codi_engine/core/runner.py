@@ -22,6 +22,7 @@ from codi_engine.core.progress import Progress
 from codi_engine.core.recording import KEY, Recorder
 
 if TYPE_CHECKING:
+    from codi_engine.core.conditions import Condition
     from codi_engine.core.experiment import Experiment
     from codi_engine.core.job import Job
     from codi_engine.core.machine import Preparing
@@ -81,7 +82,7 @@ def _check_others(plan: Plan, metrics: Sequence[Metric[Any]], source: str) -> No
     """Refuse metrics of the other answer where it is the donor's in edited cells and the partner's in unedited ones."""
     donors = next((c.name for c in plan.conditions if c.plugin.source == "donor"), None)
     for number, metric in enumerate(metrics):
-        if donors is not None and plan.data.kind == "pairs" and "other" in metric.needs:
+        if donors is not None and plan.data.kind == "pairs" and ("other" in metric.needs or metric.compares_sides):
             raise UserError(
                 f"{source}: metrics[{number}]: '{metric.name}' compares with the pair's other answer, but '{donors}' takes values of a donor.\n"
                 "Use cross_entropy, kl or equals_other, or problems instead of pairs."
@@ -286,6 +287,7 @@ class Runner:
         with open_writer() as writer:
             adapter, net = self.load()
             self._check_model(writer, adapter)
+            self._check_data(writer)
             job = self.job(adapter, net, writer)
             self._check_saes(writer, job)
             units = self.add_generation(job)
@@ -351,6 +353,20 @@ class Runner:
                 f"{self.path}: was computed with other model files (sha256 {str(old)[:12]} then, {adapter.digest[:12]} now).\n"
                 'Choose a new output, for example --output "runs/{date}_{name}_s{seed}".'
             )
+
+    def _check_data(self, writer: RunWriter) -> None:
+        """Edits that take values of other examples depend on all of them: another data file is another experiment."""
+        old, new = writer.provenance.get("data_digest"), self.plan.data.digest
+        pooled = next((c.name for c in self.plan.conditions if c.differences or c.plugin.needs_scale or self._draws(c)), None)
+        if old and new and old != new and (pooled is not None or self.plan.natural):
+            raise DifferentRun(
+                f"{self.path}: was computed with other data (sha256 {str(old)[:12]} then, {new[:12]} now), and '{pooled or 'unusual'}' draws from all of them.\n"
+                'Choose a new output, for example --output "runs/{date}_{name}_s{seed}".'
+            )
+
+    def _draws(self, condition: Condition) -> bool:
+        probe = build_intervention(self.prepared.plugins, condition.plugin, condition.first_options, "", "")
+        return probe.source in ("donor", "mean", "mean_over_steps") or condition.control == "shuffled"
 
     def _check_saes(self, writer: RunWriter, job: Job) -> None:
         """The same paths must hold the same autoencoders as before."""
