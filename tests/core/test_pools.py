@@ -19,11 +19,6 @@ Maker = Callable[..., Experiment]
 PROBLEMS = {"plugin": "demo-problems", "limit": 2}
 
 
-def questions(made: Experiment) -> list[str]:
-    """The texts of the pool."""
-    return [e.prompts["main"].text for e in plugin_manager().build("dataset", made.data, "data", "t").load().pool]
-
-
 def states(texts: list[str], site: str) -> list[np.ndarray]:
     """Of each text the captured states, places × width."""
     session = load("demo")
@@ -59,11 +54,14 @@ def test_means_scales_and_differences_are_of_the_conditions_own_template(demo: M
 
 
 @pytest.mark.parametrize("over", ["step", "all"])
-def test_means_at_positions_from_the_start_are_of_the_same_positions(demo: Maker, over: str) -> None:
+def test_means_at_positions_from_the_start_are_of_the_same_positions(demo: Maker, over: str, tmp_path: Path) -> None:
+    texts = ["Tom has " + "two dogs and " * (n % 7) + f"{n} cats." for n in range(10)]
+    data = tmp_path / "p.jsonl"
+    data.write_text("".join(json.dumps({"id": str(i), "text": t}) + "\n" for i, t in enumerate(texts)))
     spec = {"plugin": "mean", "site": "resid_post.1@prompt", "over": over}
-    made = demo(intervention=spec, sweep={"position": [2, 3]}, data=PROBLEMS, metrics=["kl"], capture=["resid_post.1@prompt"])
+    source = {"plugin": "prompts", "path": str(data), "limit": 2}
+    made = demo(intervention=spec, sweep={"position": [2, 3]}, data=source, metrics=["flip"], capture=["resid_post.1@prompt"])
     session = load("demo")
-    texts = questions(made)
     captured = [session.capture(t, ["resid_post.1@prompt"])["resid_post.1@prompt"].values for t in texts]
     whole = [c[~np.isnan(c).any(1)].astype(np.float64) for c in captured]
     assert len({len(w) for w in whole}) > 1

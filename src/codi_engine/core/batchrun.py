@@ -178,7 +178,7 @@ class BatchRun:
         rows, tokens = result.cell_row[cells], result.normed.shape[1]
         own = np.full(len(cells), tokens)
         if phase == "prompt":
-            own = np.minimum(self.lengths[[self.tasks[c].prompt for c in cells]], tokens)
+            own = np.minimum(self.lengths[[self.tasks[c].prompt for c in cells.tolist()]], tokens)
         for count in np.unique(own).tolist():
             mine, seen = own == count, result.captured
             row = rows[mine]

@@ -256,7 +256,7 @@ class Editor:
         for at in np.unique(named).tolist():
             mine = np.flatnonzero(named == at)
             index = torch.from_numpy(mine).to(old.device)
-            rows = self._rows(number, site, place, at, [placed[i] for i in mine], old if len(mine) == len(placed) else old[index], columns)
+            rows = self._rows(number, site, place, at, [placed[i] for i in mine.tolist()], old if len(mine) == len(placed) else old[index], columns)
             parts.append((index, self._new_values(group, rows), rows.source))
         if len(parts) == 1:
             return parts[0][1], parts[0][2]
