@@ -360,7 +360,7 @@ class Runner:
         pooled = next((c.name for c in self.plan.conditions if c.differences or c.plugin.needs_scale or self._draws(c)), None)
         if old and new and old != new and (pooled is not None or self.plan.natural):
             raise DifferentRun(
-                f"{self.path}: was computed with other data (sha256 {str(old)[:12]} then, {new[:12]} now), and '{pooled or 'unusual'}' draws from all of them.\n"
+                f"{self.path}: was computed with other data (sha256 {str(old)[:12]} then, {new[:12]} now); '{pooled or 'unusual'}' draws from all of them.\n"
                 'Choose a new output, for example --output "runs/{date}_{name}_s{seed}".'
             )
 
