@@ -113,7 +113,7 @@ def test_predicted_answers_are_those_of_the_algebra(demo: Maker, tmp_path: Path)
     for cell in plan.cells:
         condition = plan.conditions[0]
         donor = pool[plan.donors.of(cell.example, condition, cell.values)]
-        predicted = plan.donors.predicted(cell.example, donor.id, condition)
+        predicted = plan.donors.predicted(cell.example, donor.id, condition, cell.values)
         row = cells.loc[cell.key]
         if predicted is None:
             assert np.isnan(row["equals_predicted"])

@@ -100,7 +100,8 @@ class Bank:
                 home = self._homes[key][0]
                 answer = float(self._unit(home.unit).answer[home.row])
                 correct = None if ref.gold is None else bool(abs(answer - ref.gold) < 1e-6)
-                pool.append(Stored(job.index[key], ref.variant, job.examples[ref.example].fields, correct))
+                example = job.examples[ref.example]
+                pool.append(Stored(job.index[key], ref.variant, example.fields, correct, example.prompts[ref.variant].text, ref.text))
         order = {e: i for i, e in enumerate(job.pool_ids)}
         pool.sort(key=lambda s: (order[job.prompts[job.order[s.index]].example], s.variant))
-        return Sources(self.locate, job.writer.read, pool)
+        return Sources(self.locate, job.writer.read, pool, lengths=job.lengths)

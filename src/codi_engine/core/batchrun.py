@@ -27,7 +27,9 @@ class BatchRun:
         self.rollout, self.net = rollout, rollout.net
         self.prompts, self.tasks, self.want, self.apply = prompts, tasks, want, apply
         self.lengths = np.array([len(p) for p in prompts])
-        self.kv, self.last = rollout.load_prompts(prompts)
+        captured = [p for (_, phase), (_, places) in want.captures.items() if phase == "prompt" for p in places]
+        # what is captured may lie before the first token of every prompt of this batch, if longer ones are in others
+        self.kv, self.last = rollout.load_prompts(prompts, -min(captured, default=0))
         #: without a prefix the number is predicted at the first answer token: one set of logits serves as both
         self.same_place = not want.prefix
         self.rows = 0
@@ -171,9 +173,21 @@ class BatchRun:
         return self.opened[key]
 
     def _observe(self, phase: Phase, result: StageResult) -> None:
+        """Show observers what a stage computed, of prompts their own tokens alone: a stage may begin before a short one does."""
         cells = np.flatnonzero(result.cell_row >= 0)
-        for observer in self.want.observers:
-            observer.see(phase, cells, result.cell_row[cells], result.captured)
+        rows, tokens = result.cell_row[cells], result.normed.shape[1]
+        own = np.full(len(cells), tokens)
+        if phase == "prompt":
+            own = np.minimum(self.lengths[[self.tasks[c].prompt for c in cells.tolist()]], tokens)
+        for count in np.unique(own).tolist():
+            mine, seen = own == count, result.captured
+            row = rows[mine]
+            if count < tokens:
+                kept, row = np.unique(row, return_inverse=True)
+                index = torch.from_numpy(kept)
+                seen = {site: values[index.to(values.device), -count:] for site, values in result.captured.items()}
+            for observer in self.want.observers:
+                observer.see(phase, cells[mine], row, seen)
 
     def _wanted(self, phase: Phase, place: int, tokens: int) -> dict[tuple[str, int | None], list[int]]:
         wanted: dict[tuple[str, int | None], list[int]] = {}

@@ -67,10 +67,28 @@ class Condition:
             point = {**self.fixed, **dict(zip(names, values, strict=True))}
             yield {**point, **self.table.get(point.get("feature", ""), {})} if self.table else point
 
+    def options_at(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the intervention's options at a point: those of the file, and the swept ones."""
+        return {**self.options, **{k: v for k, v in point.items() if k not in PLACES}}
+
     @property
     def first_options(self) -> dict[str, Any]:
         """Options of the first point: enough to build the intervention and ask what it needs."""
-        return {**self.options, **{k: v for k, v in next(self.points()).items() if k not in PLACES}}
+        return self.options_at(next(self.points()))
+
+    def values_of(self, option: str) -> tuple[Any, ...]:
+        """Return every value that an option has, swept or not; none where nothing sets it."""
+        return self.axes.get(option) or ((self.options[option],) if option in self.options else ())
+
+    @property
+    def differences(self) -> list[str]:
+        """What directions are differences of means over the pool (``difference:``)."""
+        return [d for d in self.values_of("difference") if d is not None]
+
+
+def templated(text: str, template: str | None) -> str:
+    """Return an example's text as a condition's template asks it."""
+    return text if template is None else template.replace("{question}", text)
 
 
 def axis_label(name: str, value: Any) -> Any:
@@ -221,6 +239,8 @@ class Conditions:
                 raise UserError(f"{self.source}: {where}: write the number of donors (10) or their indices ([0, 1]); got {value!r}")
             return tuple(range(value)) if isinstance(value, int) else tuple(value)
         values = value if isinstance(value, list) else [value]
+        if any(isinstance(v, (dict, list)) for v in values):
+            raise UserError(f"{self.source}: {where}: sweeps numbers, words and true/false; write one condition for each {name}")
         if not values or len({repr(v) for v in values}) != len(values):
             raise UserError(f"{self.source}: {where}: needs distinct values; got {value!r}")
         return tuple(values)
@@ -300,7 +320,7 @@ class Conditions:
                 continue
             seen.add(repr(swept))
             made = build_intervention(self.plugins, condition.plugin, {**condition.options, **swept}, at, self.source)
-            takes = made.source is not None or made.needs_scale or condition.options.get("difference") is not None
+            takes = made.source is not None or made.needs_scale or bool(condition.differences)
             if condition.tokens is not None and takes:
                 raise UserError(f"{self.source}: {at}.tokens: '{condition.plugin.name}' takes values of the unedited run, which has no such tokens")
             if made.ends_latents and (condition.site.component != "latent_in" or condition.downstream == "freeze"):

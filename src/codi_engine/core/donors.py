@@ -41,7 +41,7 @@ class Donors:
         """False where ``match`` leaves too few donors for a cell, or the control has none; True where it takes none."""
         if condition.control == "shuffled" and condition.plugin.source == "partner":
             return self.shuffled(example, condition) is not None
-        if condition.plugin.source != "donor" or not condition.options.get("match"):
+        if condition.plugin.source != "donor" or not condition.options_at(point).get("match"):
             return True
         return int(point["donor"]) < len(self._order(example, condition, point))
 
@@ -52,7 +52,7 @@ class Donors:
         ------
         UserError: more donors asked for than there are other examples
         """
-        if condition.options.get("self_donor"):
+        if condition.options_at(point).get("self_donor"):
             return example
         order = self._order(example, condition, point)
         index = int(point["donor"])
@@ -85,22 +85,24 @@ class Donors:
         return self._lengths[name, variant]
 
     def _order(self, example: str, condition: Condition, point: Mapping[str, Any]) -> list[str]:
-        place = [point.get("step"), point.get("position")] if condition.options.get("donors") == "per_place" else []
-        match = {} if condition.control == "shuffled" else dict(condition.options.get("match") or {})
-        key = (example, tuple(map(str, place)), tuple(sorted(match.items())), condition.options.get("carries"))
+        options = condition.options_at(point)
+        place = [point.get("step"), point.get("position")] if options.get("donors") == "per_place" else []
+        match = {} if condition.control == "shuffled" else dict(options.get("match") or {})
+        carries = options.get("carries")
+        key = (example, tuple(map(str, place)), tuple(sorted(match.items())), carries, condition.variant if match else None)
         if key not in self._orders:
             drawn = self._drawn(example, place)
-            self._orders[key] = [o for o in drawn if self._fits(example, o, match, condition)] if match else drawn
+            self._orders[key] = [o for o in drawn if self._fits(example, o, match, condition, carries)] if match else drawn
         return self._orders[key]
 
-    def _fits(self, example: str, other: str, match: Mapping[str, str], condition: Condition) -> bool:
+    def _fits(self, example: str, other: str, match: Mapping[str, str], condition: Condition, carries: int | None) -> bool:
         for meaning, wanted in match.items():
-            a, b = (self._meaning(i, meaning, condition) for i in (example, other))
+            a, b = (self._meaning(i, meaning, condition, carries) for i in (example, other))
             if a is None or b is None or (a == b) != (wanted == "same"):
                 return False
         return True
 
-    def _meaning(self, name: str, meaning: str, condition: Condition) -> Any:
+    def _meaning(self, name: str, meaning: str, condition: Condition, carries: int | None) -> Any:
         example = self.examples[name]
         prompt = example.prompts[condition.variant]
         if meaning == "answer":
@@ -108,7 +110,8 @@ class Donors:
         if meaning == "length":
             return self._tokens(name, condition.variant)
         if meaning == "value":
-            return self.value(name, int(condition.options["carries"]))
+            assert carries is not None  # the options demand it
+            return self.value(name, int(carries))
         if not any(meaning in e.fields for e in self.pool):
             known = [*MEANINGS, *dict.fromkeys(f for e in self.pool for f in e.fields)]
             raise UserError(f"match: the data has no field '{meaning}'; {nearest(meaning, known)}")
@@ -127,9 +130,9 @@ class Donors:
         solution = self.solution(name)
         return solution.values[number - 1] if solution is not None and number <= len(solution.values) else None
 
-    def predicted(self, example: str, donor: str, condition: Condition) -> float | None:
+    def predicted(self, example: str, donor: str, condition: Condition, point: Mapping[str, Any]) -> float | None:
         """Return the answer that follows when the value which ``carries`` names is the donor's; None when nothing does."""
-        number = condition.options.get("carries")
+        number = condition.options_at(point).get("carries")
         solution = self.solution(example)
         if number is None or solution is None or number > len(solution.values):
             return None

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 
 from codi_engine.core.errors import GateError, UserError
-from codi_engine.core.natural import Naturals
+from codi_engine.core.natural import Naturals, written
 from codi_engine.core.network import Network
-from codi_engine.core.plan import PLACES, Cell, Condition
+from codi_engine.core.plan import Cell, Condition
 from codi_engine.core.plugin import Intervention, Rows
 from codi_engine.core.rollout import Task
 from codi_engine.core.sampling import generator
 from codi_engine.core.sites import PHASES, Phase, Site
-from codi_engine.core.sources import Sources, read_from
+from codi_engine.core.sources import Pool, Sources, read_from
 from codi_engine.core.wavefront import Edit
 
 #: the group that pins values to the unedited run (``downstream: freeze``, and the gate's self-patch)
@@ -148,7 +148,7 @@ class Editor:
         signature = self._signature(OWN if own else group, placed)
         edits: dict[Phase, list[Edit]] = {condition.phase: []}
         for phase, places in self.reach(condition, group, values, placed.prompt).items():
-            held = set(places[1:]) if condition.options.get("chain") else set()
+            held = set(places[1:]) if condition.options_at(values).get("chain") else set()
             for place in places:
                 number = HOLD if place in held or (own and condition.tokens is not None) else OWN if own else group
                 for layer in layers:
@@ -187,7 +187,7 @@ class Editor:
         return [Edit(Site("latent_in", None, "latent"), step, OWN, "frozen") for step in steps if step not in edited]
 
     def _group(self, condition: Condition, values: Mapping[str, Any]) -> int:
-        options = {**condition.options, **{k: v for k, v in values.items() if k not in PLACES}}
+        options = condition.options_at(values)
         heads = tuple(values["head"]) if "head" in values else None
         name = json.dumps([condition.name, condition.content(), options, heads], sort_keys=True, default=str)
         if name not in self._group_ids:
@@ -231,8 +231,7 @@ class Editor:
         if number == HOLD:
             new = old.clone()
         else:
-            rows = self._rows(number, site, place, placed, old, columns)
-            new, source = self._new_values(group, rows), rows.source
+            new, source = self._by_place(number, site, place, placed, old, columns)
         if new.shape != old.shape or new.dtype != old.dtype:
             name = group.intervention.name if group.intervention else "own"
             raise GateError(f"intervention '{name}' returned {list(new.shape)} {new.dtype} for {list(old.shape)} {old.dtype} at {site}")
@@ -246,6 +245,24 @@ class Editor:
         out = values.clone()
         out[:, columns] = new
         return out
+
+    def _by_place(
+        self, number: int, site: Site, place: int, placed: Sequence[Placed], old: torch.Tensor, columns: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return new values and their sources; rows at one distance from the end are apart where the file counts from the start."""
+        group = self.groups[number]
+        named = np.array([written(site, place, p, self.lengths) for p in placed])
+        parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
+        for at in np.unique(named).tolist():
+            mine = np.flatnonzero(named == at)
+            index = torch.from_numpy(mine).to(old.device)
+            rows = self._rows(number, site, place, at, [placed[i] for i in mine.tolist()], old if len(mine) == len(placed) else old[index], columns)
+            parts.append((index, self._new_values(group, rows), rows.source))
+        if len(parts) == 1:
+            return parts[0][1], parts[0][2]
+        order = torch.argsort(torch.cat([p[0] for p in parts]))
+        sources = [p[2] for p in parts if p[2] is not None]
+        return torch.cat([p[1] for p in parts])[order], torch.cat(sources)[order] if sources else None
 
     def _new_values(self, group: _Group, rows: Rows) -> torch.Tensor:
         if group.intervention is None:
@@ -264,7 +281,7 @@ class Editor:
         size = self.net.info.head_dim
         return torch.tensor([h * size + i for h in group.heads for i in range(size)], device=self.net.device)
 
-    def _rows(self, number: int, site: Site, place: int, placed: Sequence[Placed], old: torch.Tensor, columns: torch.Tensor | None) -> Rows:
+    def _rows(self, number: int, site: Site, place: int, named: int, placed: Sequence[Placed], old: torch.Tensor, columns: torch.Tensor | None) -> Rows:
         condition, group = self.conditions[placed[0].cell.condition], self.groups[number]
         phase = site.phase
         assert phase is not None
@@ -275,14 +292,15 @@ class Editor:
             "donor": np.array([p.cell.values.get("donor", -1) for p in placed]),
         }
         source = self._source(group, condition, site, place, placed)
+        pool = Pool(condition.variant, condition.template)
         if source is not None:
             source = source.to(old.device)
             source = source if columns is None else source[:, columns]
         scale = None
         if group.intervention is not None and group.intervention.needs_scale:
-            value = self.sources.scale(site.component, site.layer, phase, condition.variant, place)
+            value = self.sources.scale(site.component, site.layer, phase, pool, named)
             scale = torch.full((len(placed),), value, device=old.device)
-        self.sources.phase, self.sources.variant = phase, condition.variant
+        self.sources.turn_to(phase, pool, named)
         return Rows(old, labels, site.component, site.layer, place, source, scale, lambda: self._draws(placed, site, place, old), phase)
 
     def _source(self, group: _Group, condition: Condition, site: Site, place: int, placed: Sequence[Placed]) -> torch.Tensor | None:
@@ -294,15 +312,16 @@ class Editor:
         read, at = (site, place) if group.intervention is None else read_from(group.intervention, site, place, self.net.info)
         assert read.phase is not None
         if kind in ("mean", "mean_over_steps"):
-            places = [at] if kind == "mean" else self._all_places(condition, read.phase, at)
-            mean = self.sources.mean(read.component, read.layer, read.phase, condition.variant, places)
+            places = [written(read, at, placed[0], self.lengths)] if kind == "mean" else self._all_places(condition, read.phase, at)
+            pool = Pool(condition.variant, condition.template)
+            mean = self.sources.mean(read.component, read.layer, read.phase, pool, places)
             return torch.from_numpy(np.repeat(mean[None].astype(np.float32), len(placed), 0))
         prompts = [p.prompt if kind == "own" or self.own_source else p.source for p in placed]
         if condition.control == "wrong_step" and kind != "own" and not self.own_source:
             at = (at + 1) % self.net.info.latents
         places = [at] * len(placed)
         if read.phase == "prompt":
-            places = [self._source_place(condition, at, p.prompt, q) for p, q in zip(placed, prompts, strict=True)]
+            places = [written(read, at, p, self.lengths) for p in placed]
         values = self.sources.values(read.component, read.layer, read.phase, prompts, places)
         return torch.from_numpy(values)
 
@@ -311,12 +330,6 @@ class Editor:
             return list(range(self.net.info.latents))
         values = condition.axes.get("position") or (condition.fixed.get("position", (place,)),)
         return sorted({p for v in values for p in v})
-
-    def _source_place(self, condition: Condition, place: int, prompt: int, source: int) -> int:
-        """Positions written from the prompt's start address the same token of the source, those from the end the same distance."""
-        values = condition.axes.get("position") or (condition.fixed.get("position", ()),)
-        absolute = any(p >= 0 for v in values for p in v)
-        return place + self.lengths[prompt] - self.lengths[source] if absolute else place
 
     def _draws(self, placed: Sequence[Placed], site: Site, place: int, like: torch.Tensor) -> torch.Tensor:
         """Standard normal values, rows × width: one counter-based generator per cell, site and place."""

@@ -174,7 +174,7 @@ def _own_values(job: Job, placed: Sequence[Placed]) -> Sources:
         value = produced.captures[site.component, site.layer, phase][:, captures[site.component, phase][1].index(at)]
         array = arrays.setdefault(name, np.zeros((len(prompts), max(index + 1, 64), value.shape[-1]), np.float32))
         array[:, index] = value.float().cpu().numpy()
-    return Sources(lambda _, prompt: (0, local[prompt]), lambda name, _: arrays[name])
+    return Sources(lambda _, prompt: (0, local[prompt]), lambda name, _: arrays[name], lengths=job.lengths)
 
 
 def _nowhere(*_: Any) -> tuple[int, int]:

@@ -99,7 +99,7 @@ def _few(prepared: Prepared, estimated: Costs) -> Prepared:
 def _trim(plan: Plan, prepared: Prepared, estimated: Costs) -> None:
     """Drop cells, and prompts of the pool that no edit needs one by one, beyond what can be timed."""
     plan.cells[:] = plan.cells[:: math.ceil(len(plan.cells) / _budget(estimated["sweep"])) or 1]
-    if not any(c.plugin.source == "donor" or c.options.get("difference") is not None for c in plan.conditions):
+    if not any(c.plugin.source == "donor" or c.differences for c in plan.conditions):
         pool = [p for p in plan.prompts if p.pool][: _budget(estimated["baseline"])]
         plan.prompts[:] = [*(p for p in plan.prompts if not p.pool), *pool]
 

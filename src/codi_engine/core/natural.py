@@ -119,11 +119,10 @@ class Naturals:
     def see(self, condition: Condition, placed: Sequence[Placed], site: Site, place: int, columns: np.ndarray | None, new: np.ndarray) -> None:
         """Note the new values (rows × width) of rows at a place; ``columns`` of the site they are, None for all."""
         groups: dict[int, list[int]] = {}
-        absolute = condition.phase == "prompt" and any(p >= 0 for v in _positions(condition) for p in v)
         for row, p in enumerate(placed):
-            groups.setdefault(place + self.lengths[p.prompt] if absolute else place, []).append(row)
+            groups.setdefault(written(site, place, p, self.lengths), []).append(row)
         for at, rows in groups.items():
-            population = self._population(condition, site, at, absolute, columns)
+            population = self._population(condition, site, at, columns)
             shares = np.full(len(rows), np.nan) if population is None else population.share(new[rows])
             for row, share in zip(rows, shares, strict=True):
                 self._shares[self._at[placed[row].cell.key][site, place]] = float(share)
@@ -137,17 +136,17 @@ class Naturals:
                 out[row] = np.max([self._shares[h] for h in own])
         return out
 
-    def _population(self, condition: Condition, site: Site, place: int, absolute: bool, columns: np.ndarray | None) -> Population | None:
-        """Return the natural states at a place of a site; None where they are too few."""
-        key = (condition.variant, condition.template, site, place, absolute, None if columns is None else columns.tobytes())
+    def _population(self, condition: Condition, site: Site, place: int, columns: np.ndarray | None) -> Population | None:
+        """Return the natural states at a place of a site, as the file counts it; None where they are too few."""
+        key = (condition.variant, condition.template, site, place, None if columns is None else columns.tobytes())
         if key not in self._populations:
-            self._populations[key] = self._made(condition.name, site, place, absolute, columns)
+            self._populations[key] = self._made(condition.name, site, place, columns)
         return self._populations[key]
 
-    def _made(self, name: str, site: Site, place: int, absolute: bool, columns: np.ndarray | None) -> Population | None:
+    def _made(self, name: str, site: Site, place: int, columns: np.ndarray | None) -> Population | None:
         prompts, places = list(self.prompts[name]), [place] * len(self.prompts[name])
         if site.phase == "prompt":
-            at = [place - self.lengths[p] if absolute else place for p in prompts]
+            at = [place - self.lengths[p] if place >= 0 else place for p in prompts]
             inside = [i for i, p in enumerate(prompts) if -self.lengths[p] <= at[i] < 0]
             prompts, places = [prompts[i] for i in inside], [at[i] for i in inside]
         if len(prompts) < FEWEST:
@@ -157,5 +156,9 @@ class Naturals:
         return Population.of(states if columns is None else states[:, columns])
 
 
-def _positions(condition: Condition) -> Sequence[Sequence[int]]:
-    return condition.axes.get("position") or (condition.fixed.get("position", ()),)
+def written(site: Site, place: int, placed: Placed, lengths: Sequence[int]) -> int:
+    """Return a place as the file counts it: a prompt position from the start (≥ 0) where the cell names it so."""
+    said = placed.cell.values.get("position", ())
+    if site.phase != "prompt" or place in said or all(p < 0 for p in said):
+        return place
+    return place + lengths[placed.prompt]

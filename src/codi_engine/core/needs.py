@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from codi_engine.core.captures import position_block
-from codi_engine.core.conditions import PLACES, Condition, build_intervention, layers_of
+from codi_engine.core.conditions import Condition, build_intervention, layers_of
 from codi_engine.core.model import ModelInfo
 from codi_engine.core.plan import Plan
 from codi_engine.core.plugin import Intervention
@@ -48,7 +48,7 @@ def _chosen_places(needs: dict[str, Need], condition: Condition, plan: Plan, plu
     """Add what an intervention reads that chooses its own places: every place of every phase that it edits, for every point."""
     latents, seen = plan.info.latents, set()
     for point in condition.points():
-        options = {**condition.options, **{k: v for k, v in point.items() if k not in PLACES}}
+        options = condition.options_at(point)
         for addressed in _addressed(condition, point, lengths):
             key = repr((sorted(options.items()), addressed, point.get("layer")))
             if key in seen:
@@ -66,7 +66,7 @@ def _chosen_places(needs: dict[str, Need], condition: Condition, plan: Plan, plu
 
 def _read_at(intervention: Intervention[Any], condition: Condition, site: Site, place: int, info: ModelInfo) -> list[tuple[Site, int]]:
     """Return where an edit's source is read, and the edited place itself where its scale or a difference of means is needed."""
-    here = intervention.needs_scale or condition.options.get("difference") is not None
+    here = intervention.needs_scale or bool(condition.differences)
     there = intervention.source is not None
     return [*([read_from(intervention, site, place, info)] if there else []), *([(site, place)] if here else [])]
 
@@ -83,7 +83,7 @@ def _addressed(condition: Condition, point: Mapping[str, Any], lengths: Sequence
 def _taking(condition: Condition, plugins: Plugins) -> Intervention[Any] | None:
     """Return the condition's intervention when it takes values of the unedited run."""
     probe = build_intervention(plugins, condition.plugin, condition.first_options, "", "")
-    takes = probe.source is not None or probe.needs_scale or condition.options.get("difference") is not None
+    takes = probe.source is not None or probe.needs_scale or bool(condition.differences)
     return probe if takes else None
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from codi_engine.core.conditions import BASELINE, PLACES, Condition, Conditions, axis_label, build_intervention
+from codi_engine.core.conditions import BASELINE, PLACES, Condition, Conditions, axis_label, build_intervention, templated
 from codi_engine.core.controls import controls_of
 from codi_engine.core.donors import Donors, Length
 from codi_engine.core.model import ModelInfo
@@ -188,9 +188,9 @@ class _Prompts:
         """Return (example, variant) of the pool whose unedited values a condition's edits take."""
         drawn: list[tuple[Example, str]] = []
         probe = build_intervention(self.plugins, condition.plugin, condition.first_options, "", "")
-        difference = condition.options.get("difference")
-        if condition.plugin.needs_scale or difference is not None or probe.source in ("mean", "mean_over_steps"):
-            drawn += [(e, v) for e in self.data.pool for v in (["clean", "corrupted"] if difference == "clean" else [condition.variant])]
+        if condition.plugin.needs_scale or condition.differences or probe.source in ("mean", "mean_over_steps"):
+            sides = ["clean", "corrupted"] if "clean" in condition.differences else [condition.variant]
+            drawn += [(e, v) for e in self.data.pool for v in sides]
         pool = {e.id: e for e in self.data.pool}
         mine = [c for c in cells if c.condition == number] if probe.source == "donor" or condition.control == "shuffled" else []
         if probe.source == "donor":
@@ -204,7 +204,7 @@ class _Prompts:
 def prompt_ref(example: Example, variant: str, template: str | None, pool: bool = False) -> PromptRef:
     """Return the unedited prompt of an example's variant under a template."""
     prompt = example.prompts[variant]
-    text = prompt.text if template is None else template.replace("{question}", prompt.text)
+    text = templated(prompt.text, template)
     others = [p.answer for name, p in example.prompts.items() if name != variant]
     return PromptRef(example.id, variant, text, prompt.answer, others[0] if others else None, pool)
 

@@ -259,6 +259,8 @@ class Metric(Plugin[OptionsT]):
 
     #: subset of {"generation", "number_logits", "first_logits", "gold", "other", "captures", "natural"}
     needs: frozenset[str] = frozenset()
+    #: True where it tells the two sides of a pair apart by ``Readings.other``, which is a donor's answer in conditions with donors
+    compares_sides: ClassVar[bool] = False
     #: data-set kinds to which the metric applies; elsewhere a stated error
     applies_to: frozenset[str] = frozenset({"problems", "pairs", "prompts"})
 

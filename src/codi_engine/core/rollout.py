@@ -73,9 +73,9 @@ class Rollout:
         """
         return BatchRun(self, prompts, tasks, want, apply).run()
 
-    def load_prompts(self, prompts: Sequence[Sequence[int]]) -> tuple[PromptKV, torch.Tensor]:
-        """Return keys and values of the prompts, right-aligned, and their last final-norm states."""
-        slots = max(round_up(len(p), BLOCK) for p in prompts)
+    def load_prompts(self, prompts: Sequence[Sequence[int]], reach: int = 0) -> tuple[PromptKV, torch.Tensor]:
+        """Return keys and values of the prompts, right-aligned, and their last final-norm states; there are slots for ``reach`` tokens at least."""
+        slots = max(round_up(max(len(p), reach), BLOCK) for p in prompts)
         found = {}
         todo = []
         for ids in dict.fromkeys(tuple(p) for p in prompts):

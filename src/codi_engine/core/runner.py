@@ -24,6 +24,7 @@ from codi_engine.core.recording import KEY, Recorder
 
 if TYPE_CHECKING:
     from codi_engine.core.computing import Hands
+    from codi_engine.core.conditions import Condition
     from codi_engine.core.experiment import Experiment
     from codi_engine.core.job import Job
     from codi_engine.core.machine import Preparing
@@ -82,8 +83,20 @@ def prepare(experiment: Experiment, plugins: Plugins) -> Prepared:
     prepared.metric_names = _metric_names(metrics)
     prepared.trackers = trackers
     prepared.devices = devices or [info.device]
+    _check_others(prepared.plan, metrics, source)
     prepared.checks = parse_checks(experiment, prepared.plan, list(prepared.metric_names.values()))
     return prepared
+
+
+def _check_others(plan: Plan, metrics: Sequence[Metric[Any]], source: str) -> None:
+    """Refuse metrics that sort answers by the pair's sides where the other answer is a donor's."""
+    donors = next((c.name for c in plan.conditions if c.plugin.source == "donor"), None)
+    for number, metric in enumerate(metrics):
+        if donors is not None and plan.data.kind == "pairs" and metric.compares_sides:
+            raise UserError(
+                f"{source}: metrics[{number}]: '{metric.name}' compares with the pair's other answer, but '{donors}' takes values of a donor.\n"
+                "Use equals_other, or problems instead of pairs."
+            )
 
 
 def _metric_names(metrics: Sequence[Metric[Any]]) -> dict[tuple[int, str], str]:
@@ -310,6 +323,7 @@ class Runner:
         """Load, plan, and return the units to compute and who computes them."""
         adapter, net = self.load()
         self._check_model(writer, adapter)
+        self._check_data(writer)
         job = self.job(adapter, net, writer)
         self._check_saes(writer, job)
         units = self.add_generation(job)
@@ -376,6 +390,20 @@ class Runner:
                 f"{self.path}: was computed with other model files (sha256 {str(old)[:12]} then, {adapter.digest[:12]} now).\n"
                 'Choose a new output, for example --output "runs/{date}_{name}_s{seed}".'
             )
+
+    def _check_data(self, writer: RunWriter) -> None:
+        """Edits that take values of other examples depend on all of them: another data file is another experiment."""
+        old, new = writer.provenance.get("data_digest"), self.plan.data.digest
+        pooled = next((c.name for c in self.plan.conditions if c.differences or c.plugin.needs_scale or self._draws(c)), None)
+        if old and new and old != new and (pooled is not None or self.plan.natural):
+            raise DifferentRun(
+                f"{self.path}: was computed with other data (sha256 {str(old)[:12]} then, {new[:12]} now); '{pooled or 'unusual'}' draws from all of them.\n"
+                'Choose a new output, for example --output "runs/{date}_{name}_s{seed}".'
+            )
+
+    def _draws(self, condition: Condition) -> bool:
+        probe = build_intervention(self.prepared.plugins, condition.plugin, condition.first_options, "", "")
+        return probe.source in ("donor", "mean", "mean_over_steps") or condition.control == "shuffled"
 
     def _check_saes(self, writer: RunWriter, job: Job) -> None:
         """The same paths must hold the same autoencoders as before."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from codi_engine.core.conditions import templated
 from codi_engine.core.errors import GateError, UserError
 from codi_engine.core.sites import Phase, Site
 
@@ -27,12 +28,22 @@ POSITIONS = 16
 
 @dataclass(frozen=True)
 class Stored:
-    """One prompt of the pool: where its baseline lies, and what is known of it."""
+    """One prompt of the pool: where its baseline lies, what is known of it, the example's text and the one that was run."""
 
     index: int
     variant: str
     fields: Mapping[str, object]
     correct: bool | None
+    question: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Over which unedited prompts a condition's means, scales and differences are taken: those of its variant, asked as it asks."""
+
+    variant: str = "main"
+    template: str | None = None
 
 
 def array_name(component: str, layer: int | None, phase: Phase, place: int) -> tuple[str, int]:
@@ -70,8 +81,8 @@ class Sources:
     locate: (array name, prompt index) → (unit, row in unit)
     read: (array name, unit) → rows × places × width
     pool: prompts that means, scales and differences are taken over
-    phase_of: the phase that a place of the running condition belongs to is given with each call
     budget: bytes of arrays kept in memory
+    lengths: tokens of each prompt; with them, prompt positions from 0 on count from the start
 
     ``saes`` holds the run's sparse autoencoders, ``model_digest`` says which model computed the values.
     """
@@ -82,15 +93,20 @@ class Sources:
         read: Callable[[str, int], np.ndarray],
         pool: Sequence[Stored] = (),
         budget: int = 1 << 29,
+        lengths: Sequence[int] = (),
     ) -> None:
-        self._locate, self._read, self.pool, self._budget = locate, read, pool, budget
+        self._locate, self._read, self.pool, self._budget, self._lengths = locate, read, pool, budget, lengths
+        self._pools: dict[Pool, list[Stored]] = {}
         self._cache: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
         self._size = 0
         self._statistics: dict[tuple[object, ...], np.ndarray] = {}
         self.saes: SaeStore | None = None
         self.model_digest = ""
-        self.phase: Phase = "latent"
-        self.variant: str = "main"
+        self.turn_to("latent", Pool(), None)
+
+    def turn_to(self, phase: Phase, pool: Pool, place: int | None) -> None:
+        """Say which rows are about to be edited; ``place`` as the file counts it."""
+        self.phase, self.running, self.place = phase, pool, place
 
     def _array(self, name: str, unit: int) -> np.ndarray:
         key = (name, unit)
@@ -107,7 +123,8 @@ class Sources:
         """Return rows × width: the baseline value of each prompt at its place (one place a row)."""
         out: np.ndarray | None = None
         wanted: dict[tuple[str, int], list[tuple[int, int, int]]] = {}
-        for row, (prompt, place) in enumerate(zip(prompts, places, strict=True)):
+        for row, (prompt, written) in enumerate(zip(prompts, places, strict=True)):
+            place = self._from_end(prompt, written) if phase == "prompt" and written >= 0 else written
             name, at = array_name(component, layer, phase, place)
             unit, slot = self._locate(name, prompt)
             wanted.setdefault((name, unit), []).append((row, slot, at))
@@ -126,32 +143,53 @@ class Sources:
             )
         return out
 
-    def _pooled(self, variant: str) -> list[int]:
-        return [s.index for s in self.pool if s.variant == variant]
+    def _from_end(self, prompt: int, place: int) -> int:
+        if place >= self._lengths[prompt]:
+            raise UserError(f"position {place} lies outside a prompt of {self._lengths[prompt]} tokens (prompt {prompt}), whose value is needed there")
+        return place - self._lengths[prompt]
 
-    def mean(self, component: str, layer: int | None, phase: Phase, variant: str, places: Sequence[int]) -> np.ndarray:
+    def members(self, pool: Pool) -> list[Stored]:
+        """Return the stored prompts of a pool: each example once, whatever else the run asks of it."""
+        if pool not in self._pools:
+            self._pools[pool] = [s for s in self.pool if s.variant == pool.variant and s.text == templated(s.question, pool.template)]
+        return self._pools[pool]
+
+    def _pooled(self, pool: Pool) -> list[int]:
+        return [s.index for s in self.members(pool)]
+
+    def mean(self, component: str, layer: int | None, phase: Phase, pool: Pool, places: Sequence[int]) -> np.ndarray:
         """Return the mean (width, float64 summed in prompt order) over the pool and the given places."""
-        key = ("mean", component, layer, phase, variant, tuple(places))
+        key = ("mean", component, layer, phase, pool, tuple(places))
         if key not in self._statistics:
-            prompts = self._pooled(variant)
+            prompts = self._pooled(pool)
             total: np.ndarray | float = 0.0
             for place in places:
                 total = total + self.values(component, layer, phase, prompts, [place] * len(prompts)).astype(np.float64).sum(0)
             self._statistics[key] = np.asarray(total) / (len(prompts) * len(places))
         return self._statistics[key]
 
-    def scale(self, component: str, layer: int | None, phase: Phase, variant: str, place: int) -> float:
+    def scale(self, component: str, layer: int | None, phase: Phase, pool: Pool, place: int) -> float:
         """Return the RMS deviation from the mean over the pool and the width."""
-        key = ("scale", component, layer, phase, variant, place)
+        key = ("scale", component, layer, phase, pool, place)
         if key not in self._statistics:
-            prompts = self._pooled(variant)
+            prompts = self._pooled(pool)
             values = self.values(component, layer, phase, prompts, [place] * len(prompts)).astype(np.float64)
-            deviation = values - self.mean(component, layer, phase, variant, [place])
+            deviation = values - self.mean(component, layer, phase, pool, [place])
             self._statistics[key] = np.sqrt(np.mean(deviation**2))
         return float(self._statistics[key])
 
     def difference(self, rule: str, component: str, layer: int | None, place: int) -> np.ndarray:
-        """Return mean(positive) − mean(negative) over the pool (width), by ``correct``, ``clean`` or ``field=value``."""
+        """Return mean(positive) − mean(negative) over the pool (width), by ``correct``, ``clean`` or ``field=value``.
+
+        The pool is that of the rows that are being edited, and so is a place that the file counts from the prompt's start.
+        """
+        at = place if self.place is None else self.place
+        key = ("difference", rule, component, layer, self.phase, self.running, at)
+        if key not in self._statistics:
+            self._statistics[key] = self._difference(rule, component, layer, at)
+        return self._statistics[key]
+
+    def _difference(self, rule: str, component: str, layer: int | None, place: int) -> np.ndarray:
         positive, negative = self._groups(rule)
         if not positive or not negative:
             raise UserError(f"steer: difference '{rule}' needs examples on both sides; got {len(positive)} and {len(negative)}")
@@ -160,8 +198,8 @@ class Sources:
 
     def _groups(self, rule: str) -> tuple[list[int], list[int]]:
         if rule == "clean":
-            return self._pooled("clean"), self._pooled("corrupted")
-        members = [s for s in self.pool if s.variant == self.variant]
+            return self._pooled(replace(self.running, variant="clean")), self._pooled(replace(self.running, variant="corrupted"))
+        members = self.members(self.running)
         if rule == "correct":
             return [s.index for s in members if s.correct], [s.index for s in members if s.correct is False]
         name, equals, value = rule.partition("=")

@@ -175,7 +175,7 @@ def _predicted(job: Job, placed: Sequence[Placed]) -> np.ndarray:
     for p in placed:
         donor = None if p.donor is None else job.prompts[job.order[p.donor]].example
         condition = job.plan.conditions[p.cell.condition]
-        out.append(None if donor is None else job.plan.donors.predicted(p.cell.example, donor, condition))
+        out.append(None if donor is None else job.plan.donors.predicted(p.cell.example, donor, condition, p.cell.values))
     return numbers(out)
 
 

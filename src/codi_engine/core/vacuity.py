@@ -62,7 +62,7 @@ def vacuous(conditions: Sequence[Condition], info: ModelInfo, allow: bool, sourc
 
 def effective(condition: Condition, point: Mapping[str, Any], info: ModelInfo) -> str | None:
     """Return what a cell computes, in a canonical form; None when it equals the unedited run whatever the values are."""
-    options = {**condition.options, **{k: v for k, v in point.items() if k not in PLACES}}
+    options = condition.options_at(point)
     chained = bool(options.pop("chain", False))
     shared: dict[str, Any] = {
         "plugin": condition.plugin.name, "options": options, "component": condition.site.component, "phase": condition.phase,

@@ -81,7 +81,7 @@ class Steer(Intervention[SteerOptions]):
         super().__init__(options)
         self._array = read_vector(options.vector) if options.vector is not None else None
         self._sources: Sources | None = None
-        self._directions: dict[tuple[str, int | None, int], torch.Tensor] = {}
+        self._directions: dict[tuple[str, int | None, str, int], torch.Tensor] = {}
 
     @property
     def needs_pool(self) -> bool:
@@ -93,10 +93,11 @@ class Steer(Intervention[SteerOptions]):
 
     def direction(self, rows: Rows) -> torch.Tensor:
         """Return the direction (width) at a site, layer and place."""
-        key = (rows.site, rows.layer, rows.place)
+        if self._array is None:
+            return torch.from_numpy(self._difference(rows)).to(rows.values)
+        key = (rows.site, rows.layer, rows.phase, rows.place)
         if key not in self._directions:
-            array = self._from_file(rows) if self._array is not None else self._difference(rows)
-            self._directions[key] = torch.from_numpy(array)
+            self._directions[key] = torch.from_numpy(self._from_file(rows))
         return self._directions[key].to(rows.values)
 
     def _from_file(self, rows: Rows) -> np.ndarray:
@@ -106,6 +107,8 @@ class Steer(Intervention[SteerOptions]):
         if array.ndim > 1 and array.ndim <= 3 and rows.layer is not None:
             array = array[rows.layer] if rows.layer < len(array) else array[:0]
         if array.ndim == 2:
+            if rows.phase != "latent" or not 0 <= rows.place < len(array):
+                raise UserError(f"steer: vector: '{self.options.vector}' has {len(array)} steps; it has no vector for {rows.phase}[{rows.place}]")
             array = array[rows.place]
         if array.shape != (width,):
             raise UserError(f"steer: vector has shape {list(self._array.shape)}; needed: [{width}], [layers, {width}] or [layers, steps, {width}]")

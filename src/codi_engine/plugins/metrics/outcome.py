@@ -33,6 +33,7 @@ class AnswerClass(Metric[NoOptions]):
 
     name = "answer_class"
     Options = NoOptions
+    compares_sides = True
     needs = frozenset({"generation"})
     applies_to = frozenset({"problems", "pairs"})
 
