@@ -79,7 +79,7 @@ def test_options_that_are_swept_say_who_the_donor_is(demo: Maker) -> None:
     spec = {"plugin": "resample", "site": "latent_in"}
     own = demo(intervention=spec, sweep={"step": [1], "self_donor": [True, False]}, data=PROBLEMS).run().open().cells
     edited = own[own["condition"] != "baseline"]
-    assert edited.groupby(edited["self_donor"].astype(str))["kl"].agg(lambda kl: (kl == 0).all()).to_dict() == {"False": False, "True": True}
+    assert edited.groupby(edited["self_donor"].astype(str))["kl"].agg(lambda kl: bool((kl == 0).all())).to_dict() == {"False": False, "True": True}
 
 
 def test_donors_that_are_swept_are_drawn_as_each_value_says(demo: Maker) -> None:
