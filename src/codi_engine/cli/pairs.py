@@ -151,5 +151,8 @@ def validate(file: str, as_json: bool, debug: bool) -> int:
     for problem in problems:
         click.echo(neutral(f"{problem.place}: pair {problem.pair_id or '?'}: {problem.kind}: {problem.message}"))
     bad = len({p.place for p in problems})
-    click.echo(f"{len(read.pairs):,} pairs, " + (f"{len(problems):,} problems in {bad:,} of them" if problems else "nothing wrong"))
+    click.echo(
+        f"{len(read.pairs):,} pairs, "
+        + (f"{len(problems):,} {'mistake' if len(problems) == 1 else 'mistakes'} in {bad:,} of them" if problems else "nothing wrong")
+    )
     return 2 if problems else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -216,6 +217,12 @@ def _first_line(cls: type[Any]) -> str:
     return inspect.cleandoc(cls.__doc__ or "").splitlines()[0].replace("``", "")
 
 
+def _flowing(doc: str) -> str:
+    """Return a docstring whose paragraphs are one line each, to be wrapped as wide as the screen is; lists and code stay."""
+    text = inspect.cleandoc(doc).replace("``", "")
+    return re.sub(r"(?<=\S)\n(?=[^\s\-*])", " ", text)
+
+
 def plugin(plugins: Plugins, name: str) -> None:
     """Print the help and the options of every plugin of that name."""
     found = [r for r in plugins.registered if name in (r.name, f"{r.package}/{r.name}")]
@@ -230,14 +237,14 @@ def plugin(plugins: Plugins, name: str) -> None:
 def _one_plugin(item: Registered) -> None:
     screen = console()
     screen.print(plain(f"{item.kind} {item.name}", "bold"), plain(f"({item.package} {item.version})", "dim"))
-    screen.print(plain(inspect.cleandoc(item.cls.__doc__ or "").replace("``", "")))
+    screen.print(plain(_flowing(item.cls.__doc__ or "")))
     fields = item.cls.Options.model_fields
     if not fields:
         return
     screen.print()
     screen.print(plain("options", "bold"))
     if item.cls.Options.__doc__:
-        screen.print(plain(inspect.cleandoc(item.cls.Options.__doc__).replace("``", "")))
+        screen.print(plain(_flowing(item.cls.Options.__doc__)))
     table([(f"  {key}", _describe(option)) for key, option in fields.items()])
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.measure import Measurement
 from rich.table import Table
 
 from codi_engine.cli.show import console, plain, table
@@ -35,7 +36,10 @@ def grid(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> 
             made.add_column(head, justify="right", overflow="ellipsis", no_wrap=True)
     for row in rows:
         made.add_row(*map(plain, row))
-    console().print(made)
+    screen = console()
+    if not screen.is_terminal:  # a file or a pipe has no width: no column is cut
+        screen.width = max(screen.width, Measurement.get(screen, screen.options.update(max_width=1000), made).maximum)
+    screen.print(made)
 
 
 def checks(frame: pd.DataFrame, label: str = "") -> None:

@@ -332,14 +332,14 @@ def _dotted(location: Sequence[str | int]) -> str:
     for part in location:
         if isinstance(part, int):
             text += f"[{part}]"
-        elif not re.match(r"(function-|is-instance|literal|list\[|dict\[|int$|str$|float$|bool$|constrained)", str(part)) or not text:
+        elif not re.match(r"(function-|is-instance|literal|list\[|dict\[|int$|str$|float$|bool$|constrained|CodeSpec$)", str(part)) or not text:
             text += f".{part}" if text else str(part)
     return text
 
 
 def _explain(error: ValidationError, model: type[BaseModel], source: str, lines: Mapping[str, int], prefix: str = "") -> str:
     """Turn pydantic's findings into one line: file:line, field, what is wrong, what to write."""
-    finding = error.errors()[0]
+    finding = _telling(error)
     field = _dotted(finding["loc"])
     path = f"{prefix}.{field}" if prefix and field else prefix or field
     at = f"{source}{line_of(lines, path)}: {path}" if path else source
@@ -356,6 +356,13 @@ def _explain(error: ValidationError, model: type[BaseModel], source: str, lines:
         return f"{at}: {finding['ctx']['error']}"
     shown = repr(given)
     return f"{at}: {finding['msg'].lower().replace('input should', 'should')}; got {shown if len(shown) < 80 else shown[:77] + '…'}"
+
+
+def _telling(error: ValidationError) -> Any:
+    """Return the first finding; where a value may have several forms, that of the form it comes closest to."""
+    found = error.errors()
+    same = [f for f in found if f["loc"][:1] == found[0]["loc"][:1]]
+    return max(same, key=lambda f: (len(f["loc"]), f["type"] == "extra_forbidden"))
 
 
 def _known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:

@@ -160,7 +160,10 @@ def mean_codes(spec: Mapping[str, Any], where: str) -> dict[str, float]:
     unknown = set(spec) - {"run", "where", "site"}
     if unknown or not isinstance(spec.get("run"), str):
         raise UserError(f"{where}: write {{run: DIR, where: {{field: value}}}}; got {dict(spec)!r}")
-    run = open_run(spec["run"])
+    try:
+        run = open_run(spec["run"])
+    except UserError as error:
+        raise UserError(f"{where}: run: {error}") from None
     name = captured(run, spec.get("site"), where)
     codes = run.activations(name)
     if "feature" not in codes.dims:

@@ -6,7 +6,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -229,7 +229,10 @@ class Runner:
         for layer, swept, condition in sorted(points, key=lambda p: -1 if p[0] is None else p[0]):
             at = f"conditions.{condition.name}.intervention"
             made = build_intervention(self.prepared.plugins, condition.plugin, {**condition.options, **swept}, at, self.experiment.source)
-            made.check(saes, condition.site.at(layer), self.plan.info.width)
+            try:
+                made.check(saes, replace(condition.site.at(layer), phase=condition.phase), self.plan.info.width)
+            except UserError as error:
+                raise UserError(f"{self.experiment.source}: {at}: {error}") from None
 
     # ------------------------------------------------------------------------------------------- planning
 

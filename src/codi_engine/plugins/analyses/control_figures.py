@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from codi_engine.core.controls import in_words
 from codi_engine.plugins.analyses.effects import count_text
-from codi_engine.plugins.analyses.figures import GRID, INK, PAPER, QUIET, WORDS, annotate, colour_scale, few_ticks, order_of
+from codi_engine.plugins.analyses.figures import GRID, INK, PAPER, QUIET, WORDS, annotate, colour_scale, few_ticks, order_of, tick
 from codi_engine.plugins.analyses.options import ImportanceOptions
 from codi_engine.plugins.analyses.place_figures import named
 
@@ -86,7 +86,7 @@ def _maps(figure: Figure, spec: Any, condition: str, part: pd.DataFrame, varying
         annotate(ax, values, np.zeros(values.shape, bool) if dots is None else dots, colours, norm, 6.5 if len(xs) <= 8 else 0)
         ax.set_title(title, loc="left", fontsize=10, color=INK, pad=4, fontweight="bold" if number == 0 else "normal")
         every = max(len(xs) // 8, 1)
-        ax.set_xticks(range(len(xs)), [str(x) if i % every == 0 else "" for i, x in enumerate(xs)])
+        ax.set_xticks(range(len(xs)), [tick(x) if i % every == 0 else "" for i, x in enumerate(xs)])
         ax.set_yticks(range(len(ys)), [str(y) for y in ys] if number == 0 else [""] * len(ys))
         ax.set_xlabel(named(varying[1]), fontsize=8.5, color=QUIET, labelpad=2)
         ax.set_ylabel(varying[0] if number == 0 else "", fontsize=8.5, color=QUIET)

@@ -76,7 +76,7 @@ def _summary(tables: dict[str, Any], axes: Sequence[str], metric: str, cells: pd
     table = tables["effects"]
     lines = [*condition_grids(table, axes, metric), ""]
     best = tables["top"].iloc[:3]
-    names = [f"{effects.place_name(row, axes)} {row['mean']:+.3g}{effects.interval_text(row)}" for _, row in best.iterrows()]
+    names = [f"{_place(row, axes, options)} {row['mean']:+.3g}{effects.interval_text(row)}" for _, row in best.iterrows()]
     lines.append("strongest: " + ";  ".join(names))
     tested = int(table["p"].notna().sum())
     found = f"{int(table['significant'].sum())} of {tested} places differ from no effect"
@@ -88,6 +88,13 @@ def _summary(tables: dict[str, Any], axes: Sequence[str], metric: str, cells: pd
     line = effects.baseline_line(tables["baseline"])
     if line:
         lines.append(line)
-    if table["n"].median() < 20 and table["detectable"].notna().any():
-        lines.append(f"few examples: effects smaller than about {table['detectable'].median():.2g} cannot be told from none (80 % power)")
+    least = best["detectable"].dropna()
+    if table["n"].median() < 20 and (least > 0).any():
+        lines.append(f"few examples: at the strongest places effects below about {least[least > 0].iloc[0]:.2g} cannot be told from none (80 % power)")
     return "\n".join(lines)
+
+
+def _place(row: pd.Series, axes: Sequence[str], options: ImportanceOptions) -> str:
+    from codi_engine.plugins.analyses.effects import place_name
+
+    return place_name(row, axes) + (f", {options.by} {row['by']}," if "by" in row else "")

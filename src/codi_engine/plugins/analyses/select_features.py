@@ -73,7 +73,7 @@ class SelectFeatures(Analysis[SelectFeaturesOptions]):
         unit = contrasts.unit_of(found, options.unit)
         contrasts.check_unit(found, unit, self.name)
         tests, least = test_table(found, pairs, unit, options.confidence, options.correction, options.q)
-        tests = _named(tests, axis, found)
+        tests = _named(tests[tests[axis].notna() & (tests[axis].astype(str) != "None")], axis, found)
         candidates = tests if options.opposite is None else _opposite(tests, options.opposite, options, self.name)
         chosen = _chosen(candidates, options)
         values = mean_codes(found, chosen, options.value_by, options.site, self.name)
@@ -111,7 +111,8 @@ class SelectFeatures(Analysis[SelectFeaturesOptions]):
             lines.append(f"values of the features' own codes: {', '.join(values)}{rest}")
         elif len(table):
             lines.append("no captured codes of these features: the file has no values for a patch; add capture: or name the site")
-        lines.append(f"for the next run: feature: {{from: {found.run.path}/results/{self.name}/{FILE}}}")
+        if len(table):
+            lines.append(f"for the next run: feature: {{from: {found.run.path}/results/{self.name}/{FILE}}}")
         return "\n".join([*lines, *power_lines(candidates, family, least, options.q, options.confidence)])
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from codi_engine.core.answers import answer_of
-from codi_engine.core.errors import UserError
+from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.plugin import Data, Dataset, Example, Options, Prompt
 from codi_engine.plugins.datasets.records import Findings, Record, Sample, finish, folded, read_records, scalar_fields, text_of, without_duplicates
 
@@ -33,7 +33,7 @@ def load_pairs(options: PairsOptions) -> Data:
     records, digest = read_records(options.path)
     source = records[0][0].split(":")[0].split("[")[0]
     findings = Findings(source, options.on_invalid == "drop")
-    items: list[tuple[str, Example]] = []
+    read: list[tuple[str, Example]] = []
     grouped = _flat(records, findings) if "variant" in records[0][1] else [(place, r, r) for place, r in records]
     kept = 0
     for number, (place, record, sides) in enumerate(grouped):
@@ -41,8 +41,16 @@ def load_pairs(options: PairsOptions) -> Data:
             continue
         kept += 1
         example = _pair(record, sides, place, number, findings)
-        if example is not None and all(example.fields.get(k) == v for k, v in options.where.items()):
-            items.append((place, example))
+        if example is not None:
+            read.append((place, example))
+    items = [(place, e) for place, e in read if all(e.fields.get(k) == v for k, v in options.where.items())]
+    known = sorted({field for _, e in read for field in e.fields})
+    unknown = next((k for k in options.where if k not in known), None) if read else None
+    if unknown is not None:
+        raise UserError(f"{source}: data.where: the pairs have no field '{unknown}'; {nearest(unknown, known)}")
+    if read and not items:
+        wanted = ", ".join(f"{k} {v}" for k, v in options.where.items())
+        raise UserError(f"{source}: data.where: none of {len(read):,} pairs has {wanted}")
     if not kept:
         raise UserError(f"{source}: no pair has review_status '{options.review_status}'")
     examples = without_duplicates(items, lambda e: tuple(folded(e.prompts[s].text) for s in SIDES), findings)

@@ -12,6 +12,8 @@ from pydantic import Field
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.plugin import Intervention, Options, Rows
 from codi_engine.core.results import BASELINE, Run, open_run
+from codi_engine.core.sae import SaeStore
+from codi_engine.core.sites import Site
 from codi_engine.core.sources import Sources
 
 
@@ -41,6 +43,14 @@ class Recorded(Intervention[RecordedOptions]):
         self._digest = ""
         self._values: dict[tuple[str, int | None, str], tuple[dict[str, int], list[int], np.ndarray]] = {}
 
+    def check(self, saes: SaeStore, site: Site, width: int) -> None:
+        """Open the run and read what it has of the site; a missing run, site or example is named before anything is computed."""
+        if site.phase is None:
+            return
+        index, _, _ = self._recorded(site.component, site.layer, site.phase)
+        if self.options.example != "same":
+            self._known(self.options.example, index)
+
     def prepare(self, sources: Sources) -> None:
         self._digest = sources.model_digest
 
@@ -49,13 +59,16 @@ class Recorded(Intervention[RecordedOptions]):
         if rows.place not in places:
             raise UserError(f"recorded: {self.options.run} captured {rows.site}@{rows.phase} at {places}, not at {rows.place}")
         wanted = [str(e) if self.options.example == "same" else self.options.example for e in rows.labels["example"]]
-        missing = next((e for e in wanted if e not in index), None)
-        if missing is not None:
-            raise UserError(f"recorded: {self.options.run} has no example '{missing}'; {nearest(missing, list(index))}")
+        for example in wanted:
+            self._known(example, index)
         chosen = values[[index[e] for e in wanted], places.index(rows.place)]
         if np.isnan(chosen).any() or chosen.shape != tuple(rows.values.shape):
             raise UserError(f"recorded: {self.options.run}: no values of width {rows.values.shape[1]} for {rows.site}@{rows.phase}[{rows.place}]")
         return torch.from_numpy(chosen).to(rows.values)
+
+    def _known(self, example: str, index: Mapping[str, int]) -> None:
+        if example not in index:
+            raise UserError(f"recorded: {self.options.run} has no example '{example}'; {nearest(example, list(index))}")
 
     def _recorded(self, site: str, layer: int | None, phase: str) -> tuple[dict[str, int], list[int], np.ndarray]:
         """Return example → row, the captured places, and rows × places × width; read once per site and layer."""
@@ -74,9 +87,12 @@ class Recorded(Intervention[RecordedOptions]):
 
     def _opened(self) -> Run:
         if self._run is None:
-            self._run = open_run(self.options.run)
+            try:
+                self._run = open_run(self.options.run)
+            except UserError as error:
+                raise UserError(f"recorded: run: {error}; the run that captured the states comes first") from None
             recorded = self._run.provenance.get("model_digest")
-            if recorded != self._digest:
+            if self._digest and recorded != self._digest:
                 raise UserError(f"recorded: {self.options.run} was computed with another model ({str(recorded)[:12]}; this is {self._digest[:12]})")
         return self._run
 
