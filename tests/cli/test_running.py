@@ -13,6 +13,7 @@ from codi_engine.cli.main import main
 
 SMALL = """
 name: small
+controls: none
 model: {plugin: codi, checkpoint: demo, device: cpu}
 data: {plugin: demo-pairs, both_correct: true, limit: 8}
 intervention: {plugin: patch, site: resid_post, direction: denoise}
@@ -20,7 +21,6 @@ sweep: {layer: [0, 3], step: [0, 5]}
 metrics: [normalized_effect, flip, accuracy]
 generate: {max_new_tokens: 8}
 analyses: [importance]
-controls: none
 """
 CHECKS = """
 checks:
@@ -128,7 +128,7 @@ def test_status_and_ls(cli: Run) -> None:
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == ["run", "runs/deep/er", "runs/small"]
     _, out, _ = cli("ls", "runs", "--cost")
-    assert "GPU-hours" in out
+    assert out.splitlines()[0].split() == ["run", "state", "cells", "disk", "finished", "time", "GPU-hours", "money", "estimated", "variance"]
     found = json.loads(cli("ls", "--json", "--cost")[1])
     assert found[1]["actual"]["total"]["money"] == pytest.approx(found[1]["actual"]["total"]["seconds"] * 2 / 3600)
     assert "actual" not in json.loads(cli("ls", "--json")[1])[0]

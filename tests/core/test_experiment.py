@@ -51,6 +51,10 @@ def test_on_is_a_key_and_no_is_a_word(tmp_path: Path) -> None:
         ("data: {plugin: demo-pairs, limit: 3}", "", "data: is missing"),
         ("name: test", "name: &a test\noutput: *a", "aliases"),
         ("name: test", "name: test\ngenerate: {max_new_token: 3}", "did you mean 'max_new_tokens'"),
+        ("name: test", "name: test\ncapture: [latent_out, {sea: demo}]", r"e.yaml:3: capture\[1\].sea: unknown key 'sea'; did you mean 'sae'"),
+        ("name: test", "name: test\ncapture: [{sae: demo, reduce: men}]", r"capture\[0\].reduce: should be 'last', 'mean' or 'max'; got 'men'"),
+        ("name: test", "name: test\ncontrols: [randm]", r"controls\[0\]: should be 'random', 'wrong_step' or 'shuffled'; got 'randm'"),
+        ("name: test", "name: test\ncontrols: atuo", "controls: should be 'auto' or 'none'; got 'atuo'"),
     ],
 )
 def test_errors_name_line_field_and_remedy(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -93,6 +93,17 @@ def test_bad_pairs(tmp_path: Path, records: list[dict[str, Any]], message: str) 
 
 
 @pytest.mark.parametrize(
+    ("where", "message"),
+    [({"lvel": 2}, "p.jsonl: data.where: the pairs have no field 'lvel'; did you mean 'level'"), ({"level": 7}, "none of 2 pairs has level 7")],
+)
+def test_a_choice_that_nothing_fits_is_said(tmp_path: Path, where: dict[str, Any], message: str) -> None:
+    path = str(write_lines(tmp_path / "p.jsonl", [pair(0, level=1), pair(1, level=2)]))
+    assert len(load("pairs", path=path, where={"level": 2}).examples) == 1
+    with pytest.raises(UserError, match=message):
+        load("pairs", path=path, where=where)
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "holds no records"),
