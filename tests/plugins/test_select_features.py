@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from codi_engine import analyze, open_run
+from codi_engine import Experiment, analyze, open_run
 from codi_engine.core.errors import UserError
 from codi_engine.core.importing import import_files
 from codi_engine.core.plugin import AnalysisResult
 from codi_engine.core.plugins import plugin_manager
+from codi_engine.core.run import run_experiment
 from codi_engine.core.work import Work
 from codi_engine.kernels.multiple import adjust
 
@@ -72,6 +73,29 @@ def test_planted_features_are_selected_with_their_values(run: Path) -> None:
     assert set(done.figures) == {"volcano", "selected"}
     assert "3 of 6 features" in done.summary
     assert "these prompts only" in done.summary
+
+
+REAL = """
+name: real
+model: {plugin: causal_lm, path: demo, device: cpu}
+data: {plugin: demo-prompts, limit: 2}
+conditions:
+  off: {intervention: {plugin: sae, sae: demo, site: resid_post, tokens: last, value: 0.0}, sweep: {feature: {from: demo, limit: 1}}}
+  reconstructed: {intervention: {plugin: sae, sae: demo, site: resid_post, tokens: last, mode: reconstruct}, sweep: {layer: [0]}}
+generate: {max_new_tokens: 12, do_sample: true}
+trials: 2
+metrics: [{plugin: outcome, pattern: "(?P<given>\\\\d+)", numbers: [given]}]
+"""
+
+
+def test_cells_without_a_feature_are_none(tmp_path: Path) -> None:
+    """The control that edits no feature stands beside the others; nothing selected leaves nothing to point to."""
+    (tmp_path / "real.yaml").write_text(REAL, encoding="utf-8")
+    run_experiment(Experiment.from_file(tmp_path / "real.yaml"), tmp_path / "real")
+    done, got = select(tmp_path / "real", q=1e-9)
+    assert len(got) == 0
+    assert "0 of 1 features" in done.summary
+    assert "next run" not in done.summary
 
 
 def test_the_file_lies_in_the_run(run: Path) -> None:
