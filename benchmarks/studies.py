@@ -36,7 +36,7 @@ import torch
 from codi_engine import Experiment
 from codi_engine.core.answers import extract
 from codi_engine.core.plugins import plugin_manager
-from codi_engine.core.runner import prepare
+from codi_engine.core.preparing import prepare
 from codi_engine.plugins.models.codi import Codi, CodiOptions
 
 LATENTS, DONORS, NEW, LAYER = 6, 10, 12, 2

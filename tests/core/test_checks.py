@@ -17,9 +17,9 @@ from codi_engine.core.checking import check_run
 from codi_engine.core.checks import Check, GoCheck, SinglesCheck, parse_bound
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugins import plugin_manager
+from codi_engine.core.preparing import prepare
 from codi_engine.core.results import Run
 from codi_engine.core.run import try_experiment
-from codi_engine.core.runner import prepare
 from codi_engine.kernels.intervals import mean_interval
 
 Maker = Callable[..., Experiment]

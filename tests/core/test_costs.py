@@ -21,9 +21,9 @@ from codi_engine.core.errors import UserError
 from codi_engine.core.estimate import estimate
 from codi_engine.core.machine import Preparing, peak_bytes, reset_peak
 from codi_engine.core.plugins import plugin_manager
+from codi_engine.core.preparing import prepare
 from codi_engine.core.recording import Recorder, actual_of, estimate_of, invocations_of
 from codi_engine.core.run import plan_experiment, run_experiment
-from codi_engine.core.runner import prepare
 from codi_engine.core.status import runs_in, status_of
 from codi_engine.store.ledger import read_ledger
 from codi_engine.store.lock import RunLock, holder

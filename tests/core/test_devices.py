@@ -14,9 +14,9 @@ from codi_engine.core.devices import devices_of, held
 from codi_engine.core.errors import UserError
 from codi_engine.core.estimate import spread
 from codi_engine.core.plugins import plugin_manager
+from codi_engine.core.preparing import prepare
 from codi_engine.core.recording import Recorder
 from codi_engine.core.run import plan_experiment
-from codi_engine.core.runner import prepare
 
 Maker = Callable[..., Experiment]
 

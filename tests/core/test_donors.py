@@ -13,8 +13,8 @@ import pytest
 from codi_engine import Experiment
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import Example
+from codi_engine.core.preparing import Prepared
 from codi_engine.core.run import plan_experiment, run_experiment
-from codi_engine.core.runner import Prepared
 from codi_engine.core.sampling import generator
 
 Maker = Callable[..., Experiment]

@@ -172,7 +172,7 @@ def test_mean_noise_and_steer_do_what_they_say(demo: Maker) -> None:
 def test_resample_takes_the_recorded_donor_at_the_same_step(demo: Maker) -> None:
     from codi_engine import load
     from codi_engine.core.plugins import plugin_manager
-    from codi_engine.core.runner import prepare
+    from codi_engine.core.preparing import prepare
 
     data = {"plugin": "demo-problems", "limit": 2}
     experiment = demo(intervention={"plugin": "resample", "site": "latent_in"}, sweep={"step": "all", "donor": 2}, data=data, capture=["latent_in"])

@@ -15,8 +15,8 @@ from codi_engine import Experiment
 from codi_engine.core.errors import UserError
 from codi_engine.core.patterns import explosive
 from codi_engine.core.plugin import Outcome, Readings
+from codi_engine.core.preparing import metric_names
 from codi_engine.core.run import run_experiment
-from codi_engine.core.runner import _metric_names
 from codi_engine.plugins.metrics.outcome import ANSWER_CLASSES
 from codi_engine.store.layout import ArraySpec
 from tests.plugins.test_metrics import metric, outcome, readings
@@ -145,7 +145,7 @@ def test_long_texts_are_cut() -> None:
 
 def test_two_outcomes_of_one_run_have_legal_names() -> None:
     both = [metric("outcome", pattern=BETS, categories={"action": ["a b", "c"]}, match=m) for m in ("last", "first")]
-    names = _metric_names([*both, metric("answer_class")])
+    names = metric_names([*both, metric("answer_class")])
     assert len(set(names.values())) == len(names) == 4 + 4 + 4
     for name in names.values():
         ArraySpec(f"cells/metrics/{name}", ("cell",), (), "float64", NAN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -58,9 +59,10 @@ class Computer:
         return Made(unit, *run_unedited(self.job, unit))
 
 
-class Hands(AbstractContextManager["Hands"]):
+class Hands(AbstractContextManager["Hands"], ABC):
     """What the runner hands its units to."""
 
+    @abstractmethod
     def gate(self) -> None:
         """Check every condition on a few examples; all unedited units are committed.
 
@@ -68,11 +70,10 @@ class Hands(AbstractContextManager["Hands"]):
         ------
         GateError: an edit does not do what the plan says
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def results(self, units: Sequence[Unit]) -> Iterator[Made]:
         """Compute units of one stage and yield them in their order."""
-        raise NotImplementedError
 
     def __exit__(self, *_: object) -> None:
         return None

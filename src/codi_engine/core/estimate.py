@@ -24,7 +24,7 @@ from codi_engine.core.sites import COMPONENTS
 
 if TYPE_CHECKING:
     from codi_engine.core.plan import Condition
-    from codi_engine.core.runner import Prepared
+    from codi_engine.core.preparing import Prepared
 
 #: tokens per word of English, for prompts that are not tokenised yet
 TOKENS_PER_WORD = 1.4

@@ -20,7 +20,8 @@ from codi_engine.core.progress import Progress
 if TYPE_CHECKING:
     from codi_engine.core.job import Job
     from codi_engine.core.plan import Plan
-    from codi_engine.core.runner import Prepared, Runner
+    from codi_engine.core.preparing import Prepared
+    from codi_engine.core.runner import Runner
     from codi_engine.store.writer import RunWriter
 
 #: most units of a stage that are timed, and estimated seconds that timing a stage may take
@@ -86,7 +87,7 @@ def _budget(stage: StageCost) -> int:
 
 def _few(prepared: Prepared, estimated: Costs) -> Prepared:
     """Return the experiment on a few of its examples."""
-    from codi_engine.core.runner import prepare
+    from codi_engine.core.preparing import prepare
 
     plan = prepared.plan
     examples = len(plan.data.examples)

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from codi_engine.core.experiment import Experiment
     from codi_engine.core.lifecycle import Lifecycle
     from codi_engine.core.plugins import Plugins
+    from codi_engine.core.preparing import Prepared
     from codi_engine.core.results import Run
-    from codi_engine.core.runner import Prepared, Runner
+    from codi_engine.core.runner import Runner
     from codi_engine.store.writer import RunWriter
 
 
@@ -182,7 +183,7 @@ def output_of(experiment: Experiment, output: str | Path | None) -> Path:
 
 def _prepared(experiment: Experiment, limit: int | None, device: str | None) -> tuple[Prepared, Plugins]:
     from codi_engine.core.plugins import plugin_manager
-    from codi_engine.core.runner import prepare
+    from codi_engine.core.preparing import prepare
 
     plugins = plugin_manager()
     return prepare(_adjusted(experiment, limit, device), plugins), plugins

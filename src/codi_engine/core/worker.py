@@ -153,7 +153,8 @@ class _Bench:
         from codi_engine.core.computing import Computer
         from codi_engine.core.experiment import Experiment
         from codi_engine.core.plugins import plugin_manager
-        from codi_engine.core.runner import Runner, prepare
+        from codi_engine.core.preparing import prepare
+        from codi_engine.core.runner import Runner
         from codi_engine.store.view import RunView
 
         if order.threads is not None:

@@ -16,10 +16,10 @@ from codi_engine.core.gradients import in_single_precision
 from codi_engine.core.network import Network
 from codi_engine.core.plan import Condition, PromptRef, build_plan
 from codi_engine.core.plugins import plugin_manager
+from codi_engine.core.preparing import prepare
 from codi_engine.core.reading import Answers
 from codi_engine.core.reload import reload_model
 from codi_engine.core.rollout import Rollout, Task, Want
-from codi_engine.core.runner import prepare
 from codi_engine.core.sites import GLOBAL, parse_site
 
 if TYPE_CHECKING:
