@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from codi_engine.core.checkpoints import family_analyses, is_family, runs_below
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.progress import Progress
+from codi_engine.core.stored import ABOUT, about
 from codi_engine.core.work import Work
 from codi_engine.store.layout import LEDGER, RESULTS
 
@@ -61,8 +63,6 @@ def analyze(
 
 
 def _as_yaml(value: Any) -> str:
-    import json
-
     return json.dumps(value)
 
 
@@ -200,7 +200,7 @@ def analyze_one(runs: Sequence[Run], analysis: Analysis[Any], progress: Progress
     work.memory = int(getattr(options, "memory", 0) * 1e9) or work.memory
     work.threads = getattr(options, "threads", None) or work.threads
     result = analysis.analyze(runs, work)
-    written = write_result(folder, result)
+    written = write_result(folder, result, about(analysis, runs))
     work.clear()
     written.name, written.runs = analysis.name, [r.path for r in runs]
     return written
@@ -212,8 +212,8 @@ def _home(runs: Sequence[Run]) -> Path:
     return parent if len(runs) > 1 and is_family(parent) and all(r.path.parent == parent for r in runs) else runs[0].path
 
 
-def write_result(folder: Path, result: AnalysisResult) -> Analysed:
-    """Write tables as Parquet, figures as PNG and SVG, further files and the summary as text."""
+def write_result(folder: Path, result: AnalysisResult, made: Mapping[str, Any] | None = None) -> Analysed:
+    """Write tables as Parquet, figures as PNG and SVG, further files and the summary as text, and how they were ``made``."""
     done = Analysed("", [], folder, result.summary, result=result)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -228,6 +228,8 @@ def write_result(folder: Path, result: AnalysisResult) -> Analysed:
             done.files[name] = folder / name
             done.files[name].write_text(text, encoding="utf-8")
         (folder / "summary.txt").write_text(result.summary + "\n", encoding="utf-8")
+        contents = {**(made or {}), "tables": list(result.tables), "figures": list(result.figures)}
+        (folder / ABOUT).write_text(json.dumps(contents, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder}: the results cannot be written: {error.strerror or error}") from None
     return done

@@ -13,8 +13,9 @@ import numpy as np
 from codi_engine.core.controls import control_rows
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.sites import parse_site
+from codi_engine.core.stored import StoredResult, stored_results
 from codi_engine.store.errors import StoreError
-from codi_engine.store.layout import EXPERIMENT, PROVENANCE, RESULTS
+from codi_engine.store.layout import EXPERIMENT, PROVENANCE
 from codi_engine.store.reader import RunReader
 
 if TYPE_CHECKING:
@@ -70,10 +71,9 @@ class Run:
         return self.store.digest
 
     @property
-    def results(self) -> dict[str, list[Path]]:
-        """Analysis → its files."""
-        folder = self.path / RESULTS
-        return {p.name: sorted(p.iterdir()) for p in sorted(folder.iterdir()) if p.is_dir()} if folder.is_dir() else {}
+    def results(self) -> dict[str, StoredResult]:
+        """Analysis → what it left: ``run.results["importance"].table("effects")``."""
+        return stored_results(self.path)
 
     @property
     def axes(self) -> list[str]:

@@ -1,0 +1,93 @@
+"""What analyses left on disk: ``results/<analysis>/`` with tables, figures, further files, and ``result.json`` about them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codi_engine.core.errors import UserError, nearest
+from codi_engine.store.layout import RESULTS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from codi_engine.core.plugin import Analysis
+    from codi_engine.core.results import Run
+
+#: what a folder of results says of itself
+ABOUT = "result.json"
+_SUMMARY = "summary.txt"
+
+
+@dataclass(frozen=True)
+class StoredResult:
+    """The results of one analysis, as they lie in ``folder``.
+
+    Attributes
+    ----------
+    name: the folder's name, which is the analysis' name
+    about: ``analysis``, ``options`` (all of them, defaults too), ``runs`` (path and digest of each), ``made`` (UTC), ``version``
+    tables, figures, files: name → path, in the order in which the analysis gave them; figures are PNG, an SVG lies beside each
+    """
+
+    name: str
+    folder: Path
+    summary: str
+    about: Mapping[str, Any] = field(default_factory=dict)
+    tables: Mapping[str, Path] = field(default_factory=dict)
+    figures: Mapping[str, Path] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+    def table(self, name: str) -> pd.DataFrame:
+        """Read a table.
+
+        Raises
+        ------
+        UserError: the analysis left no such table
+        """
+        import pandas as pd
+
+        if name not in self.tables:
+            raise UserError(f"{self.folder}: no table '{name}'; {nearest(name, self.tables)}")
+        return pd.read_parquet(self.tables[name])
+
+    def is_of(self, digest: str) -> bool:
+        """Return False when the run it was made of is known to have grown since (``digest``: of the run now)."""
+        made_of = [run.get("digest") for run in self.about.get("runs", [])]
+        return not made_of or digest in made_of
+
+
+def about(analysis: Analysis[Any], runs: Sequence[Run]) -> dict[str, Any]:
+    """Return what is kept of how a result was made."""
+    from codi_engine import __version__
+
+    return {
+        "analysis": analysis.name, "options": analysis.options.model_dump(mode="json"), "version": __version__,
+        "runs": [{"path": str(run.path), "digest": run.digest} for run in runs], "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }  # fmt: skip
+
+
+def stored_results(path: str | Path) -> dict[str, StoredResult]:
+    """Return analysis → what it left in a run's directory (or in that of an experiment with checkpoints)."""
+    root = Path(path) / RESULTS
+    folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    return {folder.name: _stored(folder) for folder in folders}
+
+
+def _stored(folder: Path) -> StoredResult:
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    known = json.loads((folder / ABOUT).read_text(encoding="utf-8")) if (folder / ABOUT).is_file() else {}
+    tables = _ordered([p for p in files if p.suffix == ".parquet"], known.pop("tables", []))
+    figures = _ordered([p for p in files if p.suffix == ".png"], known.pop("figures", []))
+    summary = (folder / _SUMMARY).read_text(encoding="utf-8").rstrip("\n") if (folder / _SUMMARY).is_file() else ""
+    further = {p.name: p for p in files if p.suffix not in (".parquet", ".png", ".svg") and p.name not in (ABOUT, _SUMMARY)}
+    return StoredResult(folder.name, folder, summary, known, tables, figures, further)
+
+
+def _ordered(files: Sequence[Path], names: Sequence[str]) -> dict[str, Path]:
+    """Return name → file; known names in their order, others after them."""
+    return {p.stem: p for p in sorted(files, key=lambda p: names.index(p.stem) if p.stem in names else len(names))}
