@@ -22,7 +22,8 @@ def test_a_run_knows_its_results(demo: Callable[..., Experiment]) -> None:
     result = run.results["importance"]
     assert result.about["options"]["top"] == 2
     assert result.about["options"]["correction"] == "bh"  # defaults too
-    assert result.is_of(run.digest) and not result.is_of("another")
+    assert result.is_of(run.digest)
+    assert not result.is_of("another")
     assert result.summary == finished.summaries["importance"]
     assert next(iter(result.tables)) == "effects"
     assert next(iter(result.figures)) == "heatmap"
@@ -36,6 +37,7 @@ def test_results_without_a_record_are_read(tmp_path: Path) -> None:
     (tmp_path / "results" / "old" / "result.json").unlink()
     result = stored_results(tmp_path)["old"]
     assert result.summary == "two\nlines"
-    assert list(result.tables) == ["b"] and list(result.files) == ["more.md"]
+    assert list(result.tables) == ["b"]
+    assert list(result.files) == ["more.md"]
     assert result.is_of("anything")
     assert stored_results(tmp_path / "nowhere") == {}
