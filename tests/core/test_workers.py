@@ -216,6 +216,7 @@ def test_a_users_mistake_found_by_a_worker_that_took_anothers_place_is_said_as_e
     assert err.splitlines() == [
         "loading the model",
         "loading the model on cpu",
+        "gate: does every edit fire where it should?",
         "cpu: the worker process ended (exit code 7); another one takes its place",
         "error: wrong: write something else",
     ]

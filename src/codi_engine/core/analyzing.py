@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from codi_engine.core.checkpoints import family_analyses, is_family, runs_below
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.progress import Progress
+from codi_engine.core.showing import ending, usual
 from codi_engine.core.stored import ABOUT, about
 from codi_engine.core.work import Work
 from codi_engine.store.layout import LEDGER, RESULTS
@@ -50,6 +51,7 @@ def analyze(
     ----------
     runs: run directories (patterns such as ``runs/*`` too) or opened runs
     analysis: its name; default: those of each run's experiment
+    progress: where it is shown; default: a bar in a terminal or a notebook
     options: of the analysis
 
     Raises
@@ -59,7 +61,8 @@ def analyze(
     given = [runs] if isinstance(runs, (str, Path)) or not isinstance(runs, Sequence) else list(runs)
     paths = [Path(r) if isinstance(r, (str, Path)) else r.path for r in given]
     texts = [f"{k}={_as_yaml(v)}" for k, v in options.items()]
-    return analyze_runs(expand([str(p) for p in paths]), [analysis] if analysis else [], texts, progress)
+    with ending(progress or usual()) as shown:
+        return analyze_runs(expand([str(p) for p in paths]), [analysis] if analysis else [], texts, shown)
 
 
 def _as_yaml(value: Any) -> str:
@@ -199,9 +202,11 @@ def analyze_one(runs: Sequence[Run], analysis: Analysis[Any], progress: Progress
     options = analysis.options
     work.memory = int(getattr(options, "memory", 0) * 1e9) or work.memory
     work.threads = getattr(options, "threads", None) or work.threads
+    progress.start(f"analysis {analysis.name}", 0, "")
     result = analysis.analyze(runs, work)
     written = write_result(folder, result, about(analysis, runs))
     work.clear()
+    progress.finish()
     written.name, written.runs = analysis.name, [r.path for r in runs]
     return written
 

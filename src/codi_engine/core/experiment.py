@@ -263,8 +263,10 @@ class Experiment(Options):
     def run(self, output: str | Path | None = None, *, limit: int | None = None, device: str | None = None, progress: Progress | None = None) -> Finished:
         """Run the experiment, or go on with it; see :func:`codi_engine.core.run.run_experiment`."""
         from codi_engine.core.run import run_experiment
+        from codi_engine.core.showing import ending, usual
 
-        return run_experiment(self, output, limit=limit, device=device, progress=progress)
+        with ending(progress or usual()) as shown:
+            return run_experiment(self, output, limit=limit, device=device, progress=shown)
 
 
 def _captured(entry: str | CodeSpec) -> Any:

@@ -115,13 +115,13 @@ def _timed(runner: Runner, job: Job, writer: RunWriter, units: Sequence[Unit]) -
         writer.commit(unit.number, unit.stage, arrays, texts or None, None)
 
     runner.cost.begin("baseline")
-    runner.progress.note("timing the baseline")
+    runner.progress.start("timing the baseline", 0, "")
     baseline = _time(runner, [u for u in units if u.stage != "sweep"], lambda unit: commit(unit, run_unedited(job, unit)), FIRST_COMMIT * python_speed())
     todo = [u for u in units if u.stage == "sweep"]
     if not todo:
         return baseline, None
     runner.cost.begin("sweep")
-    runner.progress.note("timing the sweep")
+    runner.progress.start("timing the sweep", 0, "")
     begun, rows = time.perf_counter(), runner.cost.rows()
     bank = Bank(job, units)
     run_gate(job, bank, runner.reproducible)

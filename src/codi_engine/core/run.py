@@ -264,7 +264,6 @@ def run_experiment(
         finished = _finished(runner)
         for mapping in prepared.experiment.analyses:
             analysis = plugins.build("analysis", mapping, where="analyses", source=str(path))
-            progress.note(f"analysis {analysis.name}")
             runner.cost.begin(f"analysis {mapping.plugin}")
             finished.take(analyze_one([open_run(path)], analysis, progress), runner.life)
             runner.cost.end()
@@ -354,6 +353,7 @@ def check_experiment(experiment: Experiment, *, limit: int | None = None, device
             adapter, net = runner.load()
             job = runner.job(adapter, net, writer)
             units = runner.add_generation(job)
+            runner.progress.start("gate", 0, "")
             for unit in units:
                 if unit.stage != "sweep":
                     arrays, texts = run_unedited(job, unit)

@@ -51,10 +51,11 @@ class Runner:
         from codi_engine.core.network import Network
         from codi_engine.core.selftest import self_test
 
-        self.progress.note("loading the model")
+        self.progress.start("loading the model", 0, "")
         adapter = self.prepared.model.load()
         net = Network(adapter)
         result = self_test(net)
+        self.progress.finish()
         if not result.reproducible:
             self.progress.note("rows' bits depend on the batch on this device: results agree to rounding, not bit for bit")
         self.reproducible, self.bits = result.reproducible, result.bits
@@ -222,20 +223,24 @@ class Runner:
                 writer.set_provenance(self._provenance(writer))
                 self.life.started()
                 self.cost.begin("baseline")
-                self.progress.start("baseline", sum(len(u.keys) * u.trials for u in unedited), "prompts")
-                for made in hands.results(unedited):
-                    self._commit(writer, made.unit, made.arrays, made.texts)
-                self.progress.finish()
+                self._stage("baseline", "prompts", unedited, hands, writer)
                 if sweep:
                     self.cost.begin("sweep")
                     if gate:
+                        self.progress.start("gate: does every edit fire where it should?", 0, "")
                         hands.gate()
-                    self.progress.start("sweep", sum(len(u.keys) for u in sweep), "cells")
-                    for made in hands.results(sweep):
-                        self._commit(writer, made.unit, made.arrays, made.texts)
-                    self.progress.finish()
+                    self._stage("sweep", "cells", sweep, hands, writer)
                 self.cost.end()
             writer.set_provenance({**self._provenance(writer), "finished": _now()})
+
+    def _stage(self, stage: str, what: str, units: Sequence[Unit], hands: Hands, writer: RunWriter) -> None:
+        """Compute and commit the units of a stage."""
+        self.progress.start(stage, sum(len(u.keys) * u.trials for u in units), what)
+        self.progress.at(f"unit 1 of {len(units)}")
+        for number, made in enumerate(hands.results(units), 1):
+            self._commit(writer, made.unit, made.arrays, made.texts)
+            self.progress.at(f"unit {min(number + 1, len(units))} of {len(units)}")
+        self.progress.finish()
 
     def _begin(self, writer: RunWriter) -> tuple[list[Unit], Hands]:
         """Load, plan, and return the units to compute and who computes them."""

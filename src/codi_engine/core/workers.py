@@ -102,7 +102,7 @@ class Workers(Hands):
     def __enter__(self) -> Workers:
         _release_memory()
         self._folder = tempfile.TemporaryDirectory(prefix="codi-engine-workers-", ignore_cleanup_errors=True)
-        self.progress.note(f"loading the model on {', '.join(self.devices)}")
+        self.progress.start(f"loading the model on {', '.join(self.devices)}", 0, "")
         try:
             for device in self.devices:
                 self._crew.append(self._start(device))

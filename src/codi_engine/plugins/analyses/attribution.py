@@ -55,7 +55,7 @@ class Attribution(Analysis[AttributionOptions]):
         from codi_engine.plugins.analyses.attribution_setting import Setting
 
         run, options = runs[0], self.options
-        work.progress.note("loading the model")
+        work.progress.start("loading the model", 0, "")
         setting = Setting(run)
         conditions = setting.conditions(options)
         work.begin({"analysis": self.name, "run": run.digest, "options": options.model_dump(exclude={"keep", "confidence"})})

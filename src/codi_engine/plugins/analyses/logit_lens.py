@@ -82,7 +82,7 @@ class LogitLens(Analysis[LogitLensOptions]):
         site = self._site(run)
         states = States(run, site, options.edited, self.name)
         gold = gold_answers(reload_data(run))
-        work.progress.note("loading the model")
+        work.progress.start("loading the model", 0, "")
         adapter = reload_model(run)
         if states.width != adapter.info.width:
             raise UserError(f"{self.name}: {states.name} has width {states.width}; the model's residual stream has {adapter.info.width}")
