@@ -97,8 +97,10 @@ def test_only_controls_that_make_sense_are_planned(demo: Maker) -> None:
     assert made == ["p~random", "p~shuffled", "r~random", "r~wrong_step", "m~random", "m~wrong_step", "m~shuffled"]
     assert names(demo(conditions=conditions, controls=["wrong_step"])) == ["r~wrong_step", "m~wrong_step"]
     assert names(demo(conditions=conditions, controls=[])) == []
-    plan = plan_experiment(demo(conditions={"z": conditions["z"]}, controls=["random"])).prepared.plan
-    assert "controls: random: no condition of this experiment can have it" in plan.notes
+    with pytest.raises(UserError, match=r"controls: no condition of this experiment can have 'random'; write controls: none, or leave it to auto"):
+        plan_experiment(demo(conditions={"z": conditions["z"]}, controls=["random"]))
+    with pytest.raises(UserError, match=r"can have 'shuffled'; write controls: \[random\]"):
+        plan_experiment(demo(conditions={"r": conditions["r"]}, controls=["random", "shuffled"]))
 
 
 def test_vacuous_conditions_have_no_controls(demo: Maker) -> None:

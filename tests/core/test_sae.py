@@ -200,7 +200,7 @@ def test_a_layer_is_filled_in_and_read_once(folder: Path, store: Callable[..., S
         one.get(path)
     with pytest.raises(UserError, match="say which layer"):
         one.layers(str(folder / "no_{layer}"))
-    with pytest.raises(UserError, match="no such file or directory"):
+    with pytest.raises(UserError, match="has no autoencoder of layer 7; it has layers 0, 1, 2, 3"):
         one.get(path, 7)
     assert filled("a/{layer}/b_{layer}", 3) == "a/3/b_3"
 

@@ -140,6 +140,8 @@ class Conditions:
                 raise UserError(f"{self.source}: conditions.{name}: needs an intervention (here or at the top level)")
             sweep = experiment.sweep if condition.sweep is None else condition.sweep
             specs[name] = (intervention, sweep, condition.prompt, condition.on, f"conditions.{name}")
+        if experiment.sweep and all(c.sweep is not None for c in experiment.conditions.values()):
+            raise UserError(f"{self.source}: sweep: every condition has a sweep of its own, so this one says nothing; remove it, or theirs")
         return specs
 
     def _condition(self, name: str, spec: tuple[Any, ...]) -> Condition:

@@ -6,10 +6,11 @@ it out unless it is asked for by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import Intervention
 
 if TYPE_CHECKING:
@@ -56,16 +57,20 @@ def in_words(control: str) -> str:
     return control.replace("_", " ")
 
 
-def controls_of(conditions: Iterable[Condition], experiment: Experiment, plugins: Plugins, data: Data, info: ModelInfo) -> tuple[list[Condition], list[str]]:
-    """Return the controls of an experiment's conditions, and what is to be said of those asked for in vain.
+def controls_of(conditions: Iterable[Condition], experiment: Experiment, plugins: Plugins, data: Data, info: ModelInfo) -> list[Condition]:
+    """Return the controls of an experiment's conditions.
 
     Parameters
     ----------
     conditions: those that say something (a vacuous one needs no control)
+
+    Raises
+    ------
+    UserError: a control is asked for by name that no condition can have
     """
     asked = experiment.controls
     if asked == "none" or not asked:
-        return [], []
+        return []
     wanted = CONTROLS if asked == "auto" else tuple(c for c in CONTROLS if c in asked)
     examples = AUTO_EXAMPLES if asked == "auto" else None
     made = [
@@ -75,7 +80,18 @@ def controls_of(conditions: Iterable[Condition], experiment: Experiment, plugins
         if control in _sensible(condition, plugins, data, info)
     ]
     missing = [c for c in wanted if not any(m.control == c for m in made)] if asked != "auto" else []
-    return made, [f"controls: {c}: no condition of this experiment can have it" for c in missing]
+    if missing:
+        raise UserError(
+            f"{experiment.source}: controls: no condition of this experiment can have '{missing[0]}'; {_remedy(wanted, missing)}\n"
+            "Controls are for edits that put in another prompt's state (patch, resample …); wrong_step is for latent steps, shuffled for chosen donors."
+        )
+    return made
+
+
+def _remedy(wanted: Sequence[str], missing: Sequence[str]) -> str:
+    """Say what to write instead of a list of controls of which some are impossible."""
+    left = [c for c in wanted if c not in missing]
+    return f"write controls: [{', '.join(left)}]" if left else "write controls: none, or leave it to auto"
 
 
 def _sensible(condition: Condition, plugins: Plugins, data: Data, info: ModelInfo) -> list[str]:

@@ -12,7 +12,8 @@ The store, which knows nothing of the core, has errors of its own: ``codi_engine
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class CodiEngineError(Exception):
@@ -33,6 +34,17 @@ class GateError(CodiEngineError):
 
 class WorkerDied(CodiEngineError):
     """A process that computed units on a device ended, and ended again; what is committed stays."""
+
+
+@contextmanager
+def said_of(source: str) -> Iterator[None]:
+    """Let the messages of errors that come out of it begin with the file that they are about."""
+    try:
+        yield
+    except UserError as error:
+        if str(error).startswith(f"{source}:"):
+            raise
+        raise type(error)(f"{source}: {error}") from None
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -357,6 +357,8 @@ def _explain(error: ValidationError, model: type[BaseModel], source: str, lines:
     if kind == "value_error":
         return f"{at}: {finding['ctx']['error']}"
     shown = repr(given)
+    if kind == "string_pattern_mismatch":
+        return f"{at}: must be letters, digits, dash or underscore, a letter first; got {shown}"
     return f"{at}: {finding['msg'].lower().replace('input should', 'should')}; got {shown if len(shown) < 80 else shown[:77] + '…'}"
 
 

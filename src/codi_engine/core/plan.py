@@ -125,8 +125,7 @@ def build_plan(
     """
     conditions = Conditions(experiment, plugins, data, info, available).resolve()
     notes, sound = vacuous(conditions, info, experiment.allow_vacuous, experiment.source)
-    controls, said = controls_of(sound, experiment, plugins, data, info)
-    notes += said
+    controls = controls_of(sound, experiment, plugins, data, info)
     notes += [f"condition '{c.name}': the gate lets '{c.plugin.name}' pass: {c.plugin.gate_exempt}" for c in conditions if c.plugin.gate_exempt]
     if natural:
         notes += check_natural(conditions, data, experiment.source)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.checks import Check, parse_checks
 from codi_engine.core.devices import on_first
-from codi_engine.core.errors import UserError
+from codi_engine.core.errors import UserError, said_of
 from codi_engine.core.plan import Plan, build_plan
 from codi_engine.core.plugin import Metric, Model, Tracker
 
@@ -48,13 +48,15 @@ def prepare(experiment: Experiment, plugins: Plugins) -> Prepared:
     """Validate everything that can be validated without weights, and plan."""
     experiment, devices = on_first(experiment)
     source = experiment.source
-    model = plugins.build("model", experiment.model, where="model", source=source)
+    with said_of(source):
+        model = plugins.build("model", experiment.model, where="model", source=source)
     dataset = plugins.build("dataset", experiment.data, where="data", source=source)
     metrics = [plugins.build("metric", m, where=f"metrics[{i}]", source=source) for i, m in enumerate(experiment.metrics)]
     for number, analysis in enumerate(experiment.analyses):
         plugins.build("analysis", analysis, where=f"analyses[{number}]", source=source)
     trackers = [plugins.build("tracker", t, where=f"trackers[{i}]", source=source) for i, t in enumerate(experiment.trackers)]
-    info = model.describe()
+    with said_of(source):
+        info = model.describe()
     data = dataset.load()
     for number, metric in enumerate(metrics):
         if data.kind not in metric.applies_to:

@@ -13,7 +13,7 @@ class Progress:
     """Told of stages, of finished units of work, and of things worth a note. This one says nothing."""
 
     def start(self, stage: str, total: int, unit: str) -> None:
-        """Begin a stage of ``total`` units (``cells``, ``prompts``, ``B``); 0: nobody knows how many."""
+        """Begin a stage of ``total`` units (``cells``, ``prompts``, ``B``); without a unit, nobody knows how much there is to do."""
 
     def at(self, where: str) -> None:
         """Say what is being worked on (``unit 12 of 40``)."""

@@ -144,8 +144,9 @@ class PlanSummary:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
         return {
-            "experiment": self.prepared.experiment.name, "output": str(self.output), "cells": self.cells,
-            "unedited": self.prompts * self.prepared.plan.trials, "units": self.units, **self.costs.to_dict(),
+            "experiment": self.prepared.experiment.name, "output": str(self.output), "cells": self.cells - self.prepared.plan.control_cells,
+            "controls": self.prepared.plan.control_cells, "unedited": self.prompts * self.prepared.plan.trials, "units": self.units,
+            **self.costs.to_dict(),
         }  # fmt: skip
 
     def _controls(self) -> list[tuple[str, str]]:

@@ -328,6 +328,14 @@ class SaeStore:
             raise UserError(f"sae: '{path}' names one autoencoder per layer; say which layer")
         return list(found)
 
+    def _check_layer(self, path: str, layer: int | None) -> None:
+        """Refuse a layer of which there is no autoencoder while there are some of others."""
+        if layer is None or "{layer}" not in self._named(path):
+            return
+        known = [one for one in range(_MOST_LAYERS) if Path(filled(self._named(path), one)).expanduser().exists()]
+        if known:
+            raise UserError(f"sae: '{path}' has no autoencoder of layer {layer}; it has layers {', '.join(map(str, known))}")
+
     def format_of(self, place: Path) -> SaeFormat:
         """Return the first format that knows a file or directory."""
         for one in self.formats:
@@ -355,6 +363,8 @@ class SaeStore:
         name = filled(self._named(path), layer)
         if name not in self._places:
             local = Path(name).expanduser()
+            if path != name and not local.exists():
+                self._check_layer(path, layer)
             self._places[name] = local if local.exists() else _fetched(name)
         return self._places[name]
 

@@ -43,6 +43,8 @@ class TerminalProgress(Progress):
 
     def start(self, stage: str, total: int, unit: str) -> None:
         self.finish()
+        if unit and not total:  # there is nothing to do
+            return
         self._meter = Meter(stage, total, unit)
         self._said = self._meter.begun
         if self.console.is_terminal:

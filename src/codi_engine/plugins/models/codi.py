@@ -107,6 +107,7 @@ class Codi(Model[CodiOptions]):
             packaged = files("codi_engine.plugins").joinpath("demo")
             return str(packaged / "checkpoint"), options.base or str(packaged / "base")
         if options.base is None:
+            find(options.checkpoint, "model.checkpoint")
             raise UserError("model.base: is missing; a CODI checkpoint has no configuration or tokenizer of its own, name its base model")
         return options.checkpoint, options.base
 
