@@ -130,11 +130,13 @@ EXEMPT = "exempt:"
 def checks(frame: pd.DataFrame) -> None:
     """Print the gate's findings, one row per condition and site."""
     screen = console()
-    wide = screen.width >= WIDE
-    grid = Table(box=None, pad_edge=False, header_style="dim")
     several = ["checkpoint"] if "checkpoint" in frame else []
-    for name in (*several, "condition", "site", "places"):
-        grid.add_column(name, overflow="fold", min_width=12 if name == "site" else None)
+    names = {name: int(frame[name].astype(str).str.len().max()) for name in (*several, "condition", "site")}
+    wide = not screen.is_terminal or screen.width >= max(WIDE, sum(names.values()) + 78)  # a file or a pipe has no width
+    screen.width = max(screen.width, sum(names.values()) + 90) if not screen.is_terminal else screen.width
+    grid = Table(box=None, pad_edge=False, header_style="dim")
+    for name in (*names, "places"):
+        grid.add_column(name, overflow="fold", min_width=min(names.get(name, 0), 28) or None)
     for name in ("changed", "norm", "self-patch", *(["first values"] if wide else [])):
         grid.add_column(name, justify="right", no_wrap=True)
     for row in frame.to_dict("records"):
