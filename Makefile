@@ -7,6 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 demo: $(VENV)/.installed  ## set up and run the demo
 	$(BIN)/codi-engine run
+	$(BIN)/codi-engine report runs/demo
 
 test: $(VENV)/.installed-test  ## set up and run the tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
