@@ -8,15 +8,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from codi_engine import Experiment, hookimpl
+from codi_engine.cli.main import cli
 from codi_engine.core import plugins as plugin_module
 from codi_engine.core.errors import UserError
-from codi_engine.core.plugin import Options, Tracker
+from codi_engine.core.eventlog import read_events
+from codi_engine.core.generations import units_of
+from codi_engine.core.plugin import Event, Options, Tracker
 from codi_engine.core.plugins import Plugins, plugin_manager
+from codi_engine.core.progress import Progress
 from codi_engine.core.run import run_experiment
+from codi_engine.core.status import status_of
+from codi_engine.core.tally import tally_of
 
 SEEN: list[str] = []
+TOLD: list[str] = []
 
 
 class NoOptions(Options):
@@ -30,14 +38,23 @@ class Remembering(Tracker[NoOptions]):
     Options = NoOptions
 
     def started(self, run: Path, experiment: Mapping[str, Any]) -> None:
-        SEEN.append(f"tracker started {experiment['name']}")
+        TOLD.append(f"started {experiment['name']}")
 
     def committed(self, unit: int, units: int, aggregates: Mapping[str, float]) -> None:
-        SEEN.append(f"tracker {unit} {sorted(aggregates)}")
+        TOLD.append(f"unit {unit} of {units}: {aggregates['cells']} cells, {sorted(k for k in aggregates if '/' in k)}")
         raise RuntimeError("the tracker is down")
 
     def finished(self, run: Path, tables: Mapping[str, Any], figures: Mapping[str, Path]) -> None:
-        SEEN.append(f"tracker finished {sorted(figures)}")
+        TOLD.append(f"finished {sorted(figures)}")
+
+    def event(self, event: Event) -> None:
+        TOLD.append(f"{event.kind} {event.text}")
+
+    def analysed(self, name: str, folder: Path) -> None:
+        TOLD.append(f"analysed {name} {folder.name}")
+
+    def close(self) -> None:
+        TOLD.append("closed")
 
 
 @hookimpl
@@ -66,17 +83,23 @@ def analysis_finished(name: str) -> None:
 
 
 @hookimpl
+def run_event(event: Event) -> None:
+    SEEN.append(f"event {event.kind}")
+
+
+@hookimpl
 def run_finished() -> None:
     SEEN.append("finished")
 
 
 OBSERVER = SimpleNamespace(
     trackers=trackers, run_planned=run_planned, run_started=run_started, unit_committed=unit_committed,
-    analysis_finished=analysis_finished, run_finished=run_finished,
+    analysis_finished=analysis_finished, run_event=run_event, run_finished=run_finished,
 )  # fmt: skip
 
 
-def test_everything_is_told_in_order(demo: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def observed(monkeypatch: pytest.MonkeyPatch) -> None:
     def manager(load: bool = True) -> Plugins:
         made = plugin_manager(load=False)
         made.register(OBSERVER, "observer", "1.0")
@@ -84,14 +107,70 @@ def test_everything_is_told_in_order(demo: Callable[..., Experiment], monkeypatc
 
     monkeypatch.setattr(plugin_module, "plugin_manager", manager)
     SEEN.clear()
-    experiment = demo(
-        intervention={"plugin": "zero", "site": "latent_in", "on": "clean"}, sweep={"step": "all"}, trackers=["remembering"], analyses=["importance"]
-    )  # fmt: skip
-    run_experiment(experiment, "watched")
-    assert SEEN == [
-        "planned 18 2", "started", "tracker started test", "unit 0 6", "tracker 0 ['flip', 'kl']", "unit 1 18", "tracker 1 ['flip', 'kl']",
-        "analysis importance", "finished", "tracker finished ['bars', 'examples', 'heatmap']",
+    TOLD.clear()
+
+
+ZERO: dict[str, Any] = {"intervention": {"plugin": "zero", "site": "latent_in", "on": "clean"}, "sweep": {"step": "all"}, "trackers": ["remembering"]}
+
+
+class Notes(Progress):
+    """Keeps notes; stops the run after so many commits."""
+
+    def __init__(self, stop: int = -1, error: type[BaseException] = KeyboardInterrupt) -> None:
+        self.notes: list[str] = []
+        self.stop, self.error, self.commits = stop, error, 0
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def advance(self, count: int) -> None:
+        self.commits += 1
+        if self.commits == self.stop + 1:
+            raise self.error("the disk is on fire")
+
+
+@pytest.mark.usefixtures("observed")
+def test_everything_is_told_in_order(demo: Callable[..., Experiment]) -> None:
+    notes = Notes()
+    run_experiment(demo(**ZERO, analyses=["importance"]), "watched", progress=notes)
+    assert SEEN == ["planned 18 2", "started", "unit 0 6", "unit 1 18", "analysis importance", "finished"]
+    assert TOLD == [
+        "started test", "unit 0 of 2: 6 cells, ['baseline/flip', 'baseline/kl']",
+        "unit 1 of 2: 24 cells, ['baseline/flip', 'baseline/kl', 'zero/flip', 'zero/kl']",
+        "analysed importance importance", "finished ['bars', 'examples', 'heatmap']", "closed",
     ]  # fmt: skip
+    named = [n for n in notes.notes if "committed" in n]
+    assert named == ["tracker remembering (observer 1.0): committed() failed and is passed over: RuntimeError: the tracker is down"]
+
+
+@pytest.mark.usefixtures("observed")
+def test_a_stopped_run_says_so_and_goes_on_counting(demo: Callable[..., Experiment]) -> None:
+    experiment = demo(**ZERO)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(experiment, "here", progress=Notes(stop=1))  # the second unit is committed, nobody was told
+    assert TOLD[-2:] == ["paused stopped at 6 of 24 cells; the same command goes on", "closed"]
+    TOLD.clear()
+    larger = demo(**ZERO, data={"plugin": "demo-pairs", "limit": 5})
+    with pytest.raises(RuntimeError, match="on fire"):
+        run_experiment(larger, "here", progress=Notes(stop=1, error=RuntimeError))
+    assert TOLD == [
+        "started test", "resumed goes on at 24 of 40 cells", "unit 2 of 4: 28 cells, ['baseline/flip', 'baseline/kl', 'zero/flip', 'zero/kl']",
+        "failed RuntimeError: the disk is on fire", "closed",
+    ]  # fmt: skip
+    run = run_experiment(larger, "here").open()
+    told = [e for e in read_events("here") if e["event"] != "note"]
+    assert [e["event"] for e in told] == [
+        "planned", "started", "unit", "paused", "planned", "started", "resumed", "unit", "failed", "planned", "started", "finished"
+    ]  # fmt: skip
+    counted = [e["cells"] for e in told if e["event"] == "unit"]
+    assert counted == [6, 28]
+    assert [e["event"] for e in status_of("here").events()] == ["paused", "resumed", "failed"]
+    shown = CliRunner().invoke(cli, ["status", "here"]).output
+    assert "failed: RuntimeError: the disk is on fire" in shown
+    cells = run.cells[run.cells["condition"] == "zero"]
+    assert told[-2]["committed_cells"] == 40 == len(run.cells)
+    tally = tally_of(Path("here"), units_of(run.store.state.plans), run.store.committed)
+    assert tally.means(run.store.labels("condition"))["zero/kl"] == pytest.approx(cells["kl"].mean(), rel=1e-12)
 
 
 def test_unknown_trackers_are_refused(demo: Callable[..., Experiment]) -> None:

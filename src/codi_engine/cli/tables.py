@@ -119,7 +119,7 @@ def _hours(hours: float) -> str:
 def status(found: Status, as_json: bool) -> None:
     """Print how far a run is and what it took."""
     if as_json:
-        click.echo(as_text(found.to_dict()))
+        click.echo(as_text({**found.to_dict(), "events": found.events()}))
         return
     console().print(plain(found.name, "bold"))
     rows = [("run", str(found.path)), ("state", _state(found))]
@@ -129,7 +129,8 @@ def status(found: Status, as_json: bool) -> None:
         rows.append(("last commit", f"{_when(found.last_commit)} ({time_text(max(time.time() - found.last_commit, 0.0))} ago)"))
     if found.state != "finished":
         rows.append(("time left", f"about {time_text(found.seconds_left)}" if found.seconds_left is not None else "not known: no stage was timed yet"))
-    table([*rows, ("disk", size_text(found.bytes))])
+    said = [("" if n else "events", f"{e.get('time', '')[:19]} {e['event']}: {e.get('text', '')}") for n, e in enumerate(found.events())]
+    table([*rows, ("disk", size_text(found.bytes)), *said])
     console().print()
     grid(
         ["stage", "units", "cells", "cells/s", "left"],

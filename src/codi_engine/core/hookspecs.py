@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from codi_engine.core.plugin import Analysis, AnalysisResult, Dataset, Intervention, Metric, Model, SaeFormat, Tracker
+    from codi_engine.core.plugin import Analysis, AnalysisResult, Dataset, Event, Intervention, Metric, Model, SaeFormat, Tracker
 
 PROJECT = "codi_engine"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -72,6 +72,11 @@ def unit_committed(path: Path, unit: int, units: int, cells: int) -> None:
 @hookspec
 def analysis_finished(path: Path, name: str, result: AnalysisResult) -> None:
     """Called when an analysis has written its tables and figures."""
+
+
+@hookspec
+def run_event(path: Path, event: Event) -> None:
+    """Called when something happens that somebody may want to know at once: a warning, a pause, a failure, a full disk."""
 
 
 @hookspec

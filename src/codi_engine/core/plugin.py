@@ -302,14 +302,71 @@ class Analysis(Plugin[OptionsT]):
         """
 
 
+# -------------------------------------------------------------------------------------------- trackers
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something in a run's life that somebody may want to know at once.
+
+    Attributes
+    ----------
+    kind: ``warning``, ``disk`` (little room left), ``paused`` (Ctrl-C), ``failed``, ``resumed`` or ``note`` (what the plan says);
+        later versions may add others
+    text: one or two lines
+    data: facts about it, plain values
+    time: UTC, ISO 8601
+    """
+
+    kind: str
+    text: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+    time: str = ""
+
+
 class Tracker(Plugin[OptionsT]):
-    """An observer of a run's life. Every method may be left out."""
+    """An observer of a run's life. Every method may be left out.
 
-    def started(self, run: Path, experiment: Mapping[str, Any]) -> None: ...
+    The methods are called one after the other in a thread of the tracker's own, so that it may be slow, raise or hang: the run
+    goes on. When it falls behind, the newest ``committed`` takes the place of older ones; nothing else is left out. At the end the
+    run waits for it, but not for ever.
 
-    def committed(self, unit: int, units: int, aggregates: Mapping[str, float]) -> None: ...
+    Attributes
+    ----------
+    note: tells the user one line; set by the engine
+    later: how what was not sent in time can still be sent (a command); shown when the wait at the end was not enough
+    """
 
-    def finished(self, run: Path, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Path]) -> None: ...
+    later: str = ""
+
+    def note(self, text: str) -> None:
+        """Tell the user one line."""
+
+    def check(self) -> None:
+        """Raise UserError where something is missing (a package, a variable); called before anything is computed."""
+
+    def started(self, run: Path, experiment: Mapping[str, Any]) -> None:
+        """The model is loaded and the first unit begins; ``experiment`` is the resolved one as plain values."""
+
+    def committed(self, unit: int, units: int, aggregates: Mapping[str, float]) -> None:
+        """Unit number ``unit`` of ``units`` is durable.
+
+        ``aggregates``: ``cells`` and ``planned_cells`` (of the run: a resumed run goes on counting), ``seconds`` (of this
+        invocation), ``cells_per_second``, ``memory_bytes``, and the mean of each metric over all committed cells of a condition as
+        ``condition/metric``.
+        """
+
+    def event(self, event: Event) -> None:
+        """Something happened."""
+
+    def analysed(self, name: str, folder: Path) -> None:
+        """An analysis has written its tables (Parquet), figures (PNG, SVG) and summary.txt to ``folder``."""
+
+    def finished(self, run: Path, tables: Mapping[str, Path], figures: Mapping[str, Path]) -> None:
+        """Everything is committed and analysed; tables and figures of all analyses, name → file."""
+
+    def close(self) -> None:
+        """Nothing more will come, whether the run finished, paused or failed."""
 
 
 # ------------------------------------------------------------------------------------- autoencoder formats

@@ -55,6 +55,9 @@ def prepare(experiment: Experiment, plugins: Plugins) -> Prepared:
     for number, analysis in enumerate(experiment.analyses):
         plugins.build("analysis", analysis, where=f"analyses[{number}]", source=source)
     trackers = [plugins.build("tracker", t, where=f"trackers[{i}]", source=source) for i, t in enumerate(experiment.trackers)]
+    for number, tracker in enumerate(trackers):
+        with said_of(f"{source}: trackers[{number}]"):
+            tracker.check()
     with said_of(source):
         info = model.describe()
     data = dataset.load()

@@ -66,6 +66,12 @@ class Recorder:
         stages = [s.scaled(shares[s.stage]) if s.stage in shares else s for s in estimate.stages]
         self.estimate = Costs(stages, estimate.device, estimate.price, estimate.basis, estimate.timed_cells)
 
+    @property
+    def disk_left(self) -> int:
+        """Bytes that this invocation is still to write, as far as they were estimated."""
+        written = sum(s.disk or 0 for s in self._stages.values())
+        return 0 if self.estimate is None else max(self.estimate.disk - written, 0)
+
     def begin(self, stage: str) -> None:
         """End the stage that is timed, and begin another."""
         self._take()

@@ -67,7 +67,7 @@ class Finished:
     def take(self, analysed: Analysed, life: Lifecycle) -> None:
         """Add what an analysis gave, and tell observers."""
         assert analysed.result is not None
-        life.analysed(analysed.name, analysed.result)
+        life.analysed(analysed.name, analysed.result, analysed.folder)
         self.summaries[analysed.name] = analysed.summary
         self.console += ("\n" if self.console else "") + analysed.summary
         self.figures.update(analysed.figures)
@@ -268,12 +268,17 @@ def run_experiment(
             runner.cost.begin(f"analysis {mapping.plugin}")
             finished.take(analyze_one([open_run(path)], analysis, progress), runner.life)
             runner.cost.end()
+        if prepared.checks:
+            from codi_engine.core.checking import check_run
+
+            finished.checks = check_run(open_run(path), prepared.checks)
+            for name in finished.checks["check"][finished.checks["passed"] == False]:  # noqa: E712 - None is neither
+                runner.life.warned(f"check '{name}' failed")
+    except BaseException as error:
+        runner.life.stopped(error)
+        raise
     finally:
         runner.cost.save(path)
-    if prepared.checks:
-        from codi_engine.core.checking import check_run
-
-        finished.checks = check_run(open_run(path), prepared.checks)
     runner.life.finished(finished.tables, finished.figures)
     finished.seconds = begun.taken()[0]
     return finished

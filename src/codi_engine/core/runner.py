@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codi_engine.core.devices import held
+from codi_engine.core.disk import DiskWatch
 from codi_engine.core.errors import DifferentRun, UserError
 from codi_engine.core.generations import Unit, generation, units_of
 from codi_engine.core.lifecycle import Lifecycle
@@ -20,6 +21,7 @@ from codi_engine.core.plugin import Intervention
 from codi_engine.core.preparing import Prepared
 from codi_engine.core.progress import Progress
 from codi_engine.core.recording import KEY, Recorder
+from codi_engine.core.tally import tally_of
 
 if TYPE_CHECKING:
     from codi_engine.core.computing import Hands
@@ -39,6 +41,7 @@ class Runner:
         self.prepared, self.path, self.progress = prepared, path, progress
         self.experiment, self.plan = prepared.experiment, prepared.plan
         self.new_cells = 0  # computed by this call
+        self._units, self._conditions = 0, list[str]()  # of the whole run
         self.saes: dict[str, str] = {}
         self.facts: dict[str, Any] = {}  # of the loaded model, for the provenance
         self.life = Lifecycle(prepared.plugins, prepared.trackers, path, progress.note)
@@ -57,7 +60,7 @@ class Runner:
         result = self_test(net)
         self.progress.finish()
         if not result.reproducible:
-            self.progress.note("rows' bits depend on the batch on this device: results agree to rounding, not bit for bit")
+            self.life.warn("rows' bits depend on the batch on this device: results agree to rounding, not bit for bit")
         self.reproducible, self.bits = result.reproducible, result.bits
         return adapter, net
 
@@ -89,7 +92,7 @@ class Runner:
         arrays = source_arrays(self.plan, plugins, lengths, len(adapter.answer_start) + len(answers.prefix))
         return Job(
             experiment, plugins, self.plan, net, Rollout(net), answers, self.prepared.metrics, self.prepared.column, needs,
-            captures, arrays, writer, self.progress.note, prompts, ids, {c.key: c for c in self.plan.cells}, codes, saes,
+            captures, arrays, writer, self.life.warn, prompts, ids, {c.key: c for c in self.plan.cells}, codes, saes,
         )  # fmt: skip
 
     def _encode(self, adapter: ModelAdapter, prompt: PromptRef, chat: bool) -> list[int]:
@@ -260,8 +263,16 @@ class Runner:
             "device": adapter.info.device, "saes": self.saes,
         }  # fmt: skip
         writer.set_provenance(self._provenance(writer))
-        self.life.planned(self.experiment.to_dict(), len(self.plan.cells), len(units))
+        self._tell_plan(writer, units)
         return todo, self._hands(job, units, todo)
+
+    def _tell_plan(self, writer: RunWriter, units: Sequence[Unit]) -> None:
+        """Tell observers what the run is and how far; units of earlier plans and invocations count."""
+        self._units, self._conditions = len(units), list(writer.labels.get("cells/condition", []))
+        self.life.planned(self.experiment.to_dict(), len(self.plan.cells), len(units), tally_of(self.path, units, writer.committed))
+        self.life.disk = DiskWatch(self.path, lambda: self.cost.disk_left)
+        for note in self.plan.notes:  # the user reads them at the end
+            self.life.warned(note, "note")
 
     def _hands(self, job: Job, units: Sequence[Unit], todo: Sequence[Unit]) -> Hands:
         """Return workers where there are several devices and something for each of two; this process' own model otherwise."""
@@ -303,8 +314,7 @@ class Runner:
         self.cost.committed(len(unit.keys) * unit.trials, written)
         self.cost.write(writer)
         self.progress.advance(len(unit.keys) * unit.trials)
-        metrics = {k.removeprefix("cells/metrics/"): v for k, v in arrays.items() if k.startswith("cells/metrics/")}
-        self.life.committed(unit.number, len(units_of(writer.plans)), len(unit.keys) * unit.trials, metrics)
+        self.life.committed(unit.number, self._units, len(unit.keys) * unit.trials, arrays, self._conditions, unit.stage)
 
     def _check_model(self, writer: RunWriter, adapter: ModelAdapter) -> None:
         old = writer.provenance.get("model_digest")

@@ -11,6 +11,7 @@ from typing import Any
 
 from codi_engine.core.costs import Costs, StageCost
 from codi_engine.core.errors import UserError
+from codi_engine.core.eventlog import read_events
 from codi_engine.core.generations import Unit, units_of
 from codi_engine.core.recording import actual_of, estimate_of, invocations_of
 from codi_engine.store.errors import StoreError
@@ -20,6 +21,8 @@ from codi_engine.store.lock import holder
 from codi_engine.store.provenance import read_provenance
 from codi_engine.store.state import State
 
+#: events that `status` shows, and how many of them
+SHOWN, LATEST = ("warning", "disk", "resumed", "paused", "failed"), 5
 #: folders below the given one that `ls` looks into
 _DEPTH = 3
 
@@ -61,6 +64,10 @@ class Status:
         """Share of the planned cells that is committed."""
         planned = sum(s.planned_cells for s in self.stages)
         return sum(s.cells for s in self.stages) / planned if planned else 1.0
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return the latest warnings, pauses and failures of the run's log, oldest first."""
+        return [e for e in read_events(self.path) if e["event"] in SHOWN][-LATEST:]
 
     def variance(self) -> list[tuple[StageCost, StageCost]]:
         """Return (estimate, actual) per stage, and their totals last."""

@@ -200,7 +200,7 @@ class Workers(Hands):
 
     def _take(self, worker: _Worker, message: Any) -> None:
         if isinstance(message, Note):
-            self.progress.note(f"{worker.device}: {message.text}")
+            self.runner.life.warn(f"{worker.device}: {message.text}")
         elif isinstance(message, Failed):
             raise _raised(worker.device, message)
         elif isinstance(message, Ready):
@@ -223,7 +223,7 @@ class Workers(Hands):
             self._exact = False
         elif self._exact and found.bits != self._first.bits:
             self._exact = False
-            self.progress.note(f"{worker.device} gives other bits than {self.devices[0]}: results agree to rounding, not bit for bit")
+            self.runner.life.warn(f"{worker.device} gives other bits than {self.devices[0]}: results agree to rounding, not bit for bit")
         self.runner.reproducible = self._exact
 
     def _died(self, worker: _Worker) -> None:
@@ -232,7 +232,7 @@ class Workers(Hands):
         unit = worker.tasks[0] if worker.tasks else None
         if not worker.ready or worker.again or unit in self._lost:
             raise WorkerDied(_obituary(worker, unit))
-        self.progress.note(f"{worker.device}: the worker process ended ({_ended(worker)}); another one takes its place")
+        self.runner.life.warn(f"{worker.device}: the worker process ended ({_ended(worker)}); another one takes its place")
         if unit is not None:
             self._lost.add(unit)
         for number in worker.tasks:
