@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from codi_engine.core.analyzing import analyze
     from codi_engine.core.checkpoints import all_cells, open_runs
+    from codi_engine.core.drawing import plot
     from codi_engine.core.experiment import Experiment
     from codi_engine.core.hookspecs import hookimpl
     from codi_engine.core.results import Run, open_run
     from codi_engine.core.session import At, load
 
 __version__ = "0.1.0"
-__all__ = ["At", "Experiment", "Run", "__version__", "all_cells", "analyze", "hookimpl", "load", "open_run", "open_runs"]
+__all__ = ["At", "Experiment", "Run", "__version__", "all_cells", "analyze", "hookimpl", "load", "open_run", "open_runs", "plot"]
 
 _HOMES = {
     "all_cells": "codi_engine.core.checkpoints",
@@ -26,6 +27,7 @@ _HOMES = {
     "open_runs": "codi_engine.core.checkpoints",
     "At": "codi_engine.core.session",
     "load": "codi_engine.core.session",
+    "plot": "codi_engine.core.drawing",
 }
 
 

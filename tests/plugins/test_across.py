@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from codi_engine import Experiment
+from codi_engine.core.drawing import drawn
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import AnalysisResult
 from codi_engine.core.results import Run
@@ -184,7 +185,7 @@ def test_models_of_different_depth_are_compared_at_the_shallow_ones_layers() -> 
     for _, row in trend.iterrows():
         layer = int(row["depth"] * 2)
         assert row["difference"] == pytest.approx((shallow[:, layer, row["step"]] - deep[:, 2 * layer, row["step"]]).mean())
-    assert set(result.figures) == {"lines", "heatmap", "depth", "accuracy"}
+    assert set(drawn(Across(AcrossOptions(metric="kl")), result)) == {"lines", "heatmap", "depth", "accuracy"}
     assert "deep: layers 1, 3 are compared with none of shallow's" in result.summary
     effects = result.tables["effects"]
     assert len(effects) == 16

@@ -14,6 +14,7 @@ from scipy import stats
 
 from codi_engine import Experiment, open_run
 from codi_engine.core.analyzing import analyze_runs
+from codi_engine.core.drawing import drawn
 from codi_engine.core.errors import UserError
 from codi_engine.core.experiment import plugin_options
 from codi_engine.core.plugin import AnalysisResult
@@ -291,12 +292,12 @@ def test_constant_sides_and_few_places_have_a_stated_result() -> None:
     table = result.tables["correlation"]
     assert table["r"].isna().all()
     assert (table["note"] == "no correlation: b (kl) is constant over the 5 places").all()
-    assert set(result.figures) == {"compare"}
+    assert set(drawn(Compare(CompareOptions()), result)) == {"compare"}
     assert "a (kl) and b (kl) are constant" in compare([steps("a", flat + 2), steps("b", flat)]).summary
     assert "no correlation: 2 places in common; it takes 3" in compare([steps("a", a[:, :2]), steps("b", b[:, :2])]).summary
     none = compare([cast(Run, Fake("a", {"z": a}, {"step": range(5)})), cast(Run, Fake("b", {"z": b}, {"step": range(10, 15)}))])
     assert "no correlation: 0 places in common" in none.summary
-    assert none.figures == {}
+    assert drawn(Compare(CompareOptions()), none) == {}
     one = compare([steps("a", a[:1]), steps("b", b[:1])])
     assert "bootstrap over examples" not in set(one.tables["correlation"]["ci_method"])
 
@@ -491,7 +492,8 @@ def test_the_figure_says_what_it_shows() -> None:
     shape = {"layer": range(14), "step": range(6)}
     draw = np.random.default_rng(3)
     long = cast(Run, Fake("a-very-long-name-of-an-experiment-that-goes-on-and-on-and-on", {"zero": draw.normal(size=(4, 84))}, shape))
-    figure = compare([long, cast(Run, Fake("b", {"zero": draw.normal(size=(4, 84))}, shape))]).figures["compare"]
+    result = compare([long, cast(Run, Fake("b", {"zero": draw.normal(size=(4, 84))}, shape))])
+    figure = drawn(Compare(CompareOptions()), result)["compare"]
     texts = [t.get_text() for t in figure.findobj() if hasattr(t, "get_text")]
     assert any("84 places, labelled by layer·step" in t for t in texts)
     assert any("over examples" in t and "Pearson r" in t for t in texts)

@@ -115,10 +115,8 @@ def test_by_splits_and_pictures_draw() -> None:
     out = effects.effect_table(per, ["layer", "step"], options)
     assert set(out["by"]) == {"easy", "hard"}
 
-    class Named:
-        experiment = {"name": "study"}
-
-    drawn = figures.draw(per, out, ["layer", "step"], "kl", options, Named())  # type: ignore[arg-type]
+    tables = {"effects": out, "by_example": effects.by_example(per, ["layer", "step"])}
+    drawn = figures.draw(tables, ["layer", "step"], "kl", options, "study")
     assert set(drawn) == {"heatmap", "bars", "examples"}
     texts = [t.get_text() for t in drawn["heatmap"].findobj() if hasattr(t, "get_text")]
     assert any("n = 10" in t for t in texts)

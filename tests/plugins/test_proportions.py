@@ -13,6 +13,7 @@ import pytest
 from scipy import stats
 
 from codi_engine import Experiment, analyze, open_run
+from codi_engine.core.drawing import drawn
 from codi_engine.core.errors import UserError
 from codi_engine.core.importing import import_files
 from codi_engine.core.plugin import AnalysisResult
@@ -21,6 +22,8 @@ from codi_engine.core.run import run_experiment
 from codi_engine.core.work import Work
 from codi_engine.kernels.multiple import adjust
 from codi_engine.plugins.analyses import contrasts
+from codi_engine.plugins.analyses.proportions import Proportions, ProportionsOptions
+from codi_engine.plugins.metrics.outcome import OutcomeOptions
 
 BETS = {"pattern": r"final decision:\s*(?P<action>\w+)(?:\s*\$?(?P<bet>\d+))?", "categories": {"action": ["stop", "bet"]}, "numbers": ["bet"]}
 PLUGINS = plugin_manager(load=False)
@@ -183,7 +186,7 @@ def test_stored_texts_are_read_by_a_pattern(tmp_path: Path) -> None:
     bet = shares[(shares["metric"] == "action=bet") & (shares["condition"] == "patch")].set_index("feature")["count"]
     known = frame[(frame["condition"] == "patch") & (frame["trial"] != 3)].groupby("feature")["right"].sum()
     assert bet.to_dict() == known.to_dict()
-    assert set(done.figures) == {"action", "strongest"}  # every bet is 10: no number to draw
+    assert set(drawn(Proportions(ProportionsOptions(outcome=OutcomeOptions(**BETS))), done)) == {"action", "strongest"}  # every bet is 10: no number to draw
     with pytest.raises(UserError, match="no group"):
         one(run, outcome={**BETS, "numbers": ["sum"]})
 
@@ -239,7 +242,7 @@ def test_pairs_of_the_demo(demo: Callable[..., Experiment]) -> None:
     own = base[base["variant"] == "corrupted"].set_index("example")["clean_answer"].reindex(first.index)
     counts = int(((first == 1) & (own == 0)).sum()), int(((first == 0) & (own == 1)).sum())
     assert row["p"] == pytest.approx(stats.binomtest(counts[0], sum(counts)).pvalue)
-    assert set(done.figures) == {"answer_class", "strongest"}
+    assert set(written.figures) == {"answer_class", "strongest"}
     kept = table(one(run.path, keep="correct"), "shares")
     assert set(kept["n"]) == {len(valid)}
     unedited = kept[kept["condition"] == "baseline"].set_index("metric")["mean"]

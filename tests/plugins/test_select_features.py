@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from codi_engine import Experiment, analyze, open_run
+from codi_engine.core.drawing import drawn
 from codi_engine.core.errors import UserError
 from codi_engine.core.importing import import_files
 from codi_engine.core.plugin import AnalysisResult
@@ -19,6 +20,7 @@ from codi_engine.core.plugins import plugin_manager
 from codi_engine.core.run import run_experiment
 from codi_engine.core.work import Work
 from codi_engine.kernels.multiple import adjust
+from codi_engine.plugins.analyses.select_features import SelectFeatures, SelectFeaturesOptions
 
 PLUGINS = plugin_manager(load=False)
 SHIFTS = {"baseline": 0.0, "safe": -0.35, "risky": 0.35}
@@ -70,7 +72,7 @@ def test_planted_features_are_selected_with_their_values(run: Path) -> None:
             assert got.loc[feature, goal] == pytest.approx(np.mean(values), rel=1e-6)
     assert (got["low"] <= got["effect"]).all()
     assert (got["effect"] <= got["high"]).all()
-    assert set(done.figures) == {"volcano", "selected"}
+    assert set(drawn(SelectFeatures(SelectFeaturesOptions(value_by="goal")), done)) == {"volcano", "selected"}
     assert "3 of 6 features" in done.summary
     assert "these prompts only" in done.summary
 

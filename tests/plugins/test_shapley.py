@@ -14,6 +14,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from codi_engine.core.analyzing import analyze_runs
+from codi_engine.core.drawing import drawn
 from codi_engine.core.results import Run
 from codi_engine.plugins.analyses import coalitions, stepping
 from codi_engine.plugins.analyses.shapley import Shapley
@@ -216,7 +217,7 @@ def test_one_step_has_no_interactions() -> None:
     result = game({"3": [0, 1, 0, 1]})
     assert result.tables["values"]["mean"].tolist() == [-0.5]
     assert result.tables["interactions"].empty
-    assert "interactions" not in result.figures
+    assert "interactions" not in drawn(Shapley(Shapley.Options()), result)
 
 
 # ---------------------------------------------------------------------------------------------- ratios

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from codi_engine import __version__
+from codi_engine.cli.export import export
 from codi_engine.cli.pairs import pairs
+from codi_engine.cli.plot import plot
 from codi_engine.cli.text import neutral
 
 if TYPE_CHECKING:
@@ -295,6 +297,8 @@ def sae(action: str, path: str, layer: int | None, debug: bool) -> None:
 
 
 cli.add_command(pairs)
+cli.add_command(plot)
+cli.add_command(export)
 
 
 def _ours(error: BaseException) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from codi_engine.core.work import Work
 from codi_engine.store.layout import LEDGER, RESULTS
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from matplotlib.figure import Figure
 
     from codi_engine.core.plugin import Analysis, AnalysisResult
     from codi_engine.core.plugins import Plugins
@@ -197,6 +197,7 @@ def _option(text: str) -> tuple[str | None, str, Any]:
 
 def analyze_one(runs: Sequence[Run], analysis: Analysis[Any], progress: Progress, home: Path | None = None) -> Analysed:
     """Run one analysis and write what it returns below ``home`` (default: the first run, or what its checkpoints share)."""
+    _check(runs, analysis)
     folder = (home or _home(runs)) / RESULTS / analysis.name
     work = Work(folder=folder / _PARTIAL, progress=progress)
     options = analysis.options
@@ -204,11 +205,24 @@ def analyze_one(runs: Sequence[Run], analysis: Analysis[Any], progress: Progress
     work.threads = getattr(options, "threads", None) or work.threads
     progress.start(f"analysis {analysis.name}", 0, "")
     result = analysis.analyze(runs, work)
-    written = write_result(folder, result, about(analysis, runs))
+    written = write_result(folder, result, about(analysis, runs), analysis)
     work.clear()
     progress.finish()
     written.name, written.runs = analysis.name, [r.path for r in runs]
     return written
+
+
+def _check(runs: Sequence[Run], analysis: Analysis[Any]) -> None:
+    """Refuse options that cannot work on what the first run has."""
+    from codi_engine.core.foreseen import facts_of
+    from codi_engine.core.plugin import Analysis as Base
+
+    if type(analysis).check is Base.check or not len(runs[0].store.slots):
+        return  # nothing to ask; of an empty run the analysis itself says so
+    try:
+        analysis.check(facts_of(runs[0], len(runs)))
+    except UserError as error:
+        raise UserError(f"{analysis.name}: {error}") from None
 
 
 def _home(runs: Sequence[Run]) -> Path:
@@ -217,32 +231,38 @@ def _home(runs: Sequence[Run]) -> Path:
     return parent if len(runs) > 1 and is_family(parent) and all(r.path.parent == parent for r in runs) else runs[0].path
 
 
-def write_result(folder: Path, result: AnalysisResult, made: Mapping[str, Any] | None = None) -> Analysed:
-    """Write tables as Parquet, figures as PNG and SVG, further files and the summary as text, and how they were ``made``."""
+def write_result(folder: Path, result: AnalysisResult, made: Mapping[str, Any] | None = None, analysis: Analysis[Any] | None = None) -> Analysed:
+    """Write tables as Parquet, further files, the summary as text and how they were ``made``; then draw from what was written.
+
+    ``analysis`` draws its figures (PNG and SVG) from the tables as they can be read back, so that a figure never depends on
+    what is not stored. Figures that the result brings along are written too.
+    """
+    import pandas as pd
+
+    from codi_engine.core.drawing import json_safe, save, storable, style
+
     done = Analysed("", [], folder, result.summary, result=result)
+    about = {**(made or {}), "facts": json_safe(result.facts), "tables": list(result.tables)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in result.tables.items():
             done.tables[name] = folder / f"{name}.parquet"
-            _storable(table).to_parquet(done.tables[name])
-        for name, figure in result.figures.items():
-            done.figures[name] = folder / f"{name}.png"
-            figure.savefig(done.figures[name], dpi=200)
-            figure.savefig(folder / f"{name}.svg")
+            storable(table).to_parquet(done.tables[name])
         for name, text in result.files.items():
             done.files[name] = folder / name
             done.files[name].write_text(text, encoding="utf-8")
         (folder / "summary.txt").write_text(result.summary + "\n", encoding="utf-8")
-        contents = {**(made or {}), "tables": list(result.tables), "figures": list(result.figures)}
-        (folder / ABOUT).write_text(json.dumps(contents, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        figures: dict[str, Figure] = {}
+        if analysis is not None:
+            with style():
+                figures.update(analysis.draw({name: pd.read_parquet(path) for name, path in done.tables.items()}, json_safe(about)))
+        figures.update(result.figures)
+        done.result = replace(result, figures=figures)
+        for name, figure in figures.items():
+            done.figures[name] = folder / f"{name}.png"
+            save(figure, done.figures[name])
+            save(figure, folder / f"{name}.svg")
+        (folder / ABOUT).write_text(json.dumps({**about, "figures": list(figures)}, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder}: the results cannot be written: {error.strerror or error}") from None
     return done
-
-
-def _storable(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table whose columns of mixed labels (layer 3, layers 0+1) are text: a Parquet column has one type."""
-    mixed = [c for c in table if table[c].dtype == object and len({type(v) for v in table[c].dropna()}) > 1]
-    if not mixed:
-        return table
-    return table.assign(**{str(c): table[c].map(lambda v: v if v is None or v != v else str(v)) for c in mixed})

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
 
+    from codi_engine.core.foreseen import Foreseen
     from codi_engine.core.model import ModelAdapter, ModelInfo
     from codi_engine.core.results import Run
     from codi_engine.core.sae import SAE, SaeStore
@@ -278,12 +279,22 @@ class Metric(Plugin[OptionsT]):
 
 @dataclass(frozen=True)
 class AnalysisResult:
-    """Tables and figures of one analysis, one short text for the console, and further files (name → text)."""
+    """What one analysis found.
+
+    Attributes
+    ----------
+    tables: name → table; what ``Analysis.draw`` needs is in them or in ``facts``
+    figures: usually none: ``Analysis.draw`` makes them; those given here are written too, and cannot be drawn again
+    summary: one short text for the console
+    files: further files, name → text
+    facts: what drawing needs and no table holds: plain JSON values, stored in ``result.json``
+    """
 
     tables: Mapping[str, pd.DataFrame]
-    figures: Mapping[str, Figure]
-    summary: str
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    summary: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Analysis(Plugin[OptionsT]):
@@ -299,6 +310,22 @@ class Analysis(Plugin[OptionsT]):
         """Read the runs and return the result; raise UserError when a needed column, array or text is missing.
 
         ``work`` offers bounded memory, threads, progress and durable partial results to analyses of large runs.
+        """
+
+    def draw(self, tables: Mapping[str, pd.DataFrame], about: Mapping[str, Any]) -> Mapping[str, Figure]:
+        """Return name → figure, the first one to look at first.
+
+        Called when the analysis is made, and by ``codi-engine plot`` whenever a figure is drawn again: nothing is there but
+        ``tables``, read back from Parquet (a column of mixed labels is text), ``about["facts"]``, ``about["title"]`` (the
+        experiment's name; the rest of ``result.json`` too) and ``self.options``.
+        """
+        return {}
+
+    def check(self, facts: Foreseen) -> None:
+        """Raise UserError where the options cannot work on such a run.
+
+        Called before anything is computed (with what the run will have) and before ``analyze`` (with what it has). The message
+        begins with the option: ``metric: …``; file and field are put before it.
         """
 
 

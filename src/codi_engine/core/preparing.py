@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from codi_engine.core.checks import Check, parse_checks
 from codi_engine.core.devices import on_first
 from codi_engine.core.errors import UserError, said_of
+from codi_engine.core.foreseen import foreseen
 from codi_engine.core.plan import Plan, build_plan
-from codi_engine.core.plugin import Metric, Model, Tracker
+from codi_engine.core.plugin import Analysis, Metric, Model, Tracker
 
 if TYPE_CHECKING:
     from codi_engine.core.experiment import Experiment
@@ -52,8 +53,7 @@ def prepare(experiment: Experiment, plugins: Plugins) -> Prepared:
         model = plugins.build("model", experiment.model, where="model", source=source)
     dataset = plugins.build("dataset", experiment.data, where="data", source=source)
     metrics = [plugins.build("metric", m, where=f"metrics[{i}]", source=source) for i, m in enumerate(experiment.metrics)]
-    for number, analysis in enumerate(experiment.analyses):
-        plugins.build("analysis", analysis, where=f"analyses[{number}]", source=source)
+    analyses = [plugins.build("analysis", a, where=f"analyses[{i}]", source=source) for i, a in enumerate(experiment.analyses)]
     trackers = [plugins.build("tracker", t, where=f"trackers[{i}]", source=source) for i, t in enumerate(experiment.trackers)]
     for number, tracker in enumerate(trackers):
         with said_of(f"{source}: trackers[{number}]"):
@@ -72,8 +72,19 @@ def prepare(experiment: Experiment, plugins: Plugins) -> Prepared:
     prepared.trackers = trackers
     prepared.devices = devices or [info.device]
     _check_others(prepared.plan, metrics, source)
+    _check_analyses(prepared, analyses)
     prepared.checks = parse_checks(experiment, prepared.plan, list(prepared.metric_names.values()))
     return prepared
+
+
+def _check_analyses(prepared: Prepared, analyses: Sequence[Analysis[Any]]) -> None:
+    """Refuse analyses whose options cannot work on what the run will have."""
+    facts = foreseen(prepared)
+    for number, analysis in enumerate(analyses):
+        try:
+            analysis.check(facts)
+        except UserError as error:
+            raise UserError(f"{prepared.experiment.source}: analyses[{number}] ({analysis.name}): {error}") from None
 
 
 def _check_others(plan: Plan, metrics: Sequence[Metric[Any]], source: str) -> None:

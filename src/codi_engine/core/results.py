@@ -54,6 +54,11 @@ class Run:
     def __repr__(self) -> str:
         return f"<run '{self.path}': {len(self.cells):,} cells, {', '.join(self.metrics) or 'no metrics'}>"
 
+    def _repr_html_(self) -> str:
+        from codi_engine.core.notebook import run_html
+
+        return run_html(self)
+
     @property
     def experiment(self) -> dict[str, Any]:
         """The resolved experiment."""
@@ -86,6 +91,12 @@ class Run:
     @property
     def metrics(self) -> list[str]:
         return [a.removeprefix("cells/metrics/") for a in self.store.arrays if a.startswith("cells/metrics/")]
+
+    def export(self, to: str, path: str | Path | None = None, what: str = "cells", *, force: bool = False, raw: bool = False) -> list[Path]:
+        """Write cells, results or activations for other tools and return the files; see :func:`codi_engine.core.exporting.export`."""
+        from codi_engine.core.exporting import export
+
+        return [one.path for one in export(self, to, path, what, force=force, raw=raw)]
 
     # -------------------------------------------------------------------------------------------- cells
 
@@ -225,21 +236,7 @@ class Run:
         ------
         UserError: the site was not captured
         """
-        known = list(dict.fromkeys(a.split("/")[1] for a in self.store.arrays if a.startswith("activations/")))
-        if site in known:
-            return site
-        if not any(_is_site(name) for name in known):
-            raise UserError(f"activations of '{site}' were not captured; {nearest(site, known)}")
-        wanted = parse_site(site)
-        if str(wanted) in known:
-            return str(wanted)
-        for name in filter(_is_site, known):
-            have = parse_site(name)
-            same_phase = wanted.phase is None or have.phase in (None, wanted.phase)
-            same_places = have.index is None or set(wanted.index or have.index) <= set(have.index)
-            if have.component == wanted.component and have.layer in (None, wanted.layer) and same_places and same_phase:
-                return name
-        raise UserError(f"activations of '{site}' were not captured; {nearest(site, known)}")
+        return captured_name(site, list(dict.fromkeys(a.split("/")[1] for a in self.store.arrays if a.startswith("activations/"))))
 
     def _selected(self, data: xr.DataArray, site: str, name: str) -> xr.DataArray:
         if site == name:
@@ -254,6 +251,29 @@ class Run:
             except KeyError:
                 raise UserError(f"activations: {place} {list(wanted.index)} was not captured; there are {data[place].values.tolist()}") from None
         return data
+
+
+def captured_name(site: str, known: Sequence[str]) -> str:
+    """Return which of the ``known`` captured arrays a site is, or is a part of.
+
+    Raises
+    ------
+    UserError: none of them
+    """
+    if site in known:
+        return site
+    if not any(_is_site(name) for name in known):
+        raise UserError(f"activations of '{site}' were not captured; {nearest(site, known)}")
+    wanted = parse_site(site)
+    if str(wanted) in known:
+        return str(wanted)
+    for name in filter(_is_site, known):
+        have = parse_site(name)
+        same_phase = wanted.phase is None or have.phase in (None, wanted.phase)
+        same_places = have.index is None or set(wanted.index or have.index) <= set(have.index)
+        if have.component == wanted.component and have.layer in (None, wanted.layer) and same_places and same_phase:
+            return name
+    raise UserError(f"activations of '{site}' were not captured; {nearest(site, known)}")
 
 
 def _is_site(name: str) -> bool:

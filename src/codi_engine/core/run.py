@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 TRIED = 5
 
 
-@dataclass
+@dataclass(repr=False)
 class Finished:
     """A finished run: where it is, what was computed, and what its analyses say."""
 
@@ -49,6 +49,15 @@ class Finished:
     estimate: Costs | None = None
     checks: pd.DataFrame | None = None
     parts: dict[str, Finished] = field(default_factory=dict)  # of an experiment with checkpoints: label → its run
+
+    def __repr__(self) -> str:
+        said = "" if self.passed else ", a check failed"
+        return f"<finished '{self.path}': {self.cells:,} cells ({self.new_cells:,} new), analyses {', '.join(self.summaries) or 'none'}{said}>"
+
+    def _repr_html_(self) -> str:
+        from codi_engine.core.notebook import finished_html
+
+        return finished_html(self)
 
     @property
     def passed(self) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.errors import UserError, nearest
-from codi_engine.store.layout import RESULTS
+from codi_engine.store.layout import EXPERIMENT, LEDGER, RESULTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,14 +23,15 @@ ABOUT = "result.json"
 _SUMMARY = "summary.txt"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StoredResult:
     """The results of one analysis, as they lie in ``folder``.
 
     Attributes
     ----------
     name: the folder's name, which is the analysis' name
-    about: ``analysis``, ``options`` (all of them, defaults too), ``runs`` (path and digest of each), ``made`` (UTC), ``version``
+    about: ``analysis``, ``options`` (all of them, defaults too), ``runs`` (path and digest of each), ``made`` (UTC), ``version``,
+        ``title`` (the experiment's name), ``facts`` (what drawing needs and no table holds)
     tables, figures, files: name → path, in the order in which the analysis gave them; figures are PNG, an SVG lies beside each
     """
 
@@ -41,6 +42,14 @@ class StoredResult:
     tables: Mapping[str, Path] = field(default_factory=dict)
     figures: Mapping[str, Path] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<result '{self.folder}': tables {', '.join(self.tables) or 'none'}; figures {', '.join(self.figures) or 'none'}>"
+
+    def _repr_html_(self) -> str:
+        from codi_engine.core.notebook import result_html
+
+        return result_html(self)
 
     def table(self, name: str) -> pd.DataFrame:
         """Read a table.
@@ -68,6 +77,7 @@ def about(analysis: Analysis[Any], runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "analysis": analysis.name, "options": analysis.options.model_dump(mode="json"), "version": __version__,
         "runs": [{"path": str(run.path), "digest": run.digest} for run in runs], "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "title": str(runs[0].experiment.get("name", "")),
     }  # fmt: skip
 
 
@@ -76,6 +86,19 @@ def stored_results(path: str | Path) -> dict[str, StoredResult]:
     root = Path(path) / RESULTS
     folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     return {folder.name: _stored(folder) for folder in folders}
+
+
+def results_home(path: str | Path) -> Path:
+    """Return a directory that can hold results: a run's, or that of an experiment with checkpoints.
+
+    Raises
+    ------
+    UserError: neither
+    """
+    home = Path(path)
+    if not (home / LEDGER).exists() and not (home / RESULTS).is_dir() and not (home / EXPERIMENT).is_file():
+        raise UserError(f"'{path}' is no run directory; runs lie in runs/<name>")
+    return home
 
 
 def _stored(folder: Path) -> StoredResult:

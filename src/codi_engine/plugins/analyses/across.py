@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,10 @@ from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import Analysis, AnalysisResult, Options
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from codi_engine.core.foreseen import Foreseen
     from codi_engine.core.results import Run
     from codi_engine.core.work import Work
 
@@ -40,8 +44,14 @@ class Across(Analysis[AcrossOptions]):
     Options = AcrossOptions
     takes = "many"
 
+    def check(self, facts: Foreseen) -> None:
+        if facts.runs < 2:
+            raise UserError("needs the runs of two or more checkpoints; give runs/<name> of an experiment with checkpoints:, or several runs")
+        if self.options.metric is not None:
+            facts.need_metric(self.options.metric)
+
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
-        from codi_engine.plugins.analyses import across_figures, across_tables, across_text
+        from codi_engine.plugins.analyses import across_tables, across_text
         from codi_engine.plugins.analyses.options import ImportanceOptions
 
         if len(runs) < 2:
@@ -53,5 +63,15 @@ class Across(Analysis[AcrossOptions]):
         if series.metric:
             tables["effects"] = across_tables.effects_of(series, options)
             tables["trend"] = across_tables.trend_table(series, options)
-        figures = across_figures.draw(series, tables, given.top, options)
-        return AnalysisResult(tables, figures, across_text.summary(series, tables, options))
+            if series.relative and series.per["depth"].notna().any():
+                tables["depth"] = across_tables.depth_table(series, options.confidence)
+        facts = {
+            "labels": series.labels, "metric": series.metric, "axes": series.axes, "layers": series.layers, "relative": series.relative,
+            "numbers": series.numbers is not None, "name": str(series.runs[0].experiment.get("name", "")).removesuffix(f"-{series.labels[0]}"),
+        }  # fmt: skip
+        return AnalysisResult(tables, summary=across_text.summary(series, tables, options), facts=facts)
+
+    def draw(self, tables: Mapping[str, pd.DataFrame], about: Mapping[str, Any]) -> Mapping[str, Figure]:
+        from codi_engine.plugins.analyses import across_figures
+
+        return across_figures.draw(across_figures.Shown(**about["facts"]), tables, self.options)

@@ -3,42 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from codi_engine.plugins.analyses import effects
 from codi_engine.plugins.analyses.compare_figures import short
 from codi_engine.plugins.analyses.figures import GRID, INK, PAPER, QUIET, SEQUENTIAL, WORDS, colour_scale
 from codi_engine.plugins.analyses.place_figures import Map, maps
 from codi_engine.plugins.analyses.share_figures import _COLOURS as COLOURS
 
 if TYPE_CHECKING:
-    from codi_engine.plugins.analyses.across_tables import Series
-    from codi_engine.plugins.analyses.options import ImportanceOptions
+    from codi_engine.plugins.analyses.across import AcrossOptions
 
 ROWS = 24  # places of a condition in the heatmap
 LINES = 8  # checkpoints with a curve of their own over depth
 
 
-def draw(series: Series, tables: Mapping[str, pd.DataFrame], top: int, options: ImportanceOptions) -> dict[str, Figure]:
+@dataclass(frozen=True)
+class Shown:
+    """What stands beside each other: the checkpoints in order, their models' layers, the places' axes.
+
+    ``numbers``: the labels differ in one number; ``relative``: layers are compared by depth, for models have different numbers of them.
+    """
+
+    labels: Sequence[str]
+    metric: str
+    axes: Sequence[str]
+    layers: Sequence[int | None]
+    relative: bool
+    numbers: bool
+    name: str
+
+    @property
+    def shared(self) -> list[str]:
+        """Return the axes that places of all checkpoints share."""
+        return ["depth" if a == "layer" and self.relative else a for a in self.axes]
+
+
+def draw(series: Shown, tables: Mapping[str, pd.DataFrame], options: AcrossOptions) -> dict[str, Figure]:
     """Return name → figure."""
     figures = {}
     if "trend" in tables:
         places = placed(series, tables["effects"])
         if len(places):
-            figures["lines"] = _lines(series, places, top, options)
+            figures["lines"] = _lines(series, places, options)
             figures["heatmap"] = _heatmap(series, places, options)
-        if series.relative and series.per["depth"].notna().any():
-            figures["depth"] = _depth(series, options)
+        if "depth" in tables:
+            figures["depth"] = _depth(series, tables["depth"], options)
     if len(tables["baseline"]):
         figures["accuracy"] = _accuracy(series, tables["baseline"], options)
     return figures
 
 
-def placed(series: Series, table: pd.DataFrame) -> pd.DataFrame:
+def placed(series: Shown, table: pd.DataFrame) -> pd.DataFrame:
     """Return effects of the places that checkpoints share, with their names in ``place`` (and ``strongest`` |mean| of all checkpoints)."""
     out = table
     if series.relative:
@@ -54,7 +74,7 @@ def _value(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _metric(series: Series) -> str:
+def _metric(series: Shown) -> str:
     return WORDS.get(series.metric, series.metric)
 
 
@@ -63,9 +83,8 @@ def _n(table: pd.DataFrame) -> str:
     return f"n = {low}" if low == high else f"n = {low}–{high}"
 
 
-def _name(series: Series) -> str:
-    name, label = str(series.runs[0].experiment.get("name", "")), f"-{series.labels[0]}"
-    return short(name.removesuffix(label), 30)
+def _name(series: Shown) -> str:
+    return short(series.name, 30)
 
 
 def _tick(label: str, length: int = 14) -> str:
@@ -73,13 +92,13 @@ def _tick(label: str, length: int = 14) -> str:
     return short(label, length).replace("-", "\u2010")
 
 
-def _over_checkpoints(series: Series, title: str, note: str, label: str, found: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
+def _over_checkpoints(series: Shown, title: str, note: str, label: str, found: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
     """Draw one line each (mean, ci_low, ci_high by checkpoint); whiskers stand beside each other."""
     count = len(series.labels)
     figure = Figure(figsize=(min(max(0.75 * count + 3.6, 6.8), 12.0), 3.6), facecolor=PAPER, layout="constrained")
     ax = figure.add_subplot()
     for number, ((name, table), colour) in enumerate(zip(found, COLOURS, strict=False)):
-        rows = table.set_index("checkpoint").reindex(series.labels)
+        rows = table.set_index("checkpoint").reindex(list(series.labels))
         xs = np.arange(count) + 0.05 * (number - (len(found) - 1) / 2)
         ax.vlines(xs, rows["ci_low"].to_numpy(float), rows["ci_high"].to_numpy(float), color=colour, linewidth=1.0, alpha=0.6)
         ax.plot(xs, rows["mean"].to_numpy(float), color=colour, marker="o", markersize=4, linewidth=1.6, label=name)
@@ -93,8 +112,8 @@ def _over_checkpoints(series: Series, title: str, note: str, label: str, found: 
     return figure
 
 
-def _lines(series: Series, places: pd.DataFrame, top: int, options: ImportanceOptions) -> Figure:
-    order = places.drop_duplicates(["condition", "place"]).sort_values("strongest", ascending=False, kind="stable").head(top)
+def _lines(series: Shown, places: pd.DataFrame, options: AcrossOptions) -> Figure:
+    order = places.drop_duplicates(["condition", "place"]).sort_values("strongest", ascending=False, kind="stable").head(options.top)
     several = places["condition"].nunique() > 1
     found = []
     for _, row in order.iterrows():
@@ -105,7 +124,7 @@ def _lines(series: Series, places: pd.DataFrame, top: int, options: ImportanceOp
     return _over_checkpoints(series, f"{_name(series)}: effects over checkpoints", note, _metric(series), found)
 
 
-def _heatmap(series: Series, places: pd.DataFrame, options: ImportanceOptions) -> Figure:
+def _heatmap(series: Shown, places: pd.DataFrame, options: AcrossOptions) -> Figure:
     colours, norm = colour_scale(places["mean"].to_numpy(float), True)
     panels, cut = [], 0
     for condition, part in places.groupby("condition", sort=False):
@@ -113,7 +132,7 @@ def _heatmap(series: Series, places: pd.DataFrame, options: ImportanceOptions) -
         kept = set(rows.sort_values("strongest", ascending=False, kind="stable")["place"].head(ROWS))
         cut += len(rows) - len(kept)
         down = [p for p in rows["place"] if p in kept]
-        grids = [part.pivot(index="place", columns="checkpoint", values=v).reindex(index=down, columns=series.labels) for v in ("mean", "significant")]
+        grids = [part.pivot(index="place", columns="checkpoint", values=v).reindex(index=down, columns=list(series.labels)) for v in ("mean", "significant")]
         quiet = grids[1].to_numpy(object) == False  # noqa: E712 - None is no test
         panels.append(
             Map(
@@ -125,7 +144,7 @@ def _heatmap(series: Series, places: pd.DataFrame, options: ImportanceOptions) -
     return maps(f"{_name(series)}: places over checkpoints", note, panels)
 
 
-def _accuracy(series: Series, table: pd.DataFrame, options: ImportanceOptions) -> Figure:
+def _accuracy(series: Shown, table: pd.DataFrame, options: AcrossOptions) -> Figure:
     found = [(str(variant), part.rename(columns={"accuracy": "mean"})) for variant, part in table.groupby("variant", sort=False)]
     note = f"without any edit; whiskers: {options.confidence:.0%} intervals (Wilson), {_n(table)} examples"
     return _over_checkpoints(series, f"{_name(series)}: accuracy", note, "accuracy", found)
@@ -134,24 +153,16 @@ def _accuracy(series: Series, table: pd.DataFrame, options: ImportanceOptions) -
 # -------------------------------------------------------------------------------------------- depth
 
 
-def depth_curve(series: Series, condition: str, label: str, confidence: float) -> pd.DataFrame:
-    """Return depth, mean, ci_low, ci_high of one checkpoint: an example's effects averaged over the other axes first."""
-    per = series.per
-    part = per[(per["condition"] == condition) & (per["checkpoint"] == label) & per["depth"].notna()]
-    means = part.groupby(["depth", "example"])["effect"].mean().reset_index()
-    rows = [{"depth": depth, **effects.statistics(group["effect"].to_numpy(float), confidence, shares=False)} for depth, group in means.groupby("depth")]
-    return pd.DataFrame(rows, columns=["depth", "mean", "ci_low", "ci_high"])
-
-
-def _depth(series: Series, options: ImportanceOptions) -> Figure:
-    conditions = list(series.per.loc[series.per["depth"].notna(), "condition"].unique())
+def _depth(series: Shown, table: pd.DataFrame, options: AcrossOptions) -> Figure:
+    conditions = list(table["condition"].unique())
     some = _some(series.labels)
     figure = Figure(figsize=(6.8, 2.6 * len(conditions) + 0.9), facecolor=PAPER, layout="constrained")
     for number, condition in enumerate(conditions):
         ax = figure.add_subplot(len(conditions), 1, number + 1)
         for at, label in enumerate(some):
             colour = SEQUENTIAL(0.35 + 0.65 * at / max(len(some) - 1, 1)) if series.numbers and len(some) > 3 else COLOURS[at]
-            _curve(ax, depth_curve(series, condition, label, options.confidence), label, series.layers[series.labels.index(label)], colour)
+            mine = table[(table["condition"] == condition) & (table["checkpoint"] == label)]
+            _curve(ax, mine, label, series.layers[series.labels.index(label)], colour)
         _dress(ax, _metric(series), str(condition), "relative depth: layer / (layers − 1)" if number == len(conditions) - 1 else "")
         ax.set_xlim(-0.03, 1.03)
         if number == 0:

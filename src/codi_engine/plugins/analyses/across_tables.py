@@ -282,3 +282,14 @@ def _rho(numbers: Sequence[float] | None, means: np.ndarray) -> tuple[float, str
     if constant(means[known]):
         return float("nan"), "the same mean in all checkpoints: no rho"
     return float(rows_spearman(np.array(numbers)[known][None], means[known][None])[0]), ""
+
+
+def depth_table(series: Series, confidence: float) -> pd.DataFrame:
+    """Return one row per condition, checkpoint and relative depth: an example's effects are averaged over the other axes first."""
+    part = series.per[series.per["depth"].notna()]
+    means = part.groupby(["condition", "checkpoint", "depth", "example"], sort=False)["effect"].mean().reset_index()
+    rows = []
+    for (condition, label, depth), group in means.groupby(["condition", "checkpoint", "depth"], sort=False):
+        found = effects.statistics(group["effect"].to_numpy(float), confidence, shares=False)
+        rows.append({"condition": condition, "checkpoint": label, "depth": depth, **{k: found[k] for k in ("n", "mean", "ci_low", "ci_high")}})
+    return pd.DataFrame(rows).sort_values(["condition", "checkpoint", "depth"], kind="stable").reset_index(drop=True)

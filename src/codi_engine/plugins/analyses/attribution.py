@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -12,6 +12,10 @@ from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import Analysis, AnalysisResult, Options
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from codi_engine.core.foreseen import Foreseen
     from codi_engine.core.plan import Condition
     from codi_engine.core.results import Run
     from codi_engine.core.work import Work
@@ -49,8 +53,24 @@ class Attribution(Analysis[AttributionOptions]):
     name = "attribution"
     Options = AttributionOptions
 
+    def check(self, facts: Foreseen) -> None:
+        options = self.options
+        if facts.kind == "prompts":
+            raise UserError("the data are prompts without answers; it needs pairs or problems, whose answers' logits are the metric")
+        if options.site is None:
+            if not facts.conditions:
+                raise UserError("the run has no intervention; say what to estimate, for example: site: resid_post with direction: denoise")
+            facts.need_condition(options.condition)
+            return
+        if options.condition is not None:
+            raise UserError("give either site or condition")
+        if facts.kind == "problems":
+            raise UserError("site: a patch needs clean/corrupted pairs; the data set holds problems")
+        if options.direction is None:
+            raise UserError("direction: state denoise (clean into corrupted) or noise (corrupted into clean)")
+
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
-        from codi_engine.plugins.analyses import attribution_figures, attribution_tables
+        from codi_engine.plugins.analyses import attribution_tables
         from codi_engine.plugins.analyses.attribution_estimates import LeftOut
         from codi_engine.plugins.analyses.attribution_setting import Setting
 
@@ -69,9 +89,21 @@ class Attribution(Analysis[AttributionOptions]):
         if not found:
             raise UserError("attribution: nothing to estimate: " + "; ".join(f"'{name}' {why}" for name, why in left_out.items()))
         tables = attribution_tables.tables(found, options.confidence)
-        figures = attribution_figures.draw(found, tables, str(run.experiment.get("name", "")))
         files = attribution_tables.sweeps(found, tables["attribution"], options.keep)
-        return AnalysisResult(tables, figures, attribution_tables.summary(found, tables, left_out), files)
+        shown = [
+            {
+                "condition": f.condition, "metric": f.metric, "method": f.method, "columns": f.grid.columns, "varying": f.grid.varying,
+                "examples": len(f.examples),
+            }
+            for f in found
+        ]  # fmt: skip
+        return AnalysisResult(tables, summary=attribution_tables.summary(found, tables, left_out), files=files, facts={"conditions": shown})
+
+    def draw(self, tables: Mapping[str, pd.DataFrame], about: Mapping[str, Any]) -> Mapping[str, Figure]:
+        from codi_engine.plugins.analyses import attribution_figures
+
+        shown = [attribution_figures.Shown(**facts) for facts in about["facts"]["conditions"]]
+        return attribution_figures.draw(shown, tables, about["title"])
 
     def _found(self, run: Run, setting: Setting, condition: Condition, number: int, work: Work) -> Found:
         """Estimate one condition on every example; what has been estimated is not estimated again after an interruption."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,24 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from codi_engine.plugins.analyses import figures as style
-from codi_engine.plugins.analyses.attribution_tables import Found
 
 _CELL = 0.52
 _TITLES = {"estimate": "estimated", "gradient": "estimated by plain gradients", "exact": "exact, by the run"}
 
 
-def draw(all_found: Sequence[Found], tables: Mapping[str, pd.DataFrame], name: str) -> dict[str, Figure]:
+@dataclass(frozen=True)
+class Shown:
+    """What was estimated of one condition: the axes of its places, those that were swept, and how many examples."""
+
+    condition: str
+    metric: str
+    method: str
+    columns: Sequence[str]
+    varying: Sequence[str]
+    examples: int
+
+
+def draw(all_found: Sequence[Shown], tables: Mapping[str, pd.DataFrame], name: str) -> dict[str, Figure]:
     """Return name → figure; ``heatmap`` and ``scatter`` are the first condition's."""
     drawn: dict[str, Figure] = {}
     for number, f in enumerate(all_found):
@@ -29,9 +41,9 @@ def draw(all_found: Sequence[Found], tables: Mapping[str, pd.DataFrame], name: s
     return drawn
 
 
-def _axes(f: Found, table: pd.DataFrame) -> tuple[str | None, str | None]:
+def _axes(f: Shown, table: pd.DataFrame) -> tuple[str | None, str | None]:
     """Return the axes down and across: layers down, steps or positions across where they vary."""
-    varying = [c for c in f.grid.columns if table[c].nunique() > 1]
+    varying = [c for c in f.columns if table[c].nunique() > 1]
     across = next((a for a in ("step", "position") if a in varying), varying[-1] if varying else None)
     return next((a for a in varying if a != across), None), across
 
@@ -49,7 +61,7 @@ def _map(table: pd.DataFrame, column: str, down: str | None, across: str | None)
     return values, ys, xs
 
 
-def heatmap(f: Found, table: pd.DataFrame, name: str) -> Figure:
+def heatmap(f: Shown, table: pd.DataFrame, name: str) -> Figure:
     """Draw the estimates beside the exact effects, one colour scale for all; places without an exact cell stay empty."""
     down, across = _axes(f, table)
     columns = [c for c in ("estimate", "gradient", "exact") if c in table and table[c].notna().any()]
@@ -57,7 +69,7 @@ def heatmap(f: Found, table: pd.DataFrame, name: str) -> Figure:
     _, ys, xs = maps["estimate"]
     cell = min(_CELL, 5.2 / len(xs)) if len(xs) > 12 else _CELL
     wide, high = max(len(xs) * cell, 2.2), max(len(ys) * min(cell, 0.42), 0.5)
-    stacked = wide * len(columns) > 9.5 or len(ys) == 1
+    stacked = wide * len(columns) > 7.0 or len(ys) == 1
     rows, across_panels = (len(columns), 1) if stacked else (1, len(columns))
     size = (wide * across_panels + 0.45 * (across_panels - 1) + 1.95, high * rows + 0.75 * (rows - 1) + 1.75)
     size = (max(size[0], 6.2), size[1])
@@ -69,8 +81,8 @@ def heatmap(f: Found, table: pd.DataFrame, name: str) -> Figure:
     colours, norm = style.colour_scale(np.concatenate([m.ravel() for m, _, _ in maps.values()]), True)
     title = f"{name}: estimated and exact effects of {f.condition}" if name else f.condition
     figure.text(0.75 / size[0], 1 - 0.28 / size[1], title, fontsize=13, fontweight="bold", color=style.INK, va="center")
-    averaged = [c for c in f.grid.columns if c not in (down, across) and table[c].nunique() > 1]
-    note = f"mean over {len(f.examples)} examples" + (f" and {', '.join(averaged)}" if averaged else "") + f"; change of {_words(f.metric)}"
+    averaged = [c for c in f.columns if c not in (down, across) and table[c].nunique() > 1]
+    note = f"mean over {f.examples} examples" + (f" and {', '.join(averaged)}" if averaged else "") + f"; change of {_words(f.metric)}"
     figure.text(0.75 / size[0], 1 - 0.53 / size[1], note, fontsize=8.5, color=style.QUIET, va="center")
     for number, column in enumerate(columns):
         ax = figure.add_subplot(grid[number, 0] if stacked else grid[0, number])
@@ -108,7 +120,7 @@ def _label(ax: Any, xs: Sequence[Any], ys: Sequence[Any], across: str | None, do
         side.set_visible(False)
 
 
-def scatter(f: Found, table: pd.DataFrame, agreement: pd.DataFrame, name: str) -> Figure:
+def scatter(f: Shown, table: pd.DataFrame, agreement: pd.DataFrame, name: str) -> Figure:
     """Draw exact against estimated effects with intervals over examples, and the line on which both are equal."""
     known = table[table["exact"].notna() & table["estimate"].notna()]
     x, y = known["estimate"].to_numpy(float), known["exact"].to_numpy(float)
@@ -122,12 +134,7 @@ def scatter(f: Found, table: pd.DataFrame, agreement: pd.DataFrame, name: str) -
         a, b = known[f"{column}ci_low"].to_numpy(float), known[f"{column}ci_high"].to_numpy(float)
         draw_line(y if values is x else x, np.where(np.isfinite(a), a, values), np.where(np.isfinite(b), b, values), color="#c5dceb", linewidth=0.9, zorder=2)
     ax.scatter(x, y, s=22, color="#1d4f8c", edgecolor=style.PAPER, linewidth=0.5, zorder=3)
-    for i, (right, up) in zip(np.argsort(-np.abs(y), kind="stable")[:3], ((1, 1), (-1, 1), (1, -1)), strict=False):
-        row = known.iloc[i]
-        ax.annotate(
-            ", ".join(f"{c} {row[c]}" for c in f.grid.varying), (x[i], y[i]), xytext=(5 * right, 5 * up), textcoords="offset points",
-            ha="left" if right > 0 else "right", va="bottom" if up > 0 else "top", fontsize=7.5, color=style.INK,
-        )  # fmt: skip
+    _name_strongest(ax, f, known, x, y)
     ax.set_xlabel(f"estimated change of {_words(f.metric)}", fontsize=9, color=style.QUIET)
     ax.set_ylabel("exact change", fontsize=9, color=style.QUIET)
     ax.set_title(f"{name}: {f.condition}" if name else f.condition, loc="left", fontsize=12, fontweight="bold", color=style.INK, pad=22)
@@ -140,7 +147,25 @@ def scatter(f: Found, table: pd.DataFrame, agreement: pd.DataFrame, name: str) -
     return figure
 
 
-def _said(f: Found, agreement: pd.DataFrame, places: int) -> str:
+def _name_strongest(ax: Any, f: Shown, known: pd.DataFrame, x: np.ndarray, y: np.ndarray) -> None:
+    """Name the five places of largest exact effect where there is room beside their points."""
+    from matplotlib.patheffects import withStroke
+
+    from codi_engine.plugins.analyses.compare_figures import place_labels
+
+    size = (4.4 * 72, 4.0 * 72)  # of the plot within its figure, about
+    corners = [np.array(limits) for limits in (ax.get_xlim(), ax.get_ylim())]
+    points = np.stack([(v - low) / (high - low) * s for v, (low, high), s in zip((x, y), corners, size, strict=True)], 1)
+    texts = [style.short_sets(", ".join(f"{c} {row[c]}" for c in f.varying)) for _, row in known.iterrows()]
+    order = [int(i) for i in np.argsort(-np.abs(y), kind="stable")[:5]]
+    for number, (dx, dy, across, up) in place_labels(points, texts, size, order).items():
+        ax.annotate(
+            texts[number], (x[number], y[number]), xytext=(dx, dy), textcoords="offset points", ha=across, va=up, fontsize=8, color=style.INK,
+            zorder=4, path_effects=[withStroke(linewidth=1.8, foreground=style.PAPER)],
+        )  # fmt: skip
+
+
+def _said(f: Shown, agreement: pd.DataFrame, places: int) -> str:
     mine = agreement[(agreement["condition"] == f.condition) & (agreement["method"] == f.method)].set_index("measure")["value"]
     if mine.empty or not np.isfinite(mine["spearman"]):
         return f"{places} places; dashed: estimate = exact"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
@@ -13,7 +13,9 @@ from codi_engine.core.plugin import Analysis, AnalysisResult, Options
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    from matplotlib.figure import Figure
 
+    from codi_engine.core.foreseen import Foreseen
     from codi_engine.core.results import Run
     from codi_engine.core.work import Work
     from codi_engine.plugins.analyses.sides import Side
@@ -62,8 +64,25 @@ class Compare(Analysis[CompareOptions]):
     Options = CompareOptions
     takes = "many"
 
+    def check(self, facts: Foreseen) -> None:
+        options = self.options
+        if facts.runs > 1:
+            return  # conditions and metrics may be the other run's
+        for metric in {options.metric, *(options.metrics or ())}:
+            facts.need_metric(metric)
+        for name in options.conditions or ():
+            facts.need_condition(name.partition(":")[2] or name, "conditions")
+        if options.table is not None:
+            from pathlib import Path
+
+            if not Path(options.table).is_file():
+                raise UserError(f"table: there is no file '{options.table}'")
+        elif options.conditions is None and len(facts.conditions) != 2 and not (options.metrics and len(facts.conditions) == 1):
+            has = ", ".join(facts.conditions) or "none"
+            raise UserError(f"one run has two sides only by conditions: [a, b], table: FILE, or two conditions in all; it has {has}")
+
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
-        from codi_engine.plugins.analyses import association, compare_figures
+        from codi_engine.plugins.analyses import association
         from codi_engine.plugins.analyses.sides import place_table
 
         a, b, axes = self._sides(runs)
@@ -74,8 +93,16 @@ class Compare(Analysis[CompareOptions]):
         table = association.correlation_table(x, y, names, self.options.confidence, self._draws(a, b, compared, axes))
         places["residual"] = _residuals(places, x, y)
         tables = {"places": places, "correlation": table, "sides": _side_table(a, b, _keys(compared, axes))}
-        figures = {"compare": compare_figures.scatter(places, table, axes, a, b, self.options.confidence)} if len(compared) else {}
-        return AnalysisResult(tables, figures, _summary(tables, axes, a, b, self.options))
+        return AnalysisResult(tables, summary=_summary(tables, axes, a, b, self.options), facts={"axes": list(axes)})
+
+    def draw(self, tables: Mapping[str, pd.DataFrame], about: Mapping[str, Any]) -> Mapping[str, Figure]:
+        from codi_engine.plugins.analyses import compare_figures
+
+        if not tables["places"]["compared"].any():
+            return {}
+        a, b = (compare_figures.Shown(row["name"], row["metric"], row["examples"] == 0) for _, row in tables["sides"].iterrows())
+        picture = compare_figures.scatter(tables["places"], tables["correlation"], about["facts"]["axes"], a, b, self.options.confidence)
+        return {"compare": picture}
 
     def _sides(self, runs: Sequence[Run]) -> tuple[Side, Side, list[str]]:
         from codi_engine.plugins.analyses import sides

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,6 @@ from matplotlib.figure import Figure
 
 from codi_engine.plugins.analyses.association import constant, interval, rounded
 from codi_engine.plugins.analyses.figures import GRID, INK, PAPER, QUIET, SEQUENTIAL, WORDS
-
-if TYPE_CHECKING:
-    from codi_engine.plugins.analyses.sides import Side
 
 BLUE, LINE = "#3b7fb6", "#8c2d19"
 LABELLED = 40  # places up to which every one is tried; beyond, the outermost
@@ -24,7 +22,16 @@ _KEYS = 12  # entries of the colour key
 _AROUND = ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
 
 
-def scatter(places: pd.DataFrame, table: pd.DataFrame, axes: Sequence[str], a: Side, b: Side, confidence: float) -> Figure:
+@dataclass(frozen=True)
+class Shown:
+    """One side as the picture names it; ``published``: numbers without examples."""
+
+    name: str
+    metric: str
+    published: bool
+
+
+def scatter(places: pd.DataFrame, table: pd.DataFrame, axes: Sequence[str], a: Shown, b: Shown, confidence: float) -> Figure:
     """Draw b against a, with the least-squares line and, where both are the same metric of two runs, the line of equal effect."""
     part = places[places["compared"]].reset_index(drop=True)
     colours, key = _colours(part, axes)
@@ -97,7 +104,7 @@ def _labels(ax: Any, part: pd.DataFrame, axes: Sequence[str], size: tuple[float,
     points = _in_points(ax, part, size)
     for number, (dx, dy, across, up) in place_labels(points, texts, size, _order(points)[: None if len(texts) <= LABELLED else LABELLED // 2]).items():
         ax.annotate(
-            texts[number], points[number], xycoords="axes points", xytext=(dx, dy), textcoords="offset points", ha=across, va=up,
+            texts[number], (part["effect_a"].iloc[number], part["effect_b"].iloc[number]), xytext=(dx, dy), textcoords="offset points", ha=across, va=up,
             fontsize=_FONT, color=INK, zorder=4, path_effects=[withStroke(linewidth=1.8, foreground=PAPER)],
         )  # fmt: skip
 
@@ -156,7 +163,7 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _dress(ax: Any, a: Side, b: Side) -> None:
+def _dress(ax: Any, a: Shown, b: Shown) -> None:
     ax.set_xlabel(_axis_name(a), fontsize=9, color=INK, labelpad=5)
     ax.set_ylabel(_axis_name(b), fontsize=9, color=INK, labelpad=5)
     ax.tick_params(length=0, labelsize=8.5, colors=INK)
@@ -168,7 +175,7 @@ def _dress(ax: Any, a: Side, b: Side) -> None:
         ax.spines[side].set_linewidth(0.7)
 
 
-def _axis_name(side: Side) -> str:
+def _axis_name(side: Shown) -> str:
     return f"{short(side.name, 34)}\n{short(side.metric if side.published else WORDS.get(side.metric, side.metric), 58)}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +18,9 @@ from codi_engine.kernels.cluster import average
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
+    from codi_engine.core.foreseen import Foreseen
     from codi_engine.core.results import Run
     from codi_engine.core.work import Work
     from codi_engine.kernels.correlation import Products
@@ -73,9 +75,12 @@ class Correlation(Analysis[CorrelationOptions]):
     name = "correlation"
     Options = CorrelationOptions
 
-    def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
-        from codi_engine.plugins.analyses.correlation_figures import heatmap
+    def check(self, facts: Foreseen) -> None:
+        facts.need_capture(self.options.site, "resid_post@latent", only=True, exact=True)
+        for name in self.options.conditions or ():
+            facts.need_condition(name, "conditions", unedited=True)
 
+    def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
         run, options = runs[0], self.options
         vectors = Vectors(run, options.site, self.name, options.at, options.conditions or ())
         chosen, by_example = self._conditions(vectors), self._by_example(vectors)
@@ -85,7 +90,7 @@ class Correlation(Analysis[CorrelationOptions]):
         kind = np.float64 if float(rows) * vectors.width**2 * len(chosen) < _CHEAP else np.float32
         settings = {"analysis": self.name, "run": run.digest, "piece": work.piece, "options": options.model_dump(exclude={"memory", "threads"})}
         work.begin(settings)
-        tables, shown = [], {}
+        tables, shown = [], []
         precision = "double" if kind is np.float64 else "single"
         notes = [f"{self._method(vectors).capitalize()}, {rows:,} rows of {vectors.width:,} features of {vectors.name}, in {precision} precision"]
         for group in self._groups(vectors, chosen, kind, work):
@@ -93,12 +98,26 @@ class Correlation(Analysis[CorrelationOptions]):
                 table, note = self._table(correlated, vectors)
                 tables.append(table)
                 notes.append(note)
-                shown[correlated.condition] = _strongest(table, correlated, vectors, options.draw)
+                shown.append(_strongest(table, correlated, vectors, options.draw))
         import pandas as pd
 
         whole = pd.concat(tables, ignore_index=True)
-        figures = {f"heatmap_{i + 1}" if len(shown) > 1 else "heatmap": heatmap(*s, c) for i, (c, s) in enumerate(shown.items()) if s is not None}
-        return AnalysisResult({"correlation": whole}, figures, "\n".join([*notes, *self._remarks(vectors, by_example, rows)]))
+        found = {"correlation": whole, "strongest": pd.concat(shown, ignore_index=True)}
+        conditions = [vectors.arrangement.conditions[c] for c in chosen]
+        return AnalysisResult(found, summary="\n".join([*notes, *self._remarks(vectors, by_example, rows)]), facts={"conditions": conditions})
+
+    def draw(self, tables: Mapping[str, pd.DataFrame], about: Mapping[str, Any]) -> Mapping[str, Figure]:
+        from codi_engine.plugins.analyses.correlation_figures import heatmap
+
+        table, conditions = tables["strongest"], about["facts"]["conditions"]
+        figures = {}
+        for number, condition in enumerate(conditions):
+            part = table[table["condition"] == condition]
+            if len(part):
+                labels = list(dict.fromkeys(part["a"]))
+                r = part["r"].to_numpy(float).reshape(len(labels), len(labels))
+                figures[f"heatmap_{number + 1}" if len(conditions) > 1 else "heatmap"] = heatmap(r, labels, condition)
+        return figures
 
     # --------------------------------------------------------------------------------------------- design
 
@@ -298,12 +317,14 @@ class _Scratch:
             self._path.unlink(missing_ok=True)
 
 
-def _strongest(table: pd.DataFrame, correlated: Correlated, vectors: Vectors, most: int) -> tuple[np.ndarray, list[str]] | None:
-    """Return (correlations, labels) of the features in the strongest pairs; None where nothing correlates."""
-    if table.empty:
-        return None
+def _strongest(table: pd.DataFrame, correlated: Correlated, vectors: Vectors, most: int) -> pd.DataFrame:
+    """Return all correlations (a, b, r) among the features of the strongest pairs; no rows where nothing correlates."""
+    import pandas as pd
+
     names = list(dict.fromkeys(n for pair in zip(table["a"], table["b"], strict=True) for n in pair))[:most]
+    if not names:
+        return pd.DataFrame({"condition": pd.Series(dtype=object), "a": pd.Series(dtype=object), "b": pd.Series(dtype=object), "r": pd.Series(dtype=float)})
     where = {n: i for i, n in enumerate(vectors.labels)}
-    index = np.array([where[n] for n in names])
-    products = correlated.products
-    return products.among(index), names
+    r = correlated.products.among(np.array([where[n] for n in names]))
+    labels = np.array(names, object)
+    return pd.DataFrame({"condition": correlated.condition, "a": labels.repeat(len(names)), "b": np.tile(labels, len(names)), "r": r.ravel()})

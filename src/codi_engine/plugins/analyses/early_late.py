@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
@@ -16,7 +16,9 @@ from codi_engine.plugins.analyses.selection import metric_of
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
+    from codi_engine.core.foreseen import Foreseen
     from codi_engine.core.results import Run
     from codi_engine.core.work import Work
 
@@ -70,8 +72,14 @@ class EarlyLate(Analysis[EarlyLateOptions]):
     name = "early_late"
     Options = EarlyLateOptions
 
+    def check(self, facts: Foreseen) -> None:
+        facts.need_steps(self.options.at)
+        facts.need_metric(self.options.metric)
+        facts.need_condition(self.options.condition)
+        facts.need_field(self.options.by, "by")
+
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
-        from codi_engine.plugins.analyses import early_late_figures, early_late_tables
+        from codi_engine.plugins.analyses import early_late_tables
 
         run, options = runs[0], self.options
         metric = metric_of(run, options.metric, self.name)
@@ -86,9 +94,15 @@ class EarlyLate(Analysis[EarlyLateOptions]):
             tables["steps"] = early_late_tables.curve_table([losses], options)
         if cumulative:
             tables["cumulative"] = early_late_tables.curve_table([self._losses(run, c, metric) for c in cumulative], options)
-        figures = early_late_figures.draw(tables, single, halves, metric, options)
         refused = None if single is not None else cumulative[0]
-        return AnalysisResult(tables, figures, early_late_tables.summary(tables, single, halves, refused, metric, options))
+        facts = {"single": single, "halves": halves, "metric": metric}
+        return AnalysisResult(tables, summary=early_late_tables.summary(tables, single, halves, refused, metric, options), facts=facts)
+
+    def draw(self, tables: Mapping[str, pd.DataFrame], about: Mapping[str, Any]) -> Mapping[str, Figure]:
+        from codi_engine.plugins.analyses import early_late_figures
+
+        facts = about["facts"]
+        return early_late_figures.draw(tables, facts["single"], facts["halves"], facts["metric"], self.options)
 
     # ---------------------------------------------------------------------------------------- conditions
 

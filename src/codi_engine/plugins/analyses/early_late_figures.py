@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def draw(
-    tables: Mapping[str, pd.DataFrame], single: str | None, halves: tuple[list[int], list[int]] | None, metric: str, options: EarlyLateOptions
+    tables: Mapping[str, pd.DataFrame], single: str | None, halves: Sequence[Sequence[int]] | None, metric: str, options: EarlyLateOptions
 ) -> dict[str, Figure]:
     """Return name → figure."""
     figures: dict[str, Figure] = {}
@@ -32,7 +32,7 @@ def draw(
     return figures
 
 
-def _contrast(table: pd.DataFrame, single: str, halves: tuple[list[int], list[int]], metric: str, options: EarlyLateOptions) -> Figure:
+def _contrast(table: pd.DataFrame, single: str, halves: Sequence[Sequence[int]], metric: str, options: EarlyLateOptions) -> Figure:
     early, late = (", ".join(map(str, half)) for half in halves)
     note = f"above 0: late steps matter more · {options.confidence:.0%} intervals over examples · pale: q ≥ {options.q:g} (BH)"
     figure = pieces.titled(max(0.95 * len(table) + 2.2, 6.4), 3.9, f"{single}: late ({late}) minus early ({early}) steps", note)

@@ -131,6 +131,12 @@ def example_table(per: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
     return frame.sort_values(["condition", "mean_abs_effect"], ascending=[True, False], kind="stable").reset_index(drop=True)
 
 
+def by_example(per: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
+    """Return one row per condition, example and step (or position): its effect, the mean over the other axes."""
+    across = [a for a in ("step", "position") if a in axes][:1]
+    return per.groupby(["condition", *across, "example"], sort=False, dropna=False, observed=True)["effect"].mean().reset_index()
+
+
 def baseline_table(cells: pd.DataFrame, options: ImportanceOptions) -> pd.DataFrame:
     """Return the unedited accuracy per variant (and field), with Wilson's interval over examples."""
     base = cells[cells["condition"] == "baseline"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +16,6 @@ from codi_engine.plugins.analyses.console import two_digits
 from codi_engine.plugins.analyses.effects import count_text
 
 if TYPE_CHECKING:
-    from codi_engine.core.results import Run
     from codi_engine.plugins.analyses.options import ImportanceOptions
 
 INK, QUIET, PAPER, GRID = "#1f2430", "#6b7280", "#ffffff", "#e5e7eb"
@@ -29,35 +30,53 @@ WORDS = {
     "cross_entropy": "change of cross-entropy (nats)",
     "unusual": "share of less extreme natural states, minus 0.5",
 }
+#: effects that are none
+FLAT = 1e-12
 NUMBERS = 220  # cells that still get their value printed
 
 
-def draw(per: pd.DataFrame, table: pd.DataFrame, axes: Sequence[str], metric: str, options: ImportanceOptions, run: Run) -> dict[str, Figure]:
+def draw(tables: Mapping[str, pd.DataFrame], axes: Sequence[str], metric: str, options: ImportanceOptions, name: str) -> dict[str, Figure]:
     """Return name → figure; ``heatmap`` is the first one to look at."""
-    figures = {"heatmap": heatmap(table, axes, metric, options, str(run.experiment.get("name", "")))}
-    figures["bars"] = bars(table, axes, metric, options)
-    examples = example_map(per, axes, metric)
+    figures = {"heatmap": heatmap(tables["effects"], axes, metric, options, name)}
+    figures["bars"] = bars(tables["effects"], axes, metric, options)
+    examples = example_map(tables["by_example"], axes, metric)
     if examples is not None:
         figures["examples"] = examples
     return figures
 
 
-def _panels(table: pd.DataFrame, axes: Sequence[str]) -> list[tuple[str, pd.DataFrame, str | None, str | None]]:
-    """Return (title, rows, axis down, axis across) per condition (and stratum); wide maps first."""
+@dataclass(frozen=True)
+class _Panel:
+    """One map: its rows, the axis down and the axis across (None: does not vary), and the scale that a condition's panels share."""
+
+    title: str
+    rows: pd.DataFrame
+    down: str | None
+    across: str | None
+    scale: tuple[Colormap, Normalize]
+
+
+def _panels(table: pd.DataFrame, axes: Sequence[str]) -> list[_Panel]:
+    """Return a panel per condition; one for each stratum where there are layers, else strata are its rows. Wide maps come first."""
     panels = []
-    keys = ["condition", "by"] if "by" in table else ["condition"]
-    for key, part in table.groupby(keys, sort=False):
-        varying = [a for a in axes if part[a].notna().any() and part[a].nunique() > 1]
+    for condition, whole in table.groupby("condition", sort=False):
+        varying = [a for a in axes if whole[a].notna().any() and whole[a].nunique() > 1]
         across = next((a for a in ("step", "position") if a in varying), varying[-1] if varying else None)
         down = next((a for a in varying if a != across), None)
-        panels.append((" · ".join(map(str, key)), part, down, across))
-    return sorted(panels, key=lambda p: p[2] is None)
+        scale = colour_scale(whole["mean"].to_numpy(float), True)
+        if "by" in table and down is not None:
+            panels += [_Panel(f"{condition} · {by}", part, down, across, scale) for by, part in whole.groupby("by", sort=False)]
+        else:
+            panels.append(_Panel(str(condition), whole, "by" if "by" in table else down, across, scale))
+    return sorted(panels, key=lambda p: p.down is None)
 
 
 def colour_scale(values: np.ndarray, symmetric: bool) -> tuple[Colormap, Normalize]:
     """Return colours and range for values: two-sided where they go both ways (and ``symmetric``)."""
     known = values[np.isfinite(values)]
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    if max(abs(low), abs(high)) <= FLAT:
+        return SEQUENTIAL, Normalize(0.0, 1.0)
     if low < -0.15 * max(high, 1e-9) and symmetric:
         bound = max(abs(low), abs(high), 1e-9)
         return DIVERGING, TwoSlopeNorm(0.0, -bound, bound)
@@ -69,8 +88,8 @@ def colour_scale(values: np.ndarray, symmetric: bool) -> tuple[Colormap, Normali
 def heatmap(table: pd.DataFrame, axes: Sequence[str], metric: str, options: ImportanceOptions, name: str) -> Figure:
     """Draw one panel per condition; conditions without layers are strips under the map, on the same steps."""
     panels = _panels(table, axes)
-    rows = [len(order_of(p, d)) if d else 1 for _, p, d, _ in panels]
-    columns = max(len(order_of(p, a)) if a else 1 for _, p, _, a in panels)
+    rows = [len(order_of(p.rows, p.down)) if p.down else 1 for p in panels]
+    columns = max(len(order_of(p.rows, p.across)) if p.across else 1 for p in panels)
     cell = 0.62 if columns <= 12 else max(7.5 / columns, 0.16)
     heights = [max(r * min(cell, 0.52 if r > 1 else 0.62), 0.5) for r in rows]
     size = (max(columns * cell + 2.9, 5.6), sum(heights) + 0.72 * len(panels) + 1.3)
@@ -83,9 +102,9 @@ def heatmap(table: pd.DataFrame, axes: Sequence[str], metric: str, options: Impo
     figure.text(0.98 / size[0], 1 - 0.3 / size[1], _title(metric, name), fontsize=13, fontweight="bold", color=INK, va="center")
     note = f"{count_text(table)} examples · dots: q ≥ {options.q:g} ({options.correction.upper()} over {int(table['p'].notna().sum())} tests)"
     figure.text(0.98 / size[0], 1 - 0.55 / size[1], note, fontsize=8.5, color=QUIET, va="center")
-    for number, (title, part, down, across) in enumerate(panels):
+    for number, panel in enumerate(panels):
         ax, bar = figure.add_subplot(grid[number, 0]), figure.add_subplot(grid[number, 1])
-        _panel(figure, ax, bar, title, part, down, across, columns, metric)
+        _panel(figure, ax, bar, panel, columns, metric, options.by or "")
     return figure
 
 
@@ -98,27 +117,34 @@ def order_of(part: pd.DataFrame, axis: str) -> list[Any]:
     return list(dict.fromkeys(part[axis].dropna()))
 
 
-def _panel(figure: Figure, ax: Any, bar: Any, title: str, part: pd.DataFrame, down: str | None, across: str | None, columns: int, metric: str) -> None:
+def _panel(figure: Figure, ax: Any, bar: Any, panel: _Panel, columns: int, metric: str, by: str) -> None:
+    part, down, across = panel.rows, panel.down, panel.across
     xs, ys = order_of(part, across) if across else [""], order_of(part, down) if down else [""]
     values, dots = np.full((len(ys), len(xs)), np.nan), np.zeros((len(ys), len(xs)), bool)
     for _, row in part.iterrows():
         y = ys.index(row[down]) if down else 0
         x = xs.index(row[across]) if across else 0
         values[y, x], dots[y, x] = row["mean"], not row["significant"]
-    colours, norm = colour_scale(values, True)
+    colours, norm = panel.scale
+    flat = not (np.abs(part["mean"].to_numpy(float)) > FLAT).any()
     image = ax.pcolormesh(
         np.arange(len(xs) + 1) - 0.5, np.arange(len(ys) + 1) - 0.5, np.ma.masked_invalid(values), cmap=colours, norm=norm, edgecolors=PAPER, linewidth=1.4
     )
     ax.set_xlim(-0.5, max(columns, len(xs)) - 0.5)
     annotate(ax, values, dots, colours, norm)
-    ax.set_title(title, loc="left", fontsize=10, color=INK, pad=5)
+    ax.set_title(panel.title + (" · no effect anywhere" if flat else ""), loc="left", fontsize=10, color=INK, pad=5)
     ax.set_xticks(range(len(xs)), [tick(x) for x in xs] if len(xs) <= 24 else [tick(x) if i % (len(xs) // 12) == 0 else "" for i, x in enumerate(xs)])
     ax.set_yticks(range(len(ys)), [tick(y) for y in ys])
     ax.set_xlabel({"step": "latent step"}.get(across or "", across or ""), fontsize=9, color=QUIET, labelpad=3)
-    ax.set_ylabel(down or "", fontsize=9, color=QUIET)
+    ax.set_ylabel(by if down == "by" else down or "", fontsize=9, color=QUIET)
     ax.tick_params(length=0, labelsize=9, colors=INK)
     for side in ax.spines.values():
         side.set_visible(False)
+    if down == "by":
+        ax.invert_yaxis()
+    if flat:  # a scale of nothing says nothing
+        bar.set_visible(False)
+        return
     colourbar = figure.colorbar(image, cax=bar)
     colourbar.outline.set_visible(False)
     colourbar.ax.tick_params(length=0, labelsize=7.5, colors=QUIET)
@@ -135,6 +161,11 @@ def tick(label: Any) -> str:
     return f"{parts[0]}–{parts[-1]}" if whole else str(label)
 
 
+def short_sets(text: str) -> str:
+    """Return a text with its sets of steps as they fit into a title: layer 3 step 0–5 for layer 3 step 0+1+2+3+4+5."""
+    return re.sub(r"\d+(?:\+\d+)+", lambda m: tick(m[0]), text)
+
+
 def few_ticks() -> Any:
     from matplotlib.ticker import MaxNLocator
 
@@ -148,7 +179,7 @@ def annotate(ax: Any, values: np.ndarray, dots: np.ndarray, colours: Colormap, n
         red, green, blue, _ = colours(norm(values[y, x]))
         ink = "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.55 else INK
         if numbers:
-            ax.text(x, y, two_digits(values[y, x]).replace("-", "−"), ha="center", va="center", fontsize=size, color=ink)
+            ax.text(x, y, two_digits(values[y, x]).replace("-", "−"), ha="center", va="center", fontsize=size, color=ink, gid="value")
         if dots[y, x]:
             ax.plot(x + (0.36 if numbers else 0), y + (0.32 if numbers else 0), ".", markersize=2.6, color=ink, alpha=0.6)
 
@@ -185,6 +216,8 @@ def example_map(per: pd.DataFrame, axes: Sequence[str], metric: str) -> Figure |
     if across is None:
         return None
     known = per[per[across].notna()]
+    if known.empty:
+        return None
     part = known[known["condition"] == known["condition"].iloc[0]]
     grid = part.pivot_table(index="example", columns=across, values="effect", aggfunc="mean", sort=False)
     grid = grid.loc[grid.abs().sum(axis=1).sort_values(kind="stable").index[-60:]]

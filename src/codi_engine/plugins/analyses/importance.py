@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.errors import UserError, nearest
@@ -12,7 +12,9 @@ from codi_engine.plugins.analyses.selection import metric_of, place_axes
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
+    from codi_engine.core.foreseen import Foreseen
     from codi_engine.core.results import Run
     from codi_engine.core.work import Work
 
@@ -29,14 +31,19 @@ class Importance(Analysis[ImportanceOptions]):
     usual_seconds = (3.2, 1.5e-4)
     Options = ImportanceOptions
 
+    def check(self, facts: Foreseen) -> None:
+        if facts.conditions:  # a baseline alone has its accuracy
+            facts.need_metric(self.options.metric)
+            facts.need_field(self.options.by, "by")
+
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
-        from codi_engine.plugins.analyses import controls, effects, figures
+        from codi_engine.plugins.analyses import controls, effects
 
         run = runs[0]
         cells, has_controls = controls.split(run.cells)
         edited = cells[cells["condition"] != "baseline"]
         if edited.empty:
-            return AnalysisResult({"baseline": effects.baseline_table(cells, self.options)}, {}, _baseline_only(cells, self.options))
+            return AnalysisResult({"baseline": effects.baseline_table(cells, self.options)}, summary=_baseline_only(cells, self.options))
         metric = metric_of(run, self.options.metric, self.name)
         self._check_by(cells, run)
         axes = place_axes(run)
@@ -46,15 +53,24 @@ class Importance(Analysis[ImportanceOptions]):
             "effects": table,
             "top": effects.top(table, self.options.top),
             "examples": effects.example_table(per_example, axes),
+            "by_example": effects.by_example(per_example, axes),
             "baseline": effects.baseline_table(cells, self.options),
         }
-        drawn = figures.draw(per_example, table, axes, metric, self.options, run)
         if has_controls:
-            from codi_engine.plugins.analyses import control_figures
-
             tables["controls"] = controls.control_table(run.cells, metric, axes, self.options)
-            drawn["beside_controls"] = control_figures.draw(tables["controls"], axes, metric, self.options, str(run.experiment.get("name", "")))
-        return AnalysisResult(tables, drawn, _summary(tables, axes, metric, run.cells, self.options))
+        facts = {"metric": metric, "axes": list(axes)}
+        return AnalysisResult(tables, summary=_summary(tables, axes, metric, run.cells, self.options), facts=facts)
+
+    def draw(self, tables: Mapping[str, pd.DataFrame], about: Mapping[str, Any]) -> Mapping[str, Figure]:
+        from codi_engine.plugins.analyses import control_figures, figures
+
+        if "effects" not in tables:
+            return {}
+        axes, metric, title = about["facts"]["axes"], about["facts"]["metric"], about["title"]
+        drawn = figures.draw(tables, axes, metric, self.options, title)
+        if "controls" in tables:
+            drawn["beside_controls"] = control_figures.draw(tables["controls"], axes, metric, self.options, title)
+        return drawn
 
     def _check_by(self, cells: pd.DataFrame, run: Run) -> None:
         by = self.options.by

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 
 from codi_engine.plugins.analyses.figures import SEQUENTIAL
-from codi_engine.plugins.analyses.place_figures import Map, maps, named
+from codi_engine.plugins.analyses.place_figures import Map, Places, maps, named
 from codi_engine.plugins.analyses.sought import called
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _CONDITIONS = 6
 
 
-def draw(tables: Mapping[str, pd.DataFrame], states: States, options: LogitLensOptions, name: str) -> dict[str, Figure]:
+def draw(tables: Mapping[str, pd.DataFrame], states: Places, options: LogitLensOptions, name: str) -> dict[str, Figure]:
     """Return ``rank``, ``entropy`` and ``values``; what is nowhere defined is not drawn."""
     lens, values = tables["lens"], tables["intermediate"]
     head = f"{name}: " if name else ""
@@ -40,27 +40,27 @@ def draw(tables: Mapping[str, pd.DataFrame], states: States, options: LogitLensO
     return out
 
 
-def _note(counts: Any, states: States) -> str:
+def _note(counts: Any, states: Places) -> str:
     known = counts[counts > 0]
     n = f"n = {known.min()}" if known.min() == known.max() else f"n = {known.min()}–{known.max()}"
-    return f"{n} examples · {states.site or states.name} through the last norm and unembedding"
+    return f"{n} examples · {states.site} through the last norm and unembedding"
 
 
 def _rank(value: float) -> str:
     return f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
 
 
-def layer_labels(states: States) -> list[str]:
+def layer_labels(states: Places | States) -> list[str]:
     """Return the layers' names; an empty one where the site has none."""
     return ["" if layer is None else str(layer) for layer in states.layers]
 
 
-def place_labels(states: States) -> list[str]:
+def place_labels(states: Places | States) -> list[str]:
     """Return the places' names; ``latent_out`` before step 0 is the state at bot."""
     return ["bot" if place == -1 and states.axis == "step" else "" if place is None else str(place) for place in states.places]
 
 
-def _panels(table: pd.DataFrame, states: States, column: str, label: str, norm: Normalize, colours: Any, text: Any) -> list[Map]:
+def _panels(table: pd.DataFrame, states: Places, column: str, label: str, norm: Normalize, colours: Any, text: Any) -> list[Map]:
     panels = []
     for condition, part in list(table.groupby("condition", sort=False))[:_CONDITIONS]:
         values = part[column].to_numpy(float).reshape(states.shape)
@@ -69,7 +69,7 @@ def _panels(table: pd.DataFrame, states: States, column: str, label: str, norm: 
     return panels
 
 
-def best_layer(part: pd.DataFrame, states: States) -> int:
+def best_layer(part: pd.DataFrame, states: Places | States) -> int:
     """Return the number of the layer in which the values are read best: mean over values of the best step's hits above chance."""
     above = part["above"].fillna(-np.inf).to_numpy(float).reshape(-1, *states.shape)
     best = above.max(2)
@@ -77,7 +77,7 @@ def best_layer(part: pd.DataFrame, states: States) -> int:
     return int(best.mean(0).argmax())
 
 
-def _value_panels(table: pd.DataFrame, states: States, options: LogitLensOptions) -> list[Map]:
+def _value_panels(table: pd.DataFrame, states: Places, options: LogitLensOptions) -> list[Map]:
     panels = []
     for condition, part in list(table.groupby("condition", sort=False))[:_CONDITIONS]:
         names = list(dict.fromkeys(part["value"]))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -13,6 +13,10 @@ from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import Analysis, AnalysisResult, Options
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from codi_engine.core.foreseen import Foreseen
     from codi_engine.core.model import ModelAdapter
     from codi_engine.core.results import Run
     from codi_engine.core.work import Work
@@ -69,11 +73,24 @@ class LogitLens(Analysis[LogitLensOptions]):
     name = "logit_lens"
     Options = LogitLensOptions
 
+    def check(self, facts: Foreseen) -> None:
+        from codi_engine.core.sites import parse_site
+        from codi_engine.plugins.analyses.readout import NORMED, RESIDUAL
+
+        readable = (*RESIDUAL, *NORMED)
+        if self.options.site is not None:
+            component = parse_site(self.options.site, "site").component
+            if component not in readable:
+                raise UserError(f"site: {component} is not the residual stream; capture and name one of {', '.join(readable)}")
+        elif facts.captures and not any(name.split("@")[0].split(".")[0] in readable for name in facts.captures):
+            raise UserError("the run holds no states of the residual stream; add capture: [resid_post@latent] to the experiment")
+        facts.need_capture(self.options.site, "resid_post@latent")
+
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
         from codi_engine.core.network import Network
         from codi_engine.core.reading import Answers
         from codi_engine.core.reload import gold_answers, reload_data, reload_model
-        from codi_engine.plugins.analyses import lens_figures, lens_summary, lens_tables
+        from codi_engine.plugins.analyses import lens_summary, lens_tables
         from codi_engine.plugins.analyses.readout import NORMED, Readout, Spelling
         from codi_engine.plugins.analyses.sought import seek
         from codi_engine.plugins.analyses.states import States
@@ -103,8 +120,13 @@ class LogitLens(Analysis[LogitLensOptions]):
             tables["examples"] = lens_tables.example_table(states, read, text)
         else:
             sought.notes.append(f"no table of examples: it would have {read.entropy.size:,} rows; name fewer places with site")
-        figures = lens_figures.draw(tables, states, options, str(run.experiment.get("name", "")))
-        return AnalysisResult(tables, figures, lens_summary.summary(tables, states, sought, options))
+        return AnalysisResult(tables, summary=lens_summary.summary(tables, states, sought, options), facts=states.facts())
+
+    def draw(self, tables: Mapping[str, pd.DataFrame], about: Mapping[str, Any]) -> Mapping[str, Figure]:
+        from codi_engine.plugins.analyses import lens_figures
+        from codi_engine.plugins.analyses.place_figures import Places
+
+        return lens_figures.draw(tables, Places(**about["facts"]), self.options, about["title"])
 
     def _site(self, run: Run) -> str:
         """Return the site asked for, or the best of those captured; only what can be read by the last norm."""

@@ -35,7 +35,8 @@ def graph_figure(graph: nx.DiGraph, most: int) -> Figure:
     columns = _columns(graph, shown)
     places = _places(columns, edges)
     tallest = max(len(c) for _, c in columns)
-    across = min(max(1.35 * len(columns) + 1.2, 6.5), 20)
+    pitch = min(max(0.075 * max(len(n) for n in shown) + 0.55, 0.9), 2.2)
+    across = min(max(pitch * len(columns) + 0.4, 6.5), 16)
     figure = Figure(figsize=(across, min(max(0.42 * tallest + 1.6, 0.4 * across, 3.6), 24)), facecolor=PAPER)
     axes = figure.add_axes((0.02, 0.03, 0.96, 0.97 - 1.15 / figure.get_figheight()))
     strongest = max(abs(e[2].get("hedges_g", 0.0)) for e in edges) or 1.0
@@ -46,10 +47,11 @@ def graph_figure(graph: nx.DiGraph, most: int) -> Figure:
             x, y, name, ha="center", va="center", fontsize=7.5, color=INK, zorder=3,
             bbox={"boxstyle": "round,pad=0.28", "facecolor": "#f6f8fa", "edgecolor": "#9aa4b2", "linewidth": 0.7},
         )  # fmt: skip
+    head = max(1.02, _highest(edges, places, 0.27 * across / len(columns) / (0.97 * figure.get_figheight() - 1.15)) + 0.03)
     for x, (layer, _) in enumerate(columns):
-        axes.text(x, 1.02, "no layer" if layer is None else f"layer {layer}", ha="center", va="bottom", fontsize=9, color=QUIET)
+        axes.text(x, head, "no layer" if layer is None else f"layer {layer}", ha="center", va="bottom", fontsize=9, color=QUIET)
     axes.set_xlim(-0.55, len(columns) - 0.45)
-    axes.set_ylim(-0.03, 1.06)
+    axes.set_ylim(-0.03, head + 0.04)
     axes.axis("off")
     rest = graph.number_of_edges() - len(edges)
     title = f"{len(edges):,} strongest pathways" if rest else f"{len(edges):,} pathways"
@@ -87,6 +89,13 @@ def _places(columns: list[tuple[int | None, list[str]]], edges: list[tuple[str, 
             names.sort(key=lambda n: (float(np.mean([y[m] for m in near[n]])) if near[n] else y[n], n))
             y.update({n: (i + 0.5) / len(names) for i, n in enumerate(names)})
     return {n: (float(x), y[n]) for x, (_, c) in enumerate(columns) for n in c}
+
+
+def _highest(edges: list[tuple[str, str, dict[str, float]]], places: dict[str, tuple[float, float]], bulge: float) -> float:
+    """Return the height that arrows and features reach: a level arrow over several columns bends upwards by ``bulge``."""
+    tops = [y for _, y in places.values()]
+    tops += [places[a][1] + bulge for a, b, _ in edges if abs(places[a][0] - places[b][0]) > 1 and abs(places[a][1] - places[b][1]) < 0.03]
+    return max(tops)
 
 
 def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], g: float, strongest: float) -> None:

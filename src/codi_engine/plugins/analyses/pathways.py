@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,8 +17,10 @@ from codi_engine.plugins.analyses.comparing import PAIRED, Comparison, Design
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from codi_engine.core.arrange import Arrangement
+    from codi_engine.core.foreseen import Foreseen
     from codi_engine.core.results import Run
     from codi_engine.core.work import Partial, Work
     from codi_engine.kernels.multiple import Family
@@ -74,8 +76,12 @@ class Pathways(Analysis[PathwaysOptions]):
     name = "pathways"
     Options = PathwaysOptions
 
+    def check(self, facts: Foreseen) -> None:
+        facts.need_capture(self.options.site, "latent_out", only=True, exact=True)
+        facts.need_pairs(self.options.pairs)
+
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
-        from codi_engine.plugins.analyses import pathway_figures, pathway_graph
+        from codi_engine.plugins.analyses import pathway_graph
 
         run, options = runs[0], self.options
         vectors = Vectors(run, options.site, self.name, options.at, {name for pair in options.pairs or () for name in pair})
@@ -86,9 +92,13 @@ class Pathways(Analysis[PathwaysOptions]):
         graph = pathway_graph.graph(found.table, options.direction)
         chains = pathway_graph.chains(graph, options.chains)
         tables = {"pathways": found.table, "chains": chains, "pairs": _pair_table(found, arrangement, design)}
-        figures = pathway_figures.draw(found.table, graph, options.draw)
-        files = pathway_graph.files(graph)
-        return AnalysisResult(tables, figures, self._summary(found, chains, vectors, design), files)
+        return AnalysisResult(tables, summary=self._summary(found, chains, vectors, design), files=pathway_graph.files(graph))
+
+    def draw(self, tables: Mapping[str, pd.DataFrame], about: Mapping[str, Any]) -> Mapping[str, Figure]:
+        from codi_engine.plugins.analyses import pathway_figures, pathway_graph
+
+        table = tables["pathways"]
+        return pathway_figures.draw(table, pathway_graph.graph(table, self.options.direction), self.options.draw)
 
     # --------------------------------------------------------------------------------------------- design
 

@@ -22,6 +22,21 @@ def _two_digits(value: float) -> str:
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where captured states were read: ``layers`` × ``places`` (what ``axis`` says: steps or positions) of ``site``; [None] where there is none."""
+
+    site: str
+    axis: str
+    layers: Sequence[int | None]
+    places: Sequence[int | None]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return (layers, places)."""
+        return len(self.layers), len(self.places)
+
+
+@dataclass(frozen=True)
 class Map:
     """One panel: ``values`` is down × across; ``marks`` says where a dot stands (what is not significant)."""
 
@@ -98,7 +113,7 @@ def _write(ax: Any, panel: Map) -> None:
         red, green, blue, _ = panel.colours(panel.norm(panel.values[y, x]))
         ink = "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.55 else INK
         if numbers:
-            ax.text(x, y, panel.text(float(panel.values[y, x])), ha="center", va="center", fontsize=8, color=ink)
+            ax.text(x, y, panel.text(float(panel.values[y, x])), ha="center", va="center", fontsize=8, color=ink, gid="value")
         if panel.marks is not None and panel.marks[y, x]:
             ax.plot(x + (0.38 if numbers else 0), y + (0.32 if numbers else 0), ".", markersize=2.6, color=ink, alpha=0.6)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -16,7 +16,9 @@ from codi_engine.core.work import StreamOptions
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
+    from codi_engine.core.foreseen import Foreseen
     from codi_engine.core.results import Run
     from codi_engine.core.work import Work
     from codi_engine.plugins.analyses.states import States
@@ -94,6 +96,15 @@ class Probes(Analysis[ProbesOptions]):
     name = "probes"
     Options = ProbesOptions
 
+    def check(self, facts: Foreseen) -> None:
+        options = self.options
+        facts.need_capture(options.site, "resid_post@latent", only=True)
+        if options.target.startswith("value:"):
+            facts.need_field(options.steps, "steps")
+        else:
+            facts.need_field(options.target, "target", ("given", "correct"))
+        facts.need_field(options.groups, "groups")
+
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
         from codi_engine.core.vectors import captured
         from codi_engine.plugins.analyses import probe_report
@@ -109,8 +120,15 @@ class Probes(Analysis[ProbesOptions]):
         found = self._probed(states, known, groups, work)
         table = self._table(states, found, work)
         repeats = self._repeats(known)
-        figures = probe_report.draw(table, states, options, known, str(run.experiment.get("name", "")))
-        return AnalysisResult({"probes": table}, figures, probe_report.summary(table, states, options, known, groups, repeats))
+        facts = {"places": states.facts(), "classified": known.classes is not None}
+        return AnalysisResult({"probes": table}, summary=probe_report.summary(table, states, options, known, groups, repeats), facts=facts)
+
+    def draw(self, tables: Mapping[str, pd.DataFrame], about: Mapping[str, Any]) -> Mapping[str, Figure]:
+        from codi_engine.plugins.analyses import probe_report
+        from codi_engine.plugins.analyses.place_figures import Places
+
+        places = Places(**about["facts"]["places"])
+        return probe_report.draw(tables["probes"], places, self.options, about["facts"]["classified"], about["title"])
 
     def _check(self, groups: np.ndarray, known: Labels) -> None:
         count, options = len(np.unique(groups)), self.options

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -13,7 +13,9 @@ from codi_engine.plugins.metrics.outcome import ANSWER_CLASSES, OutcomeOptions
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
+    from codi_engine.core.foreseen import Foreseen
     from codi_engine.core.results import Run
     from codi_engine.core.work import Work
     from codi_engine.plugins.analyses.contrasts import Grids
@@ -56,8 +58,19 @@ class Proportions(Analysis[ProportionsOptions]):
     name = "proportions"
     Options = ProportionsOptions
 
+    def check(self, facts: Foreseen) -> None:
+        options = self.options
+        facts.need_pairs(options.pairs)
+        for name in options.metrics or () if options.outcome is None else ():
+            if name != "answer_class" and not any(m.startswith(f"{name}=") for m in facts.metrics):
+                facts.need_metric(name)
+        if options.outcome is None and not facts.metrics:
+            facts.need_metric(None)
+        if options.keep == "correct" and "accuracy" not in facts.metrics and not set(ANSWER_CLASSES) <= set(facts.metrics):
+            raise UserError("keep: which answers are right is not known; add metrics: [accuracy] or [answer_class]")
+
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
-        from codi_engine.plugins.analyses import contrasts, share_figures
+        from codi_engine.plugins.analyses import contrasts
         from codi_engine.plugins.analyses.contrast_tables import recovery_table, share_table, test_table
 
         run, options = runs[0], self.options
@@ -73,8 +86,17 @@ class Proportions(Analysis[ProportionsOptions]):
         if recovery is not None:
             tables["recovery"] = recovery
         classes = _classes(list(found.values), options.classes, self.name)
-        figures = share_figures.draw(found.arrangement, tables, classes, options)
-        return AnalysisResult(tables, figures, _summary(found, tables, classes, unit, least, options))
+        a = found.arrangement
+        own, shared = ([a.conditions[c] for c in some] for some in (a.own, a.shared))
+        facts = {"own": own, "shared": shared, "axes": list(a.axes), "targets": len(a.targets), "classes": classes}
+        return AnalysisResult(tables, summary=_summary(found, tables, classes, unit, least, options), facts=facts)
+
+    def draw(self, tables: Mapping[str, pd.DataFrame], about: Mapping[str, Any]) -> Mapping[str, Figure]:
+        from codi_engine.plugins.analyses import share_figures
+
+        facts = dict(about["facts"])
+        classes = facts.pop("classes")
+        return share_figures.draw(share_figures.Layout(**facts), tables, classes, self.options)
 
 
 def _classes(columns: Sequence[str], wanted: dict[str, list[str]] | None, where: str) -> dict[str, list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +16,9 @@ from codi_engine.plugins.analyses.selection import metric_of
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    from matplotlib.figure import Figure
 
+    from codi_engine.core.foreseen import Foreseen
     from codi_engine.core.results import Run
     from codi_engine.core.work import Work
 
@@ -78,16 +80,26 @@ class Resampling(Analysis[ResamplingOptions]):
     name = "resampling"
     Options = ResamplingOptions
 
+    def check(self, facts: Foreseen) -> None:
+        facts.need_steps(self.options.at)
+        facts.need_metric(self.options.metric)
+        facts.need_condition(self.options.condition)
+
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
-        from codi_engine.plugins.analyses import resampling_figures, resampling_tables
+        from codi_engine.plugins.analyses import resampling_tables
 
         impacts = self._impacts(runs[0])
         problems = resampling_tables.problem_table(impacts, self.options.affected)
         tables = {"steps": resampling_tables.step_table(impacts, problems, self.options), "problems": problems}
         if self.options.go is not None:
             tables["decision"] = resampling_tables.decide(tables["steps"], problems, self.options.go, self.options.confidence)
-        figures = resampling_figures.draw(tables, impacts, self.options)
-        return AnalysisResult(tables, figures, resampling_tables.summary(tables, impacts, self.options))
+        facts = {"condition": impacts.condition, "metric": impacts.metric, "donors": impacts.donors}
+        return AnalysisResult(tables, summary=resampling_tables.summary(tables, impacts, self.options), facts=facts)
+
+    def draw(self, tables: Mapping[str, pd.DataFrame], about: Mapping[str, Any]) -> Mapping[str, Figure]:
+        from codi_engine.plugins.analyses import resampling_figures
+
+        return resampling_figures.draw(tables, about["facts"], self.options)
 
     def _impacts(self, run: Run) -> Impacts:
         sets = stepping.step_conditions(run, self.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -14,7 +14,9 @@ from codi_engine.plugins.metrics.outcome import OutcomeOptions
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
+    from codi_engine.core.foreseen import Foreseen
     from codi_engine.core.results import Run
     from codi_engine.core.work import Work
     from codi_engine.plugins.analyses.contrasts import Grids
@@ -60,8 +62,22 @@ class SelectFeatures(Analysis[SelectFeaturesOptions]):
     name = "select_features"
     Options = SelectFeaturesOptions
 
+    def check(self, facts: Foreseen) -> None:
+        options = self.options
+        facts.need_pairs(options.pairs)
+        known = facts.all_axes
+        if options.axis is not None and options.axis not in known:
+            raise UserError(f"axis: '{options.axis}' is no axis of the run; {nearest(options.axis, known)}")
+        if options.axis is None and not any(a in known for a in _AXES):
+            raise UserError(f"the run has no axis 'feature' or 'target'; it has {', '.join(known) or 'none'}. Name one with `axis`")
+        for name in options.opposite or ():
+            facts.need_condition(name, "opposite")
+        if options.site is not None or options.value_by is not None:
+            facts.need_capture(options.site, "{sae: …}", exact=True)
+        facts.need_field(options.value_by, "value_by")
+
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
-        from codi_engine.plugins.analyses import contrasts, share_figures
+        from codi_engine.plugins.analyses import contrasts
         from codi_engine.plugins.analyses.contrast_tables import test_table
         from codi_engine.plugins.analyses.feature_values import mean_codes
 
@@ -74,13 +90,22 @@ class SelectFeatures(Analysis[SelectFeaturesOptions]):
         contrasts.check_unit(found, unit, self.name)
         tests, least = test_table(found, pairs, unit, options.confidence, options.correction, options.q)
         tests = _named(tests[tests[axis].notna() & (tests[axis].astype(str) != "None")], axis, found)
-        candidates = tests if options.opposite is None else _opposite(tests, options.opposite, options, self.name)
+        candidates = self._candidates(tests)
         chosen = _chosen(candidates, options)
         values = mean_codes(found, chosen, options.value_by, options.site, self.name)
         table = _final(chosen, options.opposite).join(values)
-        figures = share_figures.features(candidates, chosen, options)
         summary = self._summary(found, candidates, table, unit, least, list(values.columns))
-        return AnalysisResult({"features": table, "tests": tests}, figures, summary, {FILE: table.to_csv(index=False)})
+        return AnalysisResult({"features": table, "tests": tests}, summary=summary, files={FILE: table.to_csv(index=False)})
+
+    def draw(self, tables: Mapping[str, pd.DataFrame], about: Mapping[str, Any]) -> Mapping[str, Figure]:
+        from codi_engine.plugins.analyses import share_figures
+
+        candidates = self._candidates(tables["tests"])
+        return share_figures.features(candidates, _chosen(candidates, self.options), self.options)
+
+    def _candidates(self, tests: pd.DataFrame) -> pd.DataFrame:
+        """Return the tests that features are chosen by: all, or one for each two conditions of opposite effects."""
+        return tests if self.options.opposite is None else _opposite(tests, self.options.opposite, self.options, self.name)
 
     def _axis(self, found: Grids) -> str:
         axes, wanted = found.arrangement.axes, self.options.axis

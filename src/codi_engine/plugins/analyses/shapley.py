@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -18,7 +18,9 @@ from codi_engine.plugins.analyses.selection import metric_of
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    from matplotlib.figure import Figure
 
+    from codi_engine.core.foreseen import Foreseen
     from codi_engine.core.results import Run
     from codi_engine.core.work import Work
 
@@ -56,15 +58,25 @@ class Shapley(Analysis[ShapleyOptions]):
     name = "shapley"
     Options = ShapleyOptions
 
+    def check(self, facts: Foreseen) -> None:
+        facts.need_steps(self.options.at)
+        facts.need_metric(self.options.metric)
+        facts.need_condition(self.options.condition)
+
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
-        from codi_engine.plugins.analyses import shapley_figures
         from codi_engine.plugins.analyses.sufficiency import sufficient_table
 
         game = self._game(runs[0])
         tables = {**_value_tables(game, self.options), "sets": _set_table(game, self.options.confidence)}
         tables["sizes"] = _size_table(game, self.options.confidence)
         tables["sufficient"] = sufficient_table(game, self.options.threshold, self.options.confidence)
-        return AnalysisResult(tables, shapley_figures.draw(tables, game, self.options), _summary(tables, game, self.options))
+        facts = {"condition": game.condition, "metric": game.metric, "players": list(game.players)}
+        return AnalysisResult(tables, summary=_summary(tables, game, self.options), facts=facts)
+
+    def draw(self, tables: Mapping[str, pd.DataFrame], about: Mapping[str, Any]) -> Mapping[str, Figure]:
+        from codi_engine.plugins.analyses import shapley_figures
+
+        return shapley_figures.draw(tables, shapley_figures.Shown(**about["facts"]), self.options)
 
     def _game(self, run: Run) -> Game:
         import numpy as np

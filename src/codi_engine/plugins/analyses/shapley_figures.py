@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,10 +15,19 @@ from codi_engine.plugins.analyses.figures import QUIET, WORDS
 from codi_engine.plugins.analyses.stepping import n_text
 
 if TYPE_CHECKING:
-    from codi_engine.plugins.analyses.shapley import Game, ShapleyOptions
+    from codi_engine.plugins.analyses.shapley import ShapleyOptions
 
 
-def draw(tables: dict[str, pd.DataFrame], game: Game, options: ShapleyOptions) -> dict[str, Figure]:
+@dataclass(frozen=True)
+class Shown:
+    """What the pictures say of the game: which condition and metric, and the steps."""
+
+    condition: str
+    metric: str
+    players: Sequence[int]
+
+
+def draw(tables: Mapping[str, pd.DataFrame], game: Shown, options: ShapleyOptions) -> dict[str, Figure]:
     """Return name → figure."""
     figures = {"values": _values(tables["values"], game, options), "sizes": _sizes(tables, game, options)}
     if len(tables["interactions"]):
@@ -24,11 +35,11 @@ def draw(tables: dict[str, pd.DataFrame], game: Game, options: ShapleyOptions) -
     return figures
 
 
-def _word(game: Game) -> str:
+def _word(game: Shown) -> str:
     return WORDS.get(game.metric, game.metric)
 
 
-def _values(values: pd.DataFrame, game: Game, options: ShapleyOptions) -> Figure:
+def _values(values: pd.DataFrame, game: Shown, options: ShapleyOptions) -> Figure:
     note = f"{n_text(values['n'])} examples · whiskers: {options.confidence:.0%} intervals · pale: q ≥ {options.q:g} (BH)"
     figure = pieces.titled(max(0.75 * len(values) + 1.6, 5.6), 3.9, f"{game.condition}: Shapley value of each step", note)
     (ax,) = pieces.panels(figure, 1, 1)
@@ -39,7 +50,7 @@ def _values(values: pd.DataFrame, game: Game, options: ShapleyOptions) -> Figure
     return figure
 
 
-def _interactions(links: pd.DataFrame, game: Game, options: ShapleyOptions) -> Figure:
+def _interactions(links: pd.DataFrame, game: Shown, options: ShapleyOptions) -> Figure:
     count = len(game.players)
     grid, marks = np.full((count, count), np.nan), np.zeros((count, count), bool)
     for _, row in links.iterrows():
@@ -56,7 +67,7 @@ def _interactions(links: pd.DataFrame, game: Game, options: ShapleyOptions) -> F
     return figure
 
 
-def _sizes(tables: dict[str, pd.DataFrame], game: Game, options: ShapleyOptions) -> Figure:
+def _sizes(tables: Mapping[str, pd.DataFrame], game: Shown, options: ShapleyOptions) -> Figure:
     sizes, sets = tables["sizes"], tables["sets"]
     note = f"dots: every set · line: mean over sets of a size, {options.confidence:.0%} interval over {n_text(sizes['n'])} examples"
     figure = pieces.titled(6.2, 3.9, f"{game.condition}: effect by number of edited steps", note)

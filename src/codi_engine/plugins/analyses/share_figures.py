@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from codi_engine.plugins.analyses.figures import GRID, INK, PAPER, QUIET, tick
+from codi_engine.plugins.analyses.figures import GRID, INK, PAPER, QUIET, short_sets, tick
 from codi_engine.plugins.metrics.outcome import OTHER, UNPARSABLE
 
 if TYPE_CHECKING:
-    from codi_engine.core.arrange import Arrangement
     from codi_engine.plugins.analyses.proportions import ProportionsOptions
 
 #: labels that an axis may have and still be drawn one bar each; beyond, the targets that differ most
@@ -26,7 +26,17 @@ _FIXED = {
 }  # fmt: skip
 
 
-def draw(a: Arrangement, tables: Mapping[str, pd.DataFrame], classes: Mapping[str, Sequence[str]], options: ProportionsOptions) -> dict[str, Figure]:
+@dataclass(frozen=True)
+class Layout:
+    """What was compared: conditions with targets of their own, those that all targets share (unedited), the targets' axes and number."""
+
+    own: Sequence[str]
+    shared: Sequence[str]
+    axes: Sequence[str]
+    targets: int
+
+
+def draw(a: Layout, tables: Mapping[str, pd.DataFrame], classes: Mapping[str, Sequence[str]], options: ProportionsOptions) -> dict[str, Figure]:
     """Return name → figure: one of bars per set of classes, ``strongest`` and, for numbers, ``numbers``."""
     figures = {}
     for name, columns in classes.items():
@@ -44,26 +54,25 @@ def draw(a: Arrangement, tables: Mapping[str, pd.DataFrame], classes: Mapping[st
 # -------------------------------------------------------------------------------------------------- bars
 
 
-def _panels(a: Arrangement, shares: pd.DataFrame, tests: pd.DataFrame, columns: Sequence[str]) -> list[tuple[str, str, list[str], np.ndarray]]:
+def _panels(a: Layout, shares: pd.DataFrame, tests: pd.DataFrame, columns: Sequence[str]) -> list[tuple[str, str, list[str], np.ndarray]]:
     """Return (title, axis, labels of the bars, bars × columns) of every panel; unedited bars come first."""
-    own = [a.conditions[c] for c in a.own]
     table = shares[shares["metric"].isin(columns)]
     axes = [x for x in a.axes if 1 < table[x].nunique() <= BARS]
-    first = [(name, _means(table[table["condition"] == name], None, columns)[1][0]) for name in (a.conditions[c] for c in a.shared)]
+    first = [(name, _means(table[table["condition"] == name], None, columns)[1][0]) for name in a.shared]
     panels = []
-    for condition in own:
+    for condition in a.own:
         part = table[table["condition"] == condition]
         for axis in axes or _NO_AXIS:
-            if axis is None and len(a.targets) > 1:
+            if axis is None and a.targets > 1:
                 strongest = tests[tests["metric"].isin(columns)].assign(size_=lambda t: t["difference"].abs()).groupby("target")["size_"].max()
                 part = part[part["target"].isin(strongest.nlargest(STRONGEST).index)]
-            labels, values = _means(part, axis or ("target" if len(a.targets) > 1 else None), columns)
-            if axis is None and len(a.targets) == 1:
+            labels, values = _means(part, axis or ("target" if a.targets > 1 else None), columns)
+            if axis is None and a.targets == 1:
                 labels = [condition]
             others = [x for x in axes if x != axis]
             title = condition if axis is None or not others else f"{condition} by {axis}, mean over {' and '.join(others)}"
             panels.append((title, axis or "", [n for n, _ in first] + labels, np.concatenate([np.stack([v for _, v in first]), values]) if first else values))
-    if len(a.targets) == 1 and panels:  # one bar per condition: side by side
+    if a.targets == 1 and panels:  # one bar per condition: side by side
         return [("", "", [n for p in panels for n in p[2][len(first) :]], np.concatenate([p[3][len(first) :] for p in panels]))]
     return panels
 
@@ -76,7 +85,7 @@ def _means(part: pd.DataFrame, key: str | None, columns: Sequence[str]) -> tuple
     return [str(k) for k in order], table.loc[order].to_numpy(float)
 
 
-def bars(a: Arrangement, shares: pd.DataFrame, tests: pd.DataFrame, name: str, columns: Sequence[str]) -> Figure | None:
+def bars(a: Layout, shares: pd.DataFrame, tests: pd.DataFrame, name: str, columns: Sequence[str]) -> Figure | None:
     """Draw the shares of a set of classes as stacked bars, a panel per condition and axis."""
     panels = [p for p in _panels(a, shares, tests, columns) if p[2]]
     if not panels:
@@ -146,6 +155,7 @@ def forest(tests: pd.DataFrame, options: Any, family: int, title: str = "Stronge
     rows = [tests.loc[i] for i in order]
     several = tests["condition"].nunique() > 1 or tests["against"].nunique() > 1
     names = [f"{r['target']} · {r['metric']}" + (f" · {r['condition']} − {r['against']}" if several else "") for r in rows]
+    names = [short_sets(n) for n in names]
     names = [n if len(n) <= 64 else f"{n[:63]}…" for n in names]
     left = 0.075 * max(map(len, names)) + 0.25
     size = (left + 5.0, 0.27 * len(rows) + 1.75)
@@ -194,7 +204,7 @@ def _volcano(tests: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
     metrics = list(dict.fromkeys([*chosen["metric"], *tests["metric"]]))[:6]
     columns = min(len(metrics), 3)
     rows = -(-len(metrics) // columns)
-    size = (max(3.6 * columns + 0.4, 5.2), 3.1 * rows + 0.7)
+    size = (max(3.2 * columns + 0.4, 5.2), 3.0 * rows + 0.8)
     figure = Figure(figsize=size, facecolor=PAPER, layout="constrained")
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.75 / size[1]))  # type: ignore[union-attr, call-arg]
     for number, metric in enumerate(metrics):
@@ -202,21 +212,21 @@ def _volcano(tests: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
         part = tests[tests["metric"] == metric]
         height = -np.log10(np.maximum(part["p"].to_numpy(float), 1e-300))
         picked = part["significant"].to_numpy(bool)
-        ax.scatter(part["difference"][~picked], height[~picked], s=9, color="#c9ced6", linewidths=0, zorder=2)
-        ax.scatter(part["difference"][picked], height[picked], s=16, color=_COLOURS[0], linewidths=0, zorder=3)
+        ax.scatter(part["difference"][~picked], height[~picked], s=14, color="#c9ced6", linewidths=0, zorder=2)
+        ax.scatter(part["difference"][picked], height[picked], s=24, color=_COLOURS[0], linewidths=0, zorder=3)
         for _, row in chosen[chosen["metric"] == metric].head(8).iterrows():
             at = (row["difference"], -np.log10(max(row["p"], 1e-300)))
-            ax.annotate(row["feature"], at, xytext=(4, 3), textcoords="offset points", fontsize=7, color=INK)
+            ax.annotate(row["feature"], at, xytext=(4, 3), textcoords="offset points", fontsize=9, color=INK)
         ax.axvline(0, color=QUIET, linewidth=0.8, zorder=1)
         ax.margins(x=0.14, y=0.1)
         ax.set_ylim(bottom=-0.02 * max(float(height.max(initial=1.0)), 1.0))
-        ax.set_title(metric, loc="left", fontsize=10, color=INK)
-        ax.set_xlabel("difference of shares" if part["size"].iloc[0] == "cohens_h" else "difference of means", fontsize=8.5, color=QUIET)
+        ax.set_title(metric, loc="left", fontsize=11, color=INK)
+        ax.set_xlabel("difference of shares" if part["size"].iloc[0] == "cohens_h" else "difference of means", fontsize=10, color=QUIET)
         if number % columns == 0:
-            ax.set_ylabel("−log10 p", fontsize=8.5, color=QUIET)
+            ax.set_ylabel("−log10 p", fontsize=10, color=QUIET)
         ax.locator_params(axis="x", nbins=5)
         ax.grid(color=GRID, zorder=0)
-        ax.tick_params(length=0, labelsize=8, colors=INK)
+        ax.tick_params(length=0, labelsize=9.5, colors=INK)
         for side in ax.spines.values():
             side.set_visible(False)
     title = f"{len(chosen):,} of {tests['feature'].nunique():,} features change an outcome"

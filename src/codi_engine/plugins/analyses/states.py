@@ -81,6 +81,10 @@ class States:
         """Return (layers, places)."""
         return len(self.layers), len(self.places)
 
+    def facts(self) -> dict[str, Any]:
+        """Return what figures say of the places: the fields of ``place_figures.Places``."""
+        return {"site": str(self.site or self.name), "axis": self.axis, "layers": list(self.layers), "places": list(self.places)}
+
     @property
     def bytes_per_cell(self) -> int:
         """Return the bytes of one cell's wanted states, in float32."""

@@ -14,7 +14,9 @@ from codi_engine.plugins.analyses.selection import metric_of
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    from matplotlib.figure import Figure
 
+    from codi_engine.core.foreseen import Foreseen
     from codi_engine.core.results import Run
     from codi_engine.core.work import Work
     from codi_engine.plugins.analyses.latent_states import States
@@ -55,8 +57,17 @@ class StepEffects(Analysis[StepEffectsOptions]):
     name = "step_effects"
     Options = StepEffectsOptions
 
+    def check(self, facts: Foreseen) -> None:
+        options = self.options
+        facts.need_steps(options.at)
+        if options.metric is not None:
+            facts.need_metric(options.metric)
+        for option, name in (("condition", options.condition), ("total", options.total), ("direct", options.direct)):
+            facts.need_condition(name, option)
+        facts.need_capture(options.site, "latent_out")
+
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
-        from codi_engine.plugins.analyses import effect_matrix, step_effect_figures
+        from codi_engine.plugins.analyses import effect_matrix
         from codi_engine.plugins.analyses.latent_states import read_states
 
         run = runs[0]
@@ -74,8 +85,12 @@ class StepEffects(Analysis[StepEffectsOptions]):
         if metric is not None:
             tables["metric"] = effect_matrix.metric_table(moves, edited, metric, options)
         tables["causality"] = effect_matrix.causality_table(moves, edited, states.steps)
-        figures = step_effect_figures.draw(tables, states.site, metric, options)
-        return AnalysisResult(tables, figures, effect_matrix.summary(tables, states.site, metric, options))
+        return AnalysisResult(tables, summary=effect_matrix.summary(tables, states.site, metric, options), facts={"site": states.site, "metric": metric})
+
+    def draw(self, tables: Mapping[str, pd.DataFrame], about: Mapping[str, Any]) -> Mapping[str, Figure]:
+        from codi_engine.plugins.analyses import step_effect_figures
+
+        return step_effect_figures.draw(tables, about["facts"]["site"], about["facts"]["metric"], self.options)
 
     # ---------------------------------------------------------------------------------------- conditions
 

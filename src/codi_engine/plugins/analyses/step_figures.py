@@ -108,7 +108,7 @@ def matrix(
         for y, x in np.argwhere(np.isfinite(values)):
             red, green, blue, _ = colours(norm(values[y, x]))
             ink = "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.55 else INK
-            ax.text(x + 0.5, y + 0.5, f"{values[y, x]:.{digits}f}".replace("-", "−"), ha="center", va="center", fontsize=8, color=ink)
+            ax.text(x + 0.5, y + 0.5, f"{values[y, x]:.{digits}f}".replace("-", "−"), ha="center", va="center", fontsize=8, color=ink, gid="value")
     if marks is not None:
         for y, x in np.argwhere(marks):
             ax.plot(x + 0.86, y + 0.84, ".", markersize=3, color=QUIET)

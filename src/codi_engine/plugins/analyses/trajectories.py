@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -15,7 +15,9 @@ from codi_engine.plugins.analyses.selection import place_axes
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    from matplotlib.figure import Figure
 
+    from codi_engine.core.foreseen import Foreseen
     from codi_engine.core.results import Run
     from codi_engine.core.work import Work
     from codi_engine.plugins.analyses.latent_states import States
@@ -50,8 +52,15 @@ class Trajectories(Analysis[TrajectoriesOptions]):
     name = "trajectories"
     Options = TrajectoriesOptions
 
+    def check(self, facts: Foreseen) -> None:
+        facts.need_capture(self.options.site, "latent_out")
+        for name in self.options.conditions or ():
+            facts.need_condition(name, "conditions")
+        for axis in self.options.at:
+            if axis not in facts.all_axes:
+                raise UserError(f"at: '{axis}' is no axis of the edits; {nearest(axis, facts.all_axes)}")
+
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
-        from codi_engine.plugins.analyses import trajectory_figures
         from codi_engine.plugins.analyses.latent_states import read_states
 
         run = runs[0]
@@ -59,8 +68,13 @@ class Trajectories(Analysis[TrajectoriesOptions]):
         axes = [a for a in place_axes(run) if a in states.cells and states.cells[a].notna().any()]
         rows = self._rows(states, axes)
         table = similarity_table(states, rows, axes, self.options.confidence)
-        figures = trajectory_figures.draw(table, axes, states, self.options)
-        return AnalysisResult({"trajectories": table}, figures, _summary(table, axes, states))
+        facts = {"axes": list(axes), "site": str(states.site), "layers": list(states.layers)}
+        return AnalysisResult({"trajectories": table}, summary=_summary(table, axes, states), facts=facts)
+
+    def draw(self, tables: Mapping[str, pd.DataFrame], about: Mapping[str, Any]) -> Mapping[str, Figure]:
+        from codi_engine.plugins.analyses import trajectory_figures
+
+        return trajectory_figures.draw(tables["trajectories"], trajectory_figures.Shown(**about["facts"]), self.options)
 
     def _rows(self, states: States, axes: Sequence[str]) -> pd.DataFrame:
         """Return the cells to be compared."""

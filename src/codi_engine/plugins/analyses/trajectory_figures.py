@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from codi_engine.plugins.analyses import step_figures as pieces
-from codi_engine.plugins.analyses.figures import QUIET, SEQUENTIAL
+from codi_engine.plugins.analyses.figures import QUIET, SEQUENTIAL, short_sets, tick
 from codi_engine.plugins.analyses.stepping import n_text
 from codi_engine.plugins.analyses.trajectories import REFERENCES, UNEDITED, shown_references
 
 if TYPE_CHECKING:
-    from codi_engine.plugins.analyses.latent_states import States
     from codi_engine.plugins.analyses.trajectories import TrajectoriesOptions
 
 _CURVES = 10
 
 
-def draw(table: pd.DataFrame, axes: Sequence[str], states: States, options: TrajectoriesOptions) -> dict[str, Figure]:
+@dataclass(frozen=True)
+class Shown:
+    """What was compared: the axes of the edits, the site of the states and its layers."""
+
+    axes: Sequence[str]
+    site: str
+    layers: Sequence[int | None]
+
+
+def draw(table: pd.DataFrame, states: Shown, options: TrajectoriesOptions) -> dict[str, Figure]:
     """Return name → figure, the first ``draw`` of them; of several captured layers the last one is shown."""
     shown = table if len(states.layers) == 1 else table[table["state_layer"] == states.layers[-1]]
     figures: dict[str, Figure] = {}
-    for title, curves, part in _pictures(shown, axes):
+    for title, curves, part in _pictures(shown, states.axes):
         if len(figures) < options.draw:
             figures[re.sub(r"[^\w.-]+", "_", title)] = _picture(title, curves, part, states, options)
     return figures
@@ -43,7 +52,7 @@ def _pictures(table: pd.DataFrame, axes: Sequence[str]) -> Iterator[tuple[str, s
             yield name, curves, pd.concat([plain, some])
 
 
-def _picture(title: str, curves: str | None, part: pd.DataFrame, states: States, options: TrajectoriesOptions) -> Figure:
+def _picture(title: str, curves: str | None, part: pd.DataFrame, states: Shown, options: TrajectoriesOptions) -> Figure:
     references = shown_references(part)
     where = states.site if len(states.layers) == 1 else f"{states.site}, layer {states.layers[-1]}"
     edits = [e for e in dict.fromkeys(part["edit"]) if e != UNEDITED]
@@ -67,7 +76,7 @@ def _curves(ax: Any, part: pd.DataFrame, edits: Sequence[str], curves: str | Non
         ax.plot(range(len(states)), base[what], "--", color=QUIET, linewidth=1.2, label=UNEDITED, zorder=2)
     for number, edit in enumerate(edits):
         rows = part[part["edit"] == edit]
-        name = str(rows[curves].iloc[0]) if curves else edit
+        name = tick(rows[curves].iloc[0]) if curves else short_sets(edit)
         shade = SEQUENTIAL(0.3 + 0.7 * number / max(len(edits) - 1, 1))
         pieces.curve(ax, list(range(len(states))), rows, shade, name, what, f"{what}_ci_low", f"{what}_ci_high", 0.3 / len(edits))
     ax.set_xticks(range(len(states)), ["bot" if s < 0 else str(s) for s in states])

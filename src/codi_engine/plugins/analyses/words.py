@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -18,7 +18,9 @@ from codi_engine.plugins.analyses.counting import Corpus
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
+    from codi_engine.core.foreseen import Foreseen
     from codi_engine.core.results import Run
     from codi_engine.core.work import Work
     from codi_engine.kernels.counts import Counts
@@ -69,9 +71,17 @@ class Words(Analysis[WordsOptions]):
     name = "words"
     Options = WordsOptions
 
+    def check(self, facts: Foreseen) -> None:
+        if not facts.texts:
+            raise UserError("needs generated texts; runs keep them with `generate:`, and `codi-engine import` takes them from logs")
+        facts.need_pairs(self.options.pairs)
+        try:
+            re.compile(self.options.pattern)
+        except re.error as error:
+            raise UserError(f"pattern '{self.options.pattern}' is no regular expression ({error}); or write simple, extended") from None
+
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
         from codi_engine.kernels.multiple import Family
-        from codi_engine.plugins.analyses import word_figures
 
         run, options = runs[0], self.options
         documents = Documents(run, self.name, {name for pair in self.options.pairs or () for name in pair})
@@ -91,8 +101,12 @@ class Words(Analysis[WordsOptions]):
         family = Family(options.q, options.correction)
         kept, listed = self._tested(corpus, pairs, family)
         tables = self._tables(corpus, pairs, family, kept, listed)
-        figures = word_figures.draw(tables["words"], tables["top"], options.draw)
-        return AnalysisResult(tables, figures, self._summary(corpus, pairs, family, tables))
+        return AnalysisResult(tables, summary=self._summary(corpus, pairs, family, tables))
+
+    def draw(self, tables: Mapping[str, pd.DataFrame], about: Mapping[str, Any]) -> Mapping[str, Figure]:
+        from codi_engine.plugins.analyses import word_figures
+
+        return word_figures.draw(tables["words"], tables["top"], self.options.draw)
 
     # --------------------------------------------------------------------------------------------- design
 
