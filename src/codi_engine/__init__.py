@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from codi_engine.core.hookspecs import hookimpl
     from codi_engine.core.results import Run, open_run
     from codi_engine.core.session import At, load
+    from codi_engine.report.page import report
 
 __version__ = "0.1.0"
-__all__ = ["At", "Experiment", "Run", "__version__", "all_cells", "analyze", "hookimpl", "load", "open_run", "open_runs", "plot"]
+__all__ = ["At", "Experiment", "Run", "__version__", "all_cells", "analyze", "hookimpl", "load", "open_run", "open_runs", "plot", "report"]
 
 _HOMES = {
     "all_cells": "codi_engine.core.checkpoints",
@@ -28,6 +29,7 @@ _HOMES = {
     "At": "codi_engine.core.session",
     "load": "codi_engine.core.session",
     "plot": "codi_engine.core.drawing",
+    "report": "codi_engine.report.page",
 }
 
 

@@ -12,6 +12,7 @@ from codi_engine import __version__
 from codi_engine.cli.export import export
 from codi_engine.cli.pairs import pairs
 from codi_engine.cli.plot import plot
+from codi_engine.cli.report import report
 from codi_engine.cli.text import neutral
 
 if TYPE_CHECKING:
@@ -299,6 +300,7 @@ def sae(action: str, path: str, layer: int | None, debug: bool) -> None:
 cli.add_command(pairs)
 cli.add_command(plot)
 cli.add_command(export)
+cli.add_command(report)
 
 
 def _ours(error: BaseException) -> bool:

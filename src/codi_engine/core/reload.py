@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.errors import UserError
@@ -11,6 +12,7 @@ from codi_engine.store.layout import EXPERIMENT
 if TYPE_CHECKING:
     from codi_engine.core.model import ModelAdapter
     from codi_engine.core.plugin import Data
+    from codi_engine.core.plugins import Plugins
     from codi_engine.core.results import Run
 
 
@@ -47,13 +49,28 @@ def gold_answers(data: Data) -> dict[tuple[str, str], float]:
 
 
 def _built(run: Run, part: str) -> Any:
-    from codi_engine.core.plugins import plugin_manager
-
     mapping = run.experiment.get(part)
     if not isinstance(mapping, Mapping) or "plugin" not in mapping or f"{part}_digest" not in run.provenance:
         raise UserError(f"{run.path}: does not say which {part} it was computed with (an imported or synthetic run); this needs a run of codi-engine's own")
     kind = "dataset" if part == "data" else part
-    return plugin_manager().build(kind, mapping, where=part, source=str(run.path / EXPERIMENT))
+    return _plugins(kind, mapping["plugin"]).build(kind, mapping, where=part, source=str(run.path / EXPERIMENT))
+
+
+def _plugins(kind: str, name: str) -> Plugins:
+    """Return plugins that hold the named one: the built-in data sets alone where it is one of them, since models take seconds to import."""
+    from codi_engine import __version__
+    from codi_engine.core.plugins import BUILTIN, Plugins, plugin_manager
+
+    if kind == "dataset":
+        from codi_engine.plugins import builtin
+
+        alone = ModuleType("datasets_alone")
+        alone.datasets = builtin.datasets  # type: ignore[attr-defined]
+        plugins = Plugins()
+        plugins.register(alone, BUILTIN, __version__)
+        if name in plugins.names(kind):
+            return plugins
+    return plugin_manager()
 
 
 def _same(run: Run, part: str, then: str, now: str) -> None:

@@ -6,10 +6,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def key_of(*parts: Any) -> int:
@@ -52,6 +54,8 @@ def sample(logits: torch.Tensor, rows: np.ndarray, keys: Sequence[int], at: Sequ
     rows: the row of each cell
     keys, at: the cell's key and the number of tokens it has so far: together they name its uniform
     """
+    import torch
+
     values = logits.double() / sampler.temperature
     if 0 < sampler.top_k < values.shape[1]:
         threshold = values.topk(sampler.top_k, -1).values[:, -1:]

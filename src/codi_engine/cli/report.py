@@ -1,0 +1,37 @@
+"""``codi-engine report``: a run as one HTML file."""
+
+from __future__ import annotations
+
+import click
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress, no notes.")
+_DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
+
+
+@click.command()
+@click.argument("directory", metavar="RUN")
+@click.option("-o", "--output", metavar="FILE", help="Where to write it. Default: report.html in the run's directory.")
+@click.option("--open", "show", is_flag=True, help="Open it in the browser.")
+@_JSON
+@_QUIET
+@_DEBUG
+def report(directory: str, output: str | None, show: bool, as_json: bool, quiet: bool, debug: bool) -> None:
+    """Write the report of a RUN: one HTML file with its findings, figures, tables and single cells.
+
+    The file needs no network and can be sent as it is.
+    """
+    import json
+
+    from codi_engine.cli.show import table
+    from codi_engine.core.costs import size_text
+    from codi_engine.report import report as write
+
+    path = write(directory, output)
+    size = path.stat().st_size
+    if as_json:
+        click.echo(json.dumps({"report": str(path), "bytes": size}))
+    elif not quiet:
+        table([("report", str(path)), ("size", size_text(size))])
+    if show:
+        click.launch(str(path))
