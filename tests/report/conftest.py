@@ -15,6 +15,7 @@ from codi_engine import Experiment
 from codi_engine.core.importing import import_files
 from codi_engine.core.run import run_experiment
 from codi_engine.report import report
+from tests.report.runs import patched, planted  # noqa: F401 - fixtures
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]

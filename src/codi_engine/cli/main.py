@@ -10,10 +10,12 @@ import click
 
 from codi_engine import __version__
 from codi_engine.cli.export import export
+from codi_engine.cli.note import note
 from codi_engine.cli.pairs import pairs
 from codi_engine.cli.plot import plot
 from codi_engine.cli.report import report
 from codi_engine.cli.text import neutral
+from codi_engine.cli.view import view
 
 if TYPE_CHECKING:
     from codi_engine.core.experiment import Experiment
@@ -148,14 +150,22 @@ def status(directory: str, as_json: bool, debug: bool) -> None:
 @cli.command()
 @click.argument("directory", metavar="DIR", default="runs")
 @click.option("--cost", is_flag=True, help="Add time, GPU-hours, money, and estimate against actual.")
+@click.option("--inventory", is_flag=True, help="Show what each run was made of: data, origin, filters, examples, digests, size.")
 @_JSON
 @_DEBUG
-def ls(directory: str, cost: bool, as_json: bool, debug: bool) -> None:
+def ls(directory: str, cost: bool, inventory: bool, as_json: bool, debug: bool) -> None:
     """List the runs in DIR (default: runs) and below."""
     from codi_engine.cli import tables
     from codi_engine.core.status import runs_in
 
-    tables.runs(runs_in(directory), cost, as_json)
+    found = runs_in(directory)
+    if not inventory:
+        tables.runs(found, cost, as_json)
+        return
+    from codi_engine.cli.inventory import show
+    from codi_engine.core.inventory import inventory as made_of
+
+    show(made_of(found), as_json)
 
 
 @cli.command()
@@ -300,6 +310,8 @@ def sae(action: str, path: str, layer: int | None, debug: bool) -> None:
 cli.add_command(pairs)
 cli.add_command(plot)
 cli.add_command(export)
+cli.add_command(note)
+cli.add_command(view)
 cli.add_command(report)
 
 

@@ -12,11 +12,12 @@ _DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.command()
 @click.argument("directory", metavar="RUN")
 @click.option("-o", "--output", metavar="FILE", help="Where to write it. Default: report.html in the run's directory.")
+@click.option("--md", "as_markdown", is_flag=True, help="Write Markdown for a research journal instead: report.md in the run's directory.")
 @click.option("--open", "show", is_flag=True, help="Open it in the browser.")
 @_JSON
 @_QUIET
 @_DEBUG
-def report(directory: str, output: str | None, show: bool, as_json: bool, quiet: bool, debug: bool) -> None:
+def report(directory: str, output: str | None, as_markdown: bool, show: bool, as_json: bool, quiet: bool, debug: bool) -> None:
     """Write the report of a RUN: one HTML file with its findings, figures, tables and single cells.
 
     The file needs no network and can be sent as it is.
@@ -27,7 +28,13 @@ def report(directory: str, output: str | None, show: bool, as_json: bool, quiet:
     from codi_engine.core.costs import size_text
     from codi_engine.report import report as write
 
-    path = write(directory, output)
+    if as_markdown:
+        from codi_engine.report.markdown import write_markdown
+        from codi_engine.report.page import open_one
+
+        path = write_markdown(open_one(directory), output)
+    else:
+        path = write(directory, output)
     size = path.stat().st_size
     if as_json:
         click.echo(json.dumps({"report": str(path), "bytes": size}))

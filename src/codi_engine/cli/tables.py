@@ -177,7 +177,7 @@ def _when(seconds: float) -> str:
 def runs(found: Sequence[Status], cost: bool, as_json: bool) -> None:
     """Print one line per run."""
     if as_json:
-        keys = ("run", "name", "state", "share", "cells", "bytes", "finished", "problem")
+        keys = ("run", "name", "hypothesis", "state", "share", "cells", "bytes", "finished", "problem")
         plain_values = [{k: v for k, v in s.to_dict().items() if cost or k in keys} for s in found]
         click.echo(as_text(plain_values))
         return

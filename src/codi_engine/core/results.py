@@ -12,6 +12,7 @@ import numpy as np
 
 from codi_engine.core.controls import control_rows
 from codi_engine.core.errors import UserError, nearest
+from codi_engine.core.notes import Note, notes_of
 from codi_engine.core.sites import parse_site
 from codi_engine.core.stored import StoredResult, stored_results
 from codi_engine.store.errors import StoreError
@@ -79,6 +80,11 @@ class Run:
     def results(self) -> dict[str, StoredResult]:
         """Analysis → what it left: ``run.results["importance"].table("effects")``."""
         return stored_results(self.path)
+
+    @property
+    def notes(self) -> list[Note]:
+        """Notes made with ``codi-engine note``, oldest first: (time, text)."""
+        return notes_of(self.path)
 
     @property
     def axes(self) -> list[str]:

@@ -58,6 +58,7 @@ class Status:
     bytes: int = 0
     problem: str = ""
     seconds_left: float | None = field(default=None)
+    hypothesis: str = ""
 
     @property
     def share(self) -> float:
@@ -83,6 +84,7 @@ class Status:
             "last_commit": None if self.last_commit is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.last_commit)),
             "written_by": self.holder, "finished": self.finished, "invocations": self.invocations,
             "estimate": self.estimate.to_dict(), "actual": self.actual.to_dict(), "problem": self.problem,
+            "hypothesis": self.hypothesis,
         }  # fmt: skip
 
 
@@ -111,9 +113,10 @@ def status_of(path: str | Path) -> Status:
     committed = sum(u["rows"] for u in state.committed.values() if u["stage"] != "sources")
     word = "running" if owner and not done else "finished" if done else "partial"
     finished = (provenance.get("finished") or _date((root / LEDGER).stat().st_mtime)) if done else None
+    name, hypothesis = _named(state, root)
     return Status(
-        root, _name(state, root), word, stages, committed, (root / LEDGER).stat().st_mtime if state.committed else None, owner,
-        estimate_of(provenance), actual_of(provenance), len(invocations), finished, _size(root), seconds_left=left,
+        root, name, word, stages, committed, (root / LEDGER).stat().st_mtime if state.committed else None, owner,
+        estimate_of(provenance), actual_of(provenance), len(invocations), finished, _size(root), seconds_left=left, hypothesis=hypothesis,
     )  # fmt: skip
 
 
@@ -158,14 +161,16 @@ def _timed(stage: StageProgress, invocations: Sequence[Mapping[str, Any]]) -> St
     return StageProgress(**{**asdict(stage), "rate": rate, "left": 0.0 if left <= 0 else left / rate if rate else None})
 
 
-def _name(state: State, root: Path) -> str:
+def _named(state: State, root: Path) -> tuple[str, str]:
+    """Return the experiment's name and its hypothesis."""
     from codi_engine.core.yamlfile import parse_yaml
 
     try:
         value, _ = parse_yaml(state.experiment, "experiment.yaml")
     except UserError:
-        return root.name
-    return str(value["name"]) if isinstance(value, dict) and "name" in value else root.name
+        return root.name, ""
+    known = value if isinstance(value, dict) else {}
+    return str(known.get("name", root.name)), str(known.get("hypothesis") or "")
 
 
 def _date(seconds: float) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codi_engine.core.errors import UserError
+from codi_engine.report import cards, film
 from codi_engine.report.facts import Facts
 from codi_engine.report.safe import policy
 from codi_engine.report.section import Section, assets, environment
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from codi_engine.core.results import Run
 
 #: further sections, shown after the analyses: functions of a run that return a section, or None where there is nothing to show
-SECTIONS: list[Callable[[Run], Section | None]] = []
+SECTIONS: list[Callable[[Run], Section | None]] = [film.section, cards.section]
 #: name of the file below the run
 FILE = "report.html"
 

@@ -1,0 +1,51 @@
+"""``ls --inventory``: what runs were made of."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from codi_engine import Experiment
+from codi_engine.cli.main import main
+from codi_engine.core.inventory import inventory
+from codi_engine.core.notes import add_note
+from codi_engine.core.status import runs_in
+from codi_engine.core.synthetic import Synthetic, write_synthetic
+
+
+def test_one_row_per_run(demo: Callable[..., Experiment], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = {"layer": [0], "step": [0]}
+    patch = {"plugin": "patch", "site": "resid_post", "direction": "denoise"}
+    finished = demo(name="zz", intervention=patch, sweep=sweep, metrics=["kl"], hypothesis="early").run(Path("runs/a"))
+    write_synthetic(Synthetic(targets=2, trials=2, features=12, words=5), Path("runs/b/synth"))
+    shutil.copytree("runs/b/synth", "runs/c")
+    ledger = Path("runs/c/ledger")
+    ledger.write_bytes(b"x" + ledger.read_bytes())
+    add_note("runs/a", "looks right")
+    found = inventory(runs_in("runs"))
+    assert [e.name for e in found] == ["c", "synth", "zz"]
+    damaged, synthetic, own = found
+    assert "damaged" in damaged.problem
+    assert (synthetic.data, synthetic.origin, synthetic.examples) == ("", "synthetic", 1)
+    provenance = finished.open().provenance
+    assert (own.data, own.origin, own.filters, own.size) == ("demo-pairs", "packaged", {"limit": 3}, "3 pairs")
+    assert (own.data_digest, own.model_digest, own.model) == (provenance["data_digest"], provenance["model_digest"], "codi")
+    assert (own.cells, own.notes, own.hypothesis) == (finished.cells, 1, "early")
+    assert own.bytes == sum(f.stat().st_size for f in Path("runs/a").rglob("*") if f.is_file())
+
+    assert main(["ls", "runs", "--inventory"]) == 0
+    out = capsys.readouterr().out
+    assert provenance["data_digest"][:12] in out
+    assert provenance["data_digest"][:13] not in out
+    assert "cannot be read" in out
+    assert "limit 3" in out
+    assert main(["ls", "runs", "--inventory", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [r["name"] for r in rows] == ["c", "synth", "zz"]
+    assert rows[2]["filters"] == {"limit": 3}
+    assert main(["ls", "runs", "--json"]) == 0
+    assert {r["name"]: r["hypothesis"] for r in json.loads(capsys.readouterr().out)}["zz"] == "early"
