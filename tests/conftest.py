@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from codi_engine import Experiment
-from tests.support import tiny
+from codi_engine.testing import tiny
 
 torch.set_num_threads(min(torch.get_num_threads(), 2))
 
@@ -42,4 +42,4 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Exper
 @pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a causal LM on disk."""
-    return tiny.write_causal_lm(tmp_path_factory.mktemp("gpt2"), "gpt2")
+    return tiny.tiny_causal_lm(tmp_path_factory.mktemp("gpt2"), "gpt2")

@@ -17,7 +17,7 @@ from codi_engine.cli.main import main
 from codi_engine.cli.pairs import pairs as group
 from codi_engine.core.pairfile import read_pairs
 from codi_engine.core.plugins import plugin_manager
-from tests.support.tiny import write_lines
+from tests.support.lines import write_lines
 
 PROBLEMS = str(files("codi_engine.plugins").joinpath("demo") / "problems.jsonl")
 Run = Callable[..., tuple[int, str, str]]

@@ -21,7 +21,9 @@ from codi_engine.core.results import Run
 from codi_engine.core.run import plan_experiment, run_experiment
 from codi_engine.core.sampling import Sampler, generator, key_of, sample
 from codi_engine.plugins.models.hf import quiet
-from tests.support import saes, texts, tiny
+from codi_engine.testing import tiny
+from tests.support import saes, texts
+from tests.support.lines import write_lines
 
 WIDTH, LAYERS, FEATURES, NEW = 32, 3, 40, 5
 PROMPTS = [
@@ -52,8 +54,8 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A random model whose first token for one prompt is a stop token, its prompts, and an autoencoder per layer."""
     folder = tmp_path_factory.mktemp(f"everywhere_{request.param}")
     (folder / "model").mkdir()
-    tiny.write_causal_lm(folder / "model", request.param)
-    tiny.write_lines(folder / "prompts.jsonl", [{"id": f"p{i}", "text": text} for i, text in enumerate(PROMPTS)])
+    tiny.tiny_causal_lm(folder / "model", request.param)
+    write_lines(folder / "prompts.jsonl", [{"id": f"p{i}", "text": text} for i, text in enumerate(PROMPTS)])
     here = Place(folder, request.param, saes.write_saes(folder, LAYERS, WIDTH, FEATURES))
     net, tokenizer = loaded(str(folder / "model"))
     first = int(net(input_ids=torch.tensor([tokenizer(PROMPTS[1])["input_ids"]])).logits[0, -1, : len(tokenizer)].argmax())
@@ -226,7 +228,7 @@ def test_bits_do_not_depend_on_the_batch(place: Place, tmp_path: Path) -> None:
 def test_other_interventions_edit_every_forward_too(place: Place, tmp_path: Path) -> None:
     """``zero`` at every token, with the answer's number read after a forced prefix."""
     records = [{"id": f"p{i}", "question": text, "answer": 10 + i} for i, text in enumerate(PROMPTS)]
-    tiny.write_lines(tmp_path / "problems.jsonl", records)
+    write_lines(tmp_path / "problems.jsonl", records)
     intervention = {"plugin": "zero", "site": "mlp_out.1", "tokens": "all"}
     value = {
         "name": "zero", "model": {**place.model, "answer_prefix": "The answer is :"}, "data": {"plugin": "problems", "path": str(tmp_path / "problems.jsonl")},

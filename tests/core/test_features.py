@@ -21,7 +21,9 @@ from codi_engine.core.plan import build_plan
 from codi_engine.core.plugin import Data, Example, Prompt
 from codi_engine.core.plugins import plugin_manager
 from codi_engine.core.run import plan_experiment, run_experiment
-from tests.support import saes, tiny
+from codi_engine.testing import tiny
+from tests.support import saes
+from tests.support.lines import write_lines
 
 WIDTH, LAYERS, FEATURES = 32, 3, 40
 TABLE = "feature,more,less,note\nL0-3,6.0,-2.0,bold\nL2-17,5.0,0.5,\nL1-8,4.0,-1.0,x\nL0-9,3.5,0.25,y\n"
@@ -32,10 +34,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A causal LM, an autoencoder per layer, two prompts."""
     folder = tmp_path_factory.mktemp("features")
     (folder / "model").mkdir()
-    tiny.write_causal_lm(folder / "model", "gpt2")
+    tiny.tiny_causal_lm(folder / "model", "gpt2")
     saes.write_saes(folder, LAYERS, WIDTH, FEATURES)
     texts = ["there are 5 apples and 7 pears . how many ?", "how many apples and pears are there ?"]
-    tiny.write_lines(folder / "prompts.jsonl", [{"id": f"p{i}", "text": t, "group": ["a", "b"][i]} for i, t in enumerate(texts)])
+    write_lines(folder / "prompts.jsonl", [{"id": f"p{i}", "text": t, "group": ["a", "b"][i]} for i, t in enumerate(texts)])
     return folder
 
 

@@ -17,7 +17,8 @@ from codi_engine.core.sites import LAYERED, Site
 from codi_engine.core.wavefront import Edit
 from codi_engine.plugins.models.codi import Codi, CodiOptions
 from codi_engine.plugins.models.hf import describe
-from tests.support import naive, tiny
+from codi_engine.testing import tiny
+from tests.support import naive
 
 PROMPT = "there are 7 apples and 5 pears how many apples are there ?"
 PREFIX = [1, 2, 3, 4]
@@ -28,7 +29,7 @@ LAYERS = (0, 1, 2)
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def latent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Network:
-    checkpoint, base = tiny.write_codi(tmp_path_factory.mktemp(request.param), request.param)
+    checkpoint, base = tiny.tiny_codi(tmp_path_factory.mktemp(request.param), request.param)
     return Network(Codi(CodiOptions(checkpoint=str(checkpoint), base=str(base), lora_r=4)).load())
 
 
@@ -50,7 +51,7 @@ def plain(request: pytest.FixtureRequest) -> Network:
 
 @pytest.fixture(scope="module")
 def double(tmp_path_factory: pytest.TempPathFactory) -> Network:
-    checkpoint, base = tiny.write_codi(tmp_path_factory.mktemp("double"), "gpt2")
+    checkpoint, base = tiny.tiny_codi(tmp_path_factory.mktemp("double"), "gpt2")
     return doubled(Network(Codi(CodiOptions(checkpoint=str(checkpoint), base=str(base), lora_r=4)).load()))
 
 
@@ -178,7 +179,7 @@ def test_input_vectors_can_be_given(latent: Network) -> None:
 
 
 def test_reduced_precision_is_lifted(tmp_path: Path) -> None:
-    checkpoint, base = tiny.write_codi(tmp_path, "llama")
+    checkpoint, base = tiny.tiny_codi(tmp_path, "llama")
     net = Network(Codi(CodiOptions(checkpoint=str(checkpoint), base=str(base), lora_r=4, dtype="bfloat16")).load())
     in_single_precision(net)
     ids = net.adapter.encode_prompt(PROMPT)

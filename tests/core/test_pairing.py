@@ -21,7 +21,7 @@ from codi_engine.core.pairfile import Pair, read_pairs
 from codi_engine.core.pairing import generate_pairs
 from codi_engine.core.plugins import plugin_manager
 from codi_engine.core.quantities import quantities
-from tests.support.tiny import write_lines
+from tests.support.lines import write_lines
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 DEMO = str(files("codi_engine.plugins").joinpath("demo") / "problems.jsonl")

@@ -73,7 +73,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
 def only_problem(plugins: Plugins) -> str:
     assert len(plugins.problems) == 1, plugins.problems
-    return plugins.problems[0]
+    return str(plugins.problems[0])
 
 
 def full_names(plugins: Plugins) -> set[str]:
@@ -238,19 +238,31 @@ HOOK = "from codi_engine import hookimpl\n@hookimpl\n"
         ("import no_such_module_at_all", "cannot be imported: ModuleNotFoundError"),
         ("import sys\nsys.exit(3)", "cannot be imported: SystemExit"),
         ("def (", "cannot be imported: SyntaxError"),
-        ("codi_engine_spec = 99\n" + scale(), f"written for hook specification 99; this is {SPEC_VERSION}"),
-        (HOOK + "def interventionz(): return []", "cannot be registered: "),
+        ("codi_engine_spec = 99\n" + scale(), f"written for hook specification 99, this codi-engine has {SPEC_VERSION}: upgrade codi-engine"),
+        ("codi_engine_spec = 0\n" + scale(), f"written for hook specification 0, this codi-engine has {SPEC_VERSION}: upgrade codi-broken"),
+        ("codi_engine_spec = '1'\n" + scale(), "codi_engine_spec must be a whole number, the specification it was written for; it is '1'"),
+        ("codi_engine_spec = True\n" + scale(), "codi_engine_spec must be a whole number"),
+        (HOOK + "def interventionz(): return []", "interventionz() is no hook and is passed over; did you mean 'interventions'"),
+        (HOOK + "def unit_comitted(unit): pass", "unit_comitted() is no hook and is passed over; did you mean 'unit_committed'"),
+        (scale().replace("@hookimpl", ""), "interventions() is not marked with @hookimpl and is passed over; write 'from codi_engine import hookimpl'"),
         (HOOK + "def interventions(everything): return []", "cannot be registered: "),
         (HOOK + "def analyses(): raise KeyError('k')", "analyses() failed: KeyError"),
         (HOOK + "def metrics(): return None", "metrics() failed: TypeError"),
-        (HOOK + "def metrics(): return [int]", "metric 'int' left out: not a subclass of Metric"),
-        (HOOK + "def metrics(): return [3]", "metric '3' left out: not a subclass of Metric"),
-        (scale().replace("interventions()", "metrics()"), "metric 'scale' left out: not a subclass of Metric"),
+        (HOOK + "def metrics(): return [int]", "metric 'int' of metrics() left out: not a subclass of Metric"),
+        (HOOK + "def metrics(): return [3]", "metric '3' of metrics() left out: not a subclass of Metric"),
+        (scale().replace("interventions()", "metrics()"), "metric 'scale' of metrics() left out: not a subclass of Metric"),
         (scale("a b"), "`name` must be letters"),
-        (scale().replace('name = "scale"', ""), "intervention 'Scale' left out: `name` must be letters"),
+        (scale().replace('name = "scale"', ""), "intervention 'Scale' of interventions() left out: `name` must be letters"),
         (scale().replace("    Options = ScaleOptions\n", "    Options = dict\n"), "`Options` is not a subclass"),
         (scale().replace('"""Multiply the site\'s values."""', ""), "has no docstring"),
-        (scale().replace("def apply", "def applied"), "lacks apply"),
+        (scale().replace("def apply", "def applied"), "intervention 'scale' of interventions() left out: lacks apply()"),
+        (scale().replace("factor: float = 2.0", "site: str = 'x'"), "its option 'site' is a key that the experiment file reads itself"),
+        (scale().replace("factor: float = 2.0", "plugin: str = 'x'"), "its option 'plugin' is a key that the experiment file reads itself"),
+        (
+            "from collections.abc import Callable\n" + scale().replace("factor: float = 2.0", "factor: Callable[[], int] = int"),
+            "its options cannot be turned into a schema (PydanticInvalidForJsonSchema",
+        ),
+        (scale().replace("factor: float = 2.0", "factor: 'Unknown' = 2.0"), "its options cannot be turned into a schema ("),
     ],
 )
 def test_a_broken_package_is_named_and_left_out(install: Install, source: str, message: str) -> None:
@@ -277,7 +289,55 @@ def test_the_second_class_of_a_name_is_left_out(install: Install) -> None:
     install("codi-scale", scale(classes="Scale, Scale"))
     plugins = plugin_manager()
     assert sum(r.name == "scale" for r in plugins.registered) == 1
-    assert only_problem(plugins) == "codi-scale 1.2: intervention 'scale' left out: the name stands twice"
+    assert only_problem(plugins) == "codi-scale 1.2: intervention 'scale' of interventions() left out: the name stands twice"
+
+
+def test_a_misspelt_hook_leaves_the_others_in_place(install: Install) -> None:
+    install("codi-scale", scale() + "\n\n@hookimpl\ndef metricz():\n    return []\n")
+    plugins = plugin_manager()
+    assert only_problem(plugins) == "codi-scale 1.2: metricz() is no hook and is passed over; did you mean 'metrics'?"
+    assert "scale" in plugins.names("intervention")
+
+
+def test_what_was_left_out_is_said_where_a_name_is_unknown(install: Install) -> None:
+    install("codi-broken", "import no_such_module_at_all")
+    with pytest.raises(UserError) as caught:
+        plugin_manager().get("metric", "foo", "x.yaml: metrics[0].plugin")
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("x.yaml: metrics[0].plugin: unknown metric 'foo'; ")
+    assert second == "left out: codi-broken 1.2: cannot be imported: ModuleNotFoundError: No module named 'no_such_module_at_all'"
+
+
+def test_many_left_out_are_counted(install: Install) -> None:
+    for number in range(5):
+        install(f"codi-broken{number}", "import no_such_module_at_all")
+    with pytest.raises(UserError, match=r"codi-broken2 1\.2: .*; and 2 more \('codi-engine plugins' lists them\)$") as caught:
+        plugin_manager().get("metric", "foo")
+    assert "codi-broken3" not in str(caught.value)
+
+
+def test_a_builtin_that_lacks_a_library_is_said_like_a_third_partys(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        @staticmethod
+        @hookspecs.hookimpl
+        def metrics() -> list[type]:
+            raise ModuleNotFoundError("No module named 'sklearn'")
+
+    plugins = Plugins()
+    plugins.register(Broken, "codi-engine", "0.1.0")
+    with pytest.raises(UserError) as caught:
+        plugins.get("metric", "kl")
+    said = "unknown metric 'kl'; none is known\nleft out: codi-engine 0.1.0: metrics() failed: ModuleNotFoundError: No module named 'sklearn'"
+    assert str(caught.value).endswith(said)
+
+
+def test_how_a_name_is_written(install: Install) -> None:
+    install("codi-scale", scale())
+    install("codi-other", scale())
+    install("codi-third", scale("zero"))
+    plugins = plugin_manager()
+    written = {r.package: plugins.written(r) for r in plugins.registered if r.name in ("scale", "zero")}
+    assert written == {"codi-scale": "codi-scale/scale", "codi-other": "codi-other/scale", "codi-third": "codi-third/zero", "codi-engine": "zero"}
 
 
 def test_a_package_registered_twice_keeps_its_first() -> None:

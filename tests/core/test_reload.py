@@ -17,7 +17,8 @@ from codi_engine.core.reload import gold_answers, reload_data, reload_model
 from codi_engine.core.results import Run
 from codi_engine.core.run import run_experiment
 from codi_engine.core.synthetic import Synthetic, write_synthetic
-from tests.support import tiny
+from codi_engine.testing import tiny
+from tests.support.lines import write_lines
 
 
 def small_run(demo: Callable[..., Experiment], **keys: Any) -> Run:
@@ -37,18 +38,18 @@ def test_the_models_weights_are_those_of_the_run(demo: Callable[..., Experiment]
 def test_another_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_gpt2: Path) -> None:
     monkeypatch.chdir(tmp_path)
     lines = [{"question": "there are 3 apples", "answer": 3}, {"question": "there are 4 pears", "answer": 4}]
-    data = {"plugin": "problems", "path": str(tiny.write_lines(tmp_path / "p.jsonl", lines))}
+    data = {"plugin": "problems", "path": str(write_lines(tmp_path / "p.jsonl", lines))}
     model = {"plugin": "causal_lm", "path": str(tiny_gpt2), "device": "cpu"}
     value = {"name": "t", "model": model, "data": data, "metrics": ["accuracy"], "generate": {"max_new_tokens": 2}}
     run = run_experiment(Experiment.from_dict(value)).open()
     assert reload_model(run).digest == run.provenance["model_digest"]
     stated = json.loads((run.path / "provenance.json").read_text())
     (tmp_path / "other").mkdir()
-    other = tiny.write_causal_lm(tmp_path / "other", "gpt2", seed=5)
+    other = tiny.tiny_causal_lm(tmp_path / "other", "gpt2", seed=5)
     (run.path / "experiment.yaml").write_text((run.path / "experiment.yaml").read_text().replace(str(tiny_gpt2), str(other)))
     with pytest.raises(UserError, match=rf"other model files \(sha256 {stated['model_digest'][:12]} then"):
         reload_model(run)
-    tiny.write_lines(tmp_path / "p.jsonl", [{**lines[0], "answer": 5}, lines[1]])
+    write_lines(tmp_path / "p.jsonl", [{**lines[0], "answer": 5}, lines[1]])
     with pytest.raises(UserError, match="other data files") as raised:
         reload_data(run)
     assert "\n" not in str(raised.value)

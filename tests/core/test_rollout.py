@@ -20,7 +20,8 @@ from codi_engine.core.sites import Site
 from codi_engine.core.wavefront import Edit
 from codi_engine.plugins.models.codi import Codi, CodiOptions
 from codi_engine.plugins.models.hf import describe
-from tests.support import naive, tiny
+from codi_engine.testing import tiny
+from tests.support import naive
 
 PATCHED = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "attn_z", "mlp_act", "q", "k", "v")
 
@@ -200,7 +201,7 @@ def test_trials_do_not_depend_on_the_batch(net: Network) -> None:
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def latent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Network:
-    checkpoint, base = tiny.write_codi(tmp_path_factory.mktemp(request.param), request.param)
+    checkpoint, base = tiny.tiny_codi(tmp_path_factory.mktemp(request.param), request.param)
     return Network(Codi(CodiOptions(checkpoint=str(checkpoint), base=str(base), lora_r=4)).load())
 
 

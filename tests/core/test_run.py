@@ -226,7 +226,7 @@ def test_no_intervention_is_an_experiment(demo: Maker) -> None:
 
 
 def test_position_patching_on_a_causal_lm(demo: Maker, tiny_gpt2: Path, tmp_path: Path) -> None:
-    from tests.support import tiny
+    from tests.support.lines import write_lines
 
     records = [
         {
@@ -236,7 +236,7 @@ def test_position_patching_on_a_causal_lm(demo: Maker, tiny_gpt2: Path, tmp_path
         }
         for i in range(4)
     ]
-    path = tiny.write_lines(tmp_path / "pairs.jsonl", records)
+    path = write_lines(tmp_path / "pairs.jsonl", records)
     run = demo(
         model={"plugin": "causal_lm", "path": str(tiny_gpt2)}, data={"plugin": "pairs", "path": str(path)},
         intervention={**PATCH, "site": "blocks.0.hook_resid_post"},
@@ -249,9 +249,9 @@ def test_position_patching_on_a_causal_lm(demo: Maker, tiny_gpt2: Path, tmp_path
 
 
 def test_sampled_trials_share_a_prompt(demo: Maker, tiny_gpt2: Path, tmp_path: Path) -> None:
-    from tests.support import tiny
+    from tests.support.lines import write_lines
 
-    path = tiny.write_lines(tmp_path / "p.jsonl", [{"text": "there are 3 apples", "condition": "safe"}, {"text": "there are 9 pears", "condition": "risky"}])
+    path = write_lines(tmp_path / "p.jsonl", [{"text": "there are 3 apples", "condition": "safe"}, {"text": "there are 9 pears", "condition": "risky"}])
     experiment = demo(
         model={"plugin": "causal_lm", "path": str(tiny_gpt2)}, data={"plugin": "prompts", "path": str(path)},
         metrics=["flip"], trials=30,

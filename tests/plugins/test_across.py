@@ -22,7 +22,8 @@ from codi_engine.core.work import Work
 from codi_engine.kernels.intervals import wilson
 from codi_engine.plugins.analyses.across import Across, AcrossOptions
 from codi_engine.plugins.analyses.across_tables import matched
-from tests.support import tiny
+from codi_engine.testing import tiny
+from tests.support.lines import write_lines
 
 
 class Fake:
@@ -225,9 +226,9 @@ def test_runs_that_cannot_be_compared_are_refused(runs: list[Run], words: str) -
 
 def test_two_models_of_different_depth_run_from_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    places = {name: tiny.write_codi(tmp_path / name, "gpt2", layers=layers) for name, layers in (("small", 3), ("large", 5))}
+    places = {name: tiny.tiny_codi(tmp_path / name, "gpt2", layers=layers) for name, layers in (("small", 3), ("large", 5))}
     questions = [{"question": f"there are {a} apples and {b} pears how many ?", "answer": a + b} for a, b in ((3, 4), (5, 9), (20, 7))]
-    tiny.write_lines(tmp_path / "p.jsonl", questions)
+    write_lines(tmp_path / "p.jsonl", questions)
     experiment = Experiment.from_dict(
         {
             "name": "depths", "model": {"plugin": "codi", "lora_r": 4, "device": "cpu", "latents": 2},

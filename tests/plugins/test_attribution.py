@@ -26,7 +26,8 @@ from codi_engine.core.results import Run
 from codi_engine.core.work import Work
 from codi_engine.plugins.analyses import attribution_estimates, attribution_setting, attribution_tables
 from codi_engine.plugins.analyses.attribution import Attribution, AttributionOptions
-from tests.support import tiny
+from codi_engine.testing import tiny
+from tests.support.lines import write_lines
 
 DEMO = {"plugin": "codi", "checkpoint": "demo", "device": "cpu"}
 EVERYWHERE = {"layer": "all", "step": "all"}
@@ -48,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("attribution")
     packaged = files("codi_engine.plugins").joinpath("demo") / "pairs.jsonl"
     records = [json.loads(line) for line in packaged.read_text(encoding="utf-8").splitlines()]
-    data = tiny.write_lines(folder / "pairs.jsonl", [r for r in records if r["both_correct"]][:12])
+    data = write_lines(folder / "pairs.jsonl", [r for r in records if r["both_correct"]][:12])
     patch = {"plugin": "patch", "site": "resid_post", "direction": "denoise"}
     value = {
         "name": "demo", "model": DEMO, "data": {"plugin": "pairs", "path": str(data), "limit": 6},
@@ -316,7 +317,7 @@ def test_what_was_estimated_is_not_estimated_again(run: Run, tmp_path: Path, mon
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Return a patching run over prompt positions of a plain causal LM; a clean prompt is longer than its corrupted one."""
     folder = tmp_path_factory.mktemp("plain")
-    model = tiny.write_causal_lm(folder / "model", "llama")
+    model = tiny.tiny_causal_lm(folder / "model", "llama")
     texts = [
         ("there are 7 apples and 5 pears", 12, "there are 8 apples and 3 pears", 11),
         ("how many 9 apples are there and 4", 13, "how many 2 pears and 4", 6),
@@ -324,7 +325,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
     records = [{"clean": {"question": a, "answer": b}, "corrupted": {"question": c, "answer": d}} for a, b, c, d in texts]
     value = {
         "name": "plain", "model": {"plugin": "causal_lm", "path": str(model), "device": "cpu"},
-        "data": {"plugin": "pairs", "path": str(tiny.write_lines(folder / "pairs.jsonl", records))},
+        "data": {"plugin": "pairs", "path": str(write_lines(folder / "pairs.jsonl", records))},
         "conditions": {
             "blocks": {"intervention": {"plugin": "patch", "site": "resid_post", "direction": "denoise"}, "sweep": {"layer": "all", "position": [-4, -2, -1]}},
             "first": {"intervention": {"plugin": "patch", "site": "resid_pre", "direction": "denoise"}, "sweep": {"layer": [1], "position": [0, 3]}},

@@ -22,7 +22,9 @@ from codi_engine.core.rollout import Produced, Rollout, Task, Want
 from codi_engine.core.sites import Site
 from codi_engine.core.wavefront import Edit
 from codi_engine.plugins.models.coconut import Coconut, CoconutOptions
-from tests.support import coconut, tiny
+from codi_engine.testing.coconut import FAMILIES, tiny_coconut, write_base
+from tests.support import coconut
+from tests.support.lines import write_lines
 
 QUESTIONS = ["there are 3 apples", "there are 12 pears and 40 apples and 7 pears\nand more", "apples 9", "there are 55 apples and 6 pears"]
 K, NEW = 6, 5
@@ -36,7 +38,7 @@ class Case:
     """A checkpoint on disk, the network it was saved from, and the engine on it."""
 
     def __init__(self, folder: Path, family: str) -> None:
-        self.checkpoint, self.base, self.network = coconut.write(folder, family)
+        self.checkpoint, self.base, self.network = tiny_coconut(folder, family)
         self.network.set_attn_implementation("eager")
         self.adapter = plugin(self.checkpoint, self.base).load()
         self.net = Network(self.adapter)
@@ -55,7 +57,7 @@ class Case:
         return Rollout(self.net).run([self.prompts[p] for p in prompts], tasks, want, *([apply] if apply else []))
 
 
-@pytest.fixture(scope="module", params=coconut.FAMILIES)
+@pytest.fixture(scope="module", params=FAMILIES)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(tmp_path_factory.mktemp("coconut"), request.param)
 
@@ -138,9 +140,9 @@ def test_answers_are_tokenised_as_in_training(case: Case) -> None:
 
 def layouts(folder: Path, family: str) -> dict[str, Path]:
     """The same weights in every layout there is."""
-    saved, _, _ = coconut.write(folder, family)
+    saved, _, _ = tiny_coconut(folder, family)
     state: dict[str, torch.Tensor] = torch.load(saved, weights_only=True)
-    tied = [k for k in state if k.endswith("lm_head.weight")] if coconut.FAMILIES[family] else []
+    tied = [k for k in state if k.endswith("lm_head.weight")] if FAMILIES[family] else []
     plain = {k.removeprefix("base_causallm."): v for k, v in state.items() if k != "embedding.weight"}
     once = {k: v.clone() for k, v in state.items() if k not in ("embedding.weight", *tied)}
     files = {}
@@ -168,7 +170,7 @@ def test_every_layout_gives_the_same_model(tmp_path: Path, family: str) -> None:
 
 @pytest.mark.parametrize("padding", [3, 29])
 def test_the_vocabulary_is_the_tokenizers_and_not_the_padded_bases(tmp_path: Path, padding: int) -> None:
-    checkpoint, base, _ = coconut.write(tmp_path, "llama", padding)
+    checkpoint, base, _ = tiny_coconut(tmp_path, "llama", padding)
     adapter = plugin(checkpoint, base).load()
     assert adapter.banned_ids_from is not None
     assert adapter.info.vocab_size == adapter.banned_ids_from + 3 == adapter.network.config.vocab_size
@@ -176,7 +178,7 @@ def test_the_vocabulary_is_the_tokenizers_and_not_the_padded_bases(tmp_path: Pat
 
 
 def language_only(folder: Path) -> tuple[Path, Path, Any]:
-    base, network, _ = coconut.write_base(folder, "gpt2")
+    base, network, _ = write_base(folder, "gpt2")
     torch.save(network.state_dict(), folder / "checkpoint_22")
     return folder / "checkpoint_22", base, network
 
@@ -198,7 +200,7 @@ def test_the_language_only_stage_runs_without_markers(tmp_path: Path) -> None:
 
 
 def test_no_latents_between_the_markers(tmp_path: Path) -> None:
-    checkpoint, base, network = coconut.write(tmp_path, "gpt2")
+    checkpoint, base, network = tiny_coconut(tmp_path, "gpt2")
     adapter = plugin(checkpoint, base, latents=0).load()
     ids = adapter.encode_prompt("there are 3 apples")
     out = Rollout(Network(adapter)).run([ids], [Task(0)], Want(read=False, max_new_tokens=NEW))
@@ -217,7 +219,7 @@ class Harmful:
 
 def damaged(folder: Path, change: str) -> tuple[Path, Path]:
     """A GPT-2 checkpoint with one thing wrong."""
-    checkpoint, base, _ = coconut.write(folder, "gpt2")
+    checkpoint, base, _ = tiny_coconut(folder, "gpt2")
     state: dict[str, torch.Tensor] = torch.load(checkpoint, weights_only=True)
     block = "base_causallm.transformer.h.1.mlp.c_fc.weight"
     if change == "missing":
@@ -276,7 +278,7 @@ def test_bad_checkpoints_are_named(tmp_path: Path, change: str, message: str) ->
 
 
 def test_a_directory_with_one_checkpoint_is_enough(tmp_path: Path) -> None:
-    checkpoint, base, _ = coconut.write(tmp_path, "gpt2")
+    checkpoint, base, _ = tiny_coconut(tmp_path, "gpt2")
     assert plugin(tmp_path, base).load().digest == plugin(checkpoint, base).load().digest
 
 
@@ -290,20 +292,20 @@ def test_half_precision_feeds_back_what_it_computes(case: Case) -> None:
 
 
 def test_one_question_by_hand(tmp_path: Path) -> None:
-    checkpoint, base, _ = coconut.write(tmp_path, "gpt2")
+    checkpoint, base, _ = tiny_coconut(tmp_path, "gpt2")
     session = codi_engine.load(checkpoint, plugin="coconut", base=str(base), device="cpu")
     c, z = (session.capture(QUESTIONS[0], [site])[site] for site in ("latent_out", "latent_in"))
     assert np.array_equal(z.sel(step=[1, 2, 3]), c.sel(step=[0, 1, 2]))
 
 
 def experiment(folder: Path, **parts: Any) -> Experiment:
-    checkpoint, base, _ = coconut.write(folder, "llama")
+    checkpoint, base, _ = tiny_coconut(folder, "llama")
     records = [
         {"pair_id": str(n), "variant": variant, "question": f"there are {a} apples and {n} pears", "answer": a + n}
         for n, clean in enumerate((3, 17, 28, 40))
         for variant, a in (("clean", clean), ("corrupted", clean + 9))
     ]
-    path = tiny.write_lines(folder / "pairs.jsonl", records)
+    path = write_lines(folder / "pairs.jsonl", records)
     return Experiment.from_dict(
         {"name": "coconut", "model": {"plugin": "coconut", "checkpoint": str(checkpoint), "base": str(base), "device": "cpu"},
          "data": {"plugin": "pairs", "path": str(path)}, "generate": {"max_new_tokens": 4}, "controls": "none", **parts}

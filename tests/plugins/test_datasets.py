@@ -10,7 +10,7 @@ import pytest
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import Data
 from codi_engine.core.plugins import plugin_manager
-from tests.support.tiny import write_lines
+from tests.support.lines import write_lines
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 

@@ -22,8 +22,8 @@ from codi_engine.core.results import Run
 from codi_engine.plugins.analyses import lens_tables, readout, sought
 from codi_engine.plugins.analyses.chain import results
 from codi_engine.plugins.analyses.states import States
-from tests.support import tiny
 from tests.support.captured import captured_run
+from tests.support.lines import write_lines
 
 CAPTURE = ["resid_post@latent", "latent_out", "resid_post@answer", "logits@answer[0]", "attn_out@latent"]
 
@@ -185,7 +185,7 @@ def test_positions_before_a_prompt_have_no_lens(tmp_path: Path, monkeypatch: pyt
     """A causal LM: places are prompt positions, short prompts lack the first ones, and there are no annotations."""
     monkeypatch.chdir(tmp_path)
     lines = [{"question": "there are " + "apples and " * i + f"{i} pears", "answer": i} for i in range(8)]
-    data = {"plugin": "problems", "path": str(tiny.write_lines(tmp_path / "p.jsonl", lines))}
+    data = {"plugin": "problems", "path": str(write_lines(tmp_path / "p.jsonl", lines))}
     model = {"plugin": "causal_lm", "path": str(tiny_gpt2), "device": "cpu"}
     made = captured_run(tmp_path, ["resid_post@prompt", "final_norm@prompt[-1]"], 8, model=model, data=data, generate={"max_new_tokens": 2})
     result = codi_engine.analyze(made, "logit_lens", memory=0.01)[0].result

@@ -18,7 +18,7 @@ from codi_engine.core.run import run_experiment
 from codi_engine.plugins.models.causal_lm import CausalLM, CausalLMOptions
 from codi_engine.plugins.models.codi import Codi, CodiOptions
 from codi_engine.plugins.models.hf import download
-from tests.support import tiny
+from codi_engine.testing import tiny
 
 ORACLE = Path(__file__).parents[1] / "fixtures" / "oracle_gpt2"
 
@@ -34,8 +34,8 @@ def logits(model: Codi, text: str = "there are 3 apples") -> torch.Tensor:
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_ties_formats_and_merging_give_the_same_model(tmp_path: Path, family: str) -> None:
-    variants = [tiny.write_codi(tmp_path / drop, family, drop=drop) for drop in ("embedding", "head", "none")]
-    variants.append(tiny.write_codi(tmp_path / "bin", family, drop="none", fmt="bin"))
+    variants = [tiny.tiny_codi(tmp_path / drop, family, drop=drop) for drop in ("embedding", "head", "none")]
+    variants.append(tiny.tiny_codi(tmp_path / "bin", family, drop="none", fmt="bin"))
     first = logits(codi(*variants[0]))
     for checkpoint, base in variants[1:]:
         assert torch.equal(logits(codi(checkpoint, base)), first)
@@ -45,7 +45,7 @@ def test_ties_formats_and_merging_give_the_same_model(tmp_path: Path, family: st
 
 
 def test_merging_is_base_plus_scaled_product(tmp_path: Path) -> None:
-    checkpoint, base = tiny.write_codi(tmp_path / "x", "llama")
+    checkpoint, base = tiny.tiny_codi(tmp_path / "x", "llama")
     state = load_file(checkpoint / "model.safetensors")
     network = codi(checkpoint, base).load().network
     root = "codi.base_model.model.model.layers.1.mlp.up_proj"
@@ -56,14 +56,14 @@ def test_merging_is_base_plus_scaled_product(tmp_path: Path) -> None:
 
 
 def test_projection_without_layer_norm(tmp_path: Path) -> None:
-    checkpoint, base = tiny.write_codi(tmp_path / "x", "gpt2", norm=False)
+    checkpoint, base = tiny.tiny_codi(tmp_path / "x", "gpt2", norm=False)
     adapter = codi(checkpoint, base).load()
     assert adapter.projection is not None
     assert "LayerNorm" not in adapter.report[-1]
 
 
 def test_describe_reads_no_weights(tmp_path: Path) -> None:
-    checkpoint, base = tiny.write_codi(tmp_path / "x", "llama")
+    checkpoint, base = tiny.tiny_codi(tmp_path / "x", "llama")
     (checkpoint / "model.safetensors").write_bytes(b"")
     info = codi(checkpoint, base).describe()
     assert (info.layers, info.heads, info.kv_heads, info.latents) == (3, 4, 2, 6)
@@ -81,7 +81,7 @@ def test_prompts_are_encoded_as_the_reference_does() -> None:
 
 
 def damaged(tmp_path: Path, change: str) -> tuple[Path, Path]:
-    checkpoint, base = tiny.write_codi(tmp_path / change, "gpt2")
+    checkpoint, base = tiny.tiny_codi(tmp_path / change, "gpt2")
     file = checkpoint / "model.safetensors"
     state = load_file(file)
     name = "codi.base_model.model.transformer.h.1.mlp.c_fc.lora_A.default.weight"
@@ -124,7 +124,7 @@ def test_bad_checkpoints_are_named(tmp_path: Path, change: str, message: str) ->
 
 def test_a_wrong_rank_is_a_wrong_shape(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"check model\.base, lora_r"):
-        codi(*tiny.write_codi(tmp_path / "x", "gpt2"), lora_r=8).load()
+        codi(*tiny.tiny_codi(tmp_path / "x", "gpt2"), lora_r=8).load()
 
 
 def test_a_file_of_a_repository_is_fetched_by_the_hubs_own_function(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ class Harmful:
 
 
 def test_no_pickle_is_ever_run(tmp_path: Path) -> None:
-    checkpoint, base = tiny.write_codi(tmp_path / "x", "gpt2")
+    checkpoint, base = tiny.tiny_codi(tmp_path / "x", "gpt2")
     (checkpoint / "model.safetensors").unlink()
     (checkpoint / "pytorch_model.bin").write_bytes(pickle.dumps({"w": Harmful(tmp_path / "made")}))
     with pytest.raises(UserError, match="cannot be read"):
@@ -150,7 +150,7 @@ def test_no_pickle_is_ever_run(tmp_path: Path) -> None:
 
 
 def test_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
-    checkpoint, base = tiny.write_codi(tmp_path / "x", "gpt2")
+    checkpoint, base = tiny.tiny_codi(tmp_path / "x", "gpt2")
     config = (base / "config.json").read_text().replace('"vocab_size": 115', '"vocab_size": 90')
     (base / "config.json").write_text(config)
     with pytest.raises(UserError, match="tokenizer mismatch"):
@@ -181,14 +181,14 @@ def test_half_precision_loads() -> None:
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_causal_lms_load_from_disk(tmp_path: Path, family: str) -> None:
-    adapter = CausalLM(CausalLMOptions(path=str(tiny.write_causal_lm(tmp_path / family, family)))).load()
+    adapter = CausalLM(CausalLMOptions(path=str(tiny.tiny_causal_lm(tmp_path / family, family)))).load()
     assert adapter.info.latents == 0
     assert adapter.encode_prompt("there are 3 apples")
     assert adapter.stop_ids == (0,)
 
 
 def test_a_causal_lm_with_missing_weights_is_refused(tmp_path: Path) -> None:
-    folder = tiny.write_causal_lm(tmp_path / "x", "llama")
+    folder = tiny.tiny_causal_lm(tmp_path / "x", "llama")
     state = load_file(folder / "model.safetensors")
     del state["model.layers.0.mlp.up_proj.weight"]
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
@@ -225,7 +225,7 @@ def test_the_demo_as_a_plain_language_model_has_its_own_identity() -> None:
 
 def test_weights_are_located_without_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    checkpoint, base = tiny.write_codi(tmp_path / "x", "gpt2")
+    checkpoint, base = tiny.tiny_codi(tmp_path / "x", "gpt2")
     (checkpoint / "model.safetensors").write_bytes(b"never looked at")
     codi(checkpoint, base).locate()
     (checkpoint / "model.safetensors").unlink()

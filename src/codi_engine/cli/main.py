@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from codi_engine import __version__
+from codi_engine.cli.completion import completion, experiments, runs, runs_and_analyses
 from codi_engine.cli.export import export
+from codi_engine.cli.new_plugin import new_plugin
 from codi_engine.cli.note import note
 from codi_engine.cli.pairs import pairs
 from codi_engine.cli.plot import plot
+from codi_engine.cli.plugins import plugins, problems
 from codi_engine.cli.report import report
+from codi_engine.cli.schema import schema
 from codi_engine.cli.text import neutral
 from codi_engine.cli.view import view
 
@@ -45,7 +49,7 @@ def cli(context: click.Context) -> None:
 
 
 @cli.command()
-@click.argument("file", required=False)
+@click.argument("file", required=False, shell_complete=experiments)
 @_SET
 @_LIMIT
 @click.option("--output", metavar="DIR", help="Run directory; {date}, {name} and {seed} are filled in. Default: runs/{name}.")
@@ -73,6 +77,7 @@ def run(
     from codi_engine.cli.files import read_experiment
 
     experiment = read_experiment(file, overrides)
+    problems(quiet)
     if dry_run:
         return _plan(experiment, output, {"limit": limit, "device": device}, quiet, as_json=False)
     from codi_engine.cli.progress import progress
@@ -87,11 +92,16 @@ def run(
         tables.checks(found, label)
     if test and not checked:
         show.table([("checks", "none in the file")])
+    failures = [error for part in (finished, *finished.parts.values()) for error in part.failures]
+    if failures:
+        from codi_engine.core.errors import AnalysesFailed
+
+        raise AnalysesFailed(failures) from failures[0]
     return 0 if finished.passed else CHECK_FAILED
 
 
 @cli.command()
-@click.argument("file", required=False)
+@click.argument("file", required=False, shell_complete=experiments)
 @click.option("--measure", is_flag=True, help="Load the model and time a few cells of each stage; nothing of the run is written.")
 @click.option("--price", type=click.FloatRange(min=0.0), help="Of a GPU-hour; of an hour of this machine where the model is on the CPU.")
 @_SET
@@ -117,7 +127,9 @@ def plan(
     from codi_engine.cli.files import read_experiment
 
     options = {"limit": limit, "device": device, "measure": measure, "price": price}
-    return _plan(read_experiment(file, overrides), output, options, quiet, as_json)
+    experiment = read_experiment(file, overrides)
+    problems(quiet)
+    return _plan(experiment, output, options, quiet, as_json)
 
 
 def _plan(experiment: Experiment, output: str | None, options: dict[str, Any], quiet: bool, as_json: bool) -> int:
@@ -136,7 +148,7 @@ def _plan(experiment: Experiment, output: str | None, options: dict[str, Any], q
 
 
 @cli.command()
-@click.argument("directory", metavar="RUN")
+@click.argument("directory", metavar="RUN", shell_complete=runs)
 @_JSON
 @_DEBUG
 def status(directory: str, as_json: bool, debug: bool) -> None:
@@ -169,7 +181,7 @@ def ls(directory: str, cost: bool, inventory: bool, as_json: bool, debug: bool) 
 
 
 @cli.command()
-@click.argument("file", required=False)
+@click.argument("file", required=False, shell_complete=experiments)
 @_SET
 @_LIMIT
 @_DEVICE
@@ -182,13 +194,15 @@ def check(file: str | None, overrides: tuple[str, ...], limit: int | None, devic
     from codi_engine.cli.progress import progress
     from codi_engine.core.run import check_experiment
 
+    experiment = read_experiment(file, overrides)
+    problems(quiet)
     with progress(quiet) as shown:
-        frame = check_experiment(read_experiment(file, overrides), limit=limit, device=device, progress=shown)
+        frame = check_experiment(experiment, limit=limit, device=device, progress=shown)
     show.checks(frame)
 
 
 @cli.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN... [NAME...]")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN... [NAME...]", shell_complete=runs_and_analyses)
 @click.option("-s", "--set", "options", multiple=True, metavar="[NAME.]OPTION=VALUE", help="An option of the analysis; the value is YAML.")
 @_QUIET
 @_DEBUG
@@ -199,11 +213,17 @@ def analyze(runs: tuple[str, ...], options: tuple[str, ...], quiet: bool, debug:
     """
     from codi_engine.cli import show
     from codi_engine.cli.progress import progress
-    from codi_engine.core.analyzing import analyze_runs, expand, split
+    from codi_engine.core.analyzing import Analysed, analyze_runs, expand, split
+    from codi_engine.core.errors import AnalysesFailed
 
     patterns, names = split(runs)
-    with progress(quiet) as shown:
-        done = analyze_runs(expand(patterns), names, options, shown)
+    problems(quiet)
+    try:
+        with progress(quiet) as shown:
+            done = analyze_runs(expand(patterns), names, options, shown)
+    except AnalysesFailed as error:
+        show.analysed([one for one in error.done if isinstance(one, Analysed)])
+        raise
     show.analysed(done)
 
 
@@ -274,24 +294,6 @@ def import_(
 
 
 @cli.command()
-@click.argument("action", required=False, type=click.Choice(["list", "show"]), default="list")
-@click.argument("name", required=False)
-@_DEBUG
-def plugins(action: str, name: str | None, debug: bool) -> None:
-    """List plugins with package and one-line help, or `show NAME` with its options."""
-    from codi_engine.cli import show
-    from codi_engine.core.plugins import plugin_manager
-
-    manager = plugin_manager()
-    if action == "show":
-        if not name:
-            raise click.UsageError("plugins show needs a NAME")
-        show.plugin(manager, name)
-    else:
-        show.plugin_list(manager)
-
-
-@cli.command()
 @click.argument("action", type=click.Choice(["show"]))
 @click.argument("path")
 @click.option("--layer", type=click.IntRange(min=0), help="Fills in {layer}. Default: every layer there is.")
@@ -313,25 +315,34 @@ cli.add_command(export)
 cli.add_command(note)
 cli.add_command(view)
 cli.add_command(report)
+cli.add_command(plugins)
+cli.add_command(new_plugin)
+cli.add_command(schema)
+cli.add_command(completion)
 
 
-def _ours(error: BaseException) -> bool:
-    """True for errors that are messages to the user."""
-    from codi_engine.core.errors import CodiEngineError
+def _code(error: BaseException) -> int | None:
+    """Return the exit code of errors that are messages to the user: 2, and 1 where a plugin's own code failed; None for others."""
+    from codi_engine.core.errors import CodiEngineError, PluginError
     from codi_engine.store.errors import StoreError
 
-    return isinstance(error, (CodiEngineError, StoreError))
+    if isinstance(error, PluginError):
+        return 1
+    return 2 if isinstance(error, (CodiEngineError, StoreError)) else None
 
 
 def _usage(error: click.ClickException) -> str:
     """Say what is wrong with the command line, and which --help tells more."""
     context = error.ctx if isinstance(error, click.UsageError) else None
-    message = neutral(error.format_message())
+    message = neutral(" ".join(error.format_message().split()))  # click lists choices one per line
     return message if context is None else f"{message}\n'{context.command_path} --help' lists what there is."
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0, 2 for the user's mistakes, 3 for a failed check, 130 when interrupted."""
+    """Run the command line and return the exit code.
+
+    0; 1 for a defect, of a plugin too; 2 for the user's mistakes; 3 for a failed check; 130 when interrupted.
+    """
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     try:
@@ -346,10 +357,11 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # the user gets one or two lines; --debug shows everything
         if debug:
             raise
-        if _ours(error):
+        code = _code(error)
+        if code is not None:
             click.echo(f"error: {neutral(error)}", err=True)
-            return 2
-        click.echo(f"error: {type(error).__name__}: {neutral(error)}\nThis is a defect of codi-engine or of a plugin; --debug shows where.", err=True)
+            return code
+        click.echo(f"error: {type(error).__name__}: {neutral(error)}\nThis is a defect of codi-engine; --debug shows where.", err=True)
         return 1
 
 

@@ -1,30 +1,25 @@
-"""What the terminal shows: tables, results, plugins. Text of models and plugins is shown as plain text only."""
+"""What the terminal shows: tables, results. Text of models and plugins is shown as plain text only."""
 
 from __future__ import annotations
 
-import inspect
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from codi_engine.cli.text import neutral
-from codi_engine.core.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
-    from pydantic.fields import FieldInfo
 
     from codi_engine.core.analyzing import Analysed
     from codi_engine.core.experiment import Experiment, PluginRef
     from codi_engine.core.importing import Imported
-    from codi_engine.core.plugins import Plugins, Registered
     from codi_engine.core.run import Finished
     from codi_engine.core.sae import SAE
 
@@ -192,69 +187,3 @@ def autoencoders(found: Sequence[tuple[SAE, str]]) -> None:
     for label in rows[0]:
         grid.add_row(plain(label), *(plain(row[label]) for row in rows))
     console().print(grid)
-
-
-# -------------------------------------------------------------------------------------------------- plugins
-
-
-def plugin_list(plugins: Plugins) -> None:
-    """Print every plugin under its kind: name, package and first line of its help."""
-    from codi_engine.core.plugins import HOOKS
-
-    screen = console()
-    names = max((len(r.name) for r in plugins.registered), default=0)
-    packages = max((len(r.package) for r in plugins.registered), default=0)
-    for kind, heading in HOOKS.items():
-        found = sorted((r for r in plugins.registered if r.kind == kind), key=lambda r: (r.package, r.name))
-        if found:
-            screen.print(plain(heading, "bold"))
-        for item in found:
-            line = plain(f"  {item.name:<{names}}  ").append_text(plain(f"{item.package:<{packages}}  ", "dim")).append_text(plain(_first_line(item.cls)))
-            screen.print(line, no_wrap=True, overflow="ellipsis")
-    for problem in plugins.problems:
-        console(stderr=True).print(plain(f"left out: {problem}", "yellow"), soft_wrap=True)
-
-
-def _first_line(cls: type[Any]) -> str:
-    return inspect.cleandoc(cls.__doc__ or "").splitlines()[0].replace("``", "")
-
-
-def _flowing(doc: str) -> str:
-    """Return a docstring whose paragraphs are one line each, to be wrapped as wide as the screen is; lists and code stay."""
-    text = inspect.cleandoc(doc).replace("``", "")
-    return re.sub(r"(?<=\S)\n(?=[^\s\-*])", " ", text)
-
-
-def plugin(plugins: Plugins, name: str) -> None:
-    """Print the help and the options of every plugin of that name."""
-    found = [r for r in plugins.registered if name in (r.name, f"{r.package}/{r.name}")]
-    if not found:
-        raise UserError(f"plugins show: unknown plugin '{name}'; {nearest(name, [r.name for r in plugins.registered])}")
-    for number, item in enumerate(found):
-        if number:
-            console().print()
-        _one_plugin(item)
-
-
-def _one_plugin(item: Registered) -> None:
-    screen = console()
-    screen.print(plain(f"{item.kind} {item.name}", "bold"), plain(f"({item.package} {item.version})", "dim"))
-    screen.print(plain(_flowing(item.cls.__doc__ or "")))
-    fields = item.cls.Options.model_fields
-    if not fields:
-        return
-    screen.print()
-    screen.print(plain("options", "bold"))
-    if item.cls.Options.__doc__:
-        screen.print(plain(_flowing(item.cls.Options.__doc__)))
-    table([(f"  {key}", _describe(option)) for key, option in fields.items()])
-
-
-def _describe(option: FieldInfo) -> str:
-    """Say an option's type and default."""
-    annotation = option.annotation
-    kind = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
-    if option.is_required():
-        return f"{kind}, required"
-    default = option.get_default(call_default_factory=True)
-    return f"{kind.replace('codi_engine.plugins.datasets.records.', '')} = {default!r}"

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.checkpoints import family_analyses, is_family, runs_below
-from codi_engine.core.errors import UserError, nearest
+from codi_engine.core.errors import AnalysesFailed, PluginError, UserError, nearest
 from codi_engine.core.progress import Progress
+from codi_engine.core.returned import analysed
 from codi_engine.core.showing import ending, usual
 from codi_engine.core.stored import ABOUT, about
 from codi_engine.core.work import Work
@@ -123,6 +124,10 @@ def analyze_runs(paths: Sequence[Path], names: Sequence[str] = (), options: Sequ
     paths: run directories
     names: analyses; default: those of each run's experiment, else ``importance``
     options: ``option=value`` for all analyses that have it, or ``analysis.option=value``; the value is YAML
+
+    Raises
+    ------
+    AnalysesFailed: some of several failed in their own code; what the others gave is written and in its ``done``
     """
     from codi_engine.core.plugins import plugin_manager
     from codi_engine.core.results import open_run
@@ -140,11 +145,19 @@ def analyze_runs(paths: Sequence[Path], names: Sequence[str] = (), options: Sequ
             wanted = [{"plugin": w} if isinstance(w, str) else dict(w) for w in run.experiment.get("analyses") or [_default(run)]]
             jobs += [([run], analysis) for analysis in _with_options(plugins, wanted, options, str(run.path))]
         jobs += _of_families(opened, plugins, options)
-    done = []
+    done: list[Analysed] = []
+    failures: list[PluginError] = []
     for number, (runs, analysis) in enumerate(jobs):
         if len(jobs) > 1:
             progress.note(f"{number + 1} of {len(jobs)}: {analysis.name} of {', '.join(str(r.path) for r in runs)}")
-        done.append(analyze_one(runs, analysis, progress))
+        try:
+            done.append(analyze_one(runs, analysis, progress))
+        except PluginError as error:
+            if len(jobs) == 1:
+                raise
+            failures.append(error)  # the others do not depend on it
+    if failures:
+        raise AnalysesFailed(failures, done)
     return done
 
 
@@ -204,7 +217,7 @@ def analyze_one(runs: Sequence[Run], analysis: Analysis[Any], progress: Progress
     work.memory = int(getattr(options, "memory", 0) * 1e9) or work.memory
     work.threads = getattr(options, "threads", None) or work.threads
     progress.start(f"analysis {analysis.name}", 0, "")
-    result = analysis.analyze(runs, work)
+    result = analysed(analysis, runs, work)
     written = write_result(folder, result, about(analysis, runs), analysis)
     work.clear()
     progress.finish()

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codi_engine.core.errors import CodiEngineError, UserError, nearest
+from codi_engine.core.attribution import calling
+from codi_engine.core.errors import CodiEngineError, PluginError, UserError, nearest
 from codi_engine.core.labels import FROM, check_labels, in_order, label_of, numbers_of
 from codi_engine.core.progress import Progress
 from codi_engine.store.layout import EXPERIMENT, LEDGER, RESULTS
@@ -134,7 +135,7 @@ def _about(label: str) -> Iterator[None]:
     try:
         yield
     except CodiEngineError as error:
-        raise type(error)(f"checkpoint {label}: {error}") from None
+        raise type(error)(f"checkpoint {label}: {error}") from error.__cause__
 
 
 # ------------------------------------------------------------------------------------------------ running
@@ -167,7 +168,10 @@ def run_checkpoints(experiment: Experiment, root: Path, *, limit: int | None, de
     life = Lifecycle(plugins, [], root, progress.note)
     for analysis in analyses:
         progress.note(f"analysis {analysis.name} of {len(parts)} checkpoints")
-        finished.take(analyze_one([open_run(p.path) for p in parts.values()], analysis, progress, root), life)
+        try:
+            finished.take(analyze_one([open_run(p.path) for p in parts.values()], analysis, progress, root), life)
+        except PluginError as error:
+            finished.failures.append(error)
     finished.seconds = time.perf_counter() - begun
     return finished
 
@@ -188,7 +192,8 @@ def _check_members(family: Family, root: Path, limit: int | None, device: str | 
     for label, member in family.members.items():
         with _about(label):
             prepared, _ = _prepared(member, limit, device)
-            prepared.model.locate()
+            with calling(prepared.model, "locate"):
+                prepared.model.locate()
             if (root / label / LEDGER).exists():
                 open_writer(prepared, root / label).close()
 

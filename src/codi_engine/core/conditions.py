@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from codi_engine.core.attribution import calling
 from codi_engine.core.axes import label, resolve_axis
 from codi_engine.core.controls import is_control
 from codi_engine.core.errors import UserError, nearest
@@ -100,7 +101,9 @@ def build_intervention(plugins: Plugins, plugin: type[Intervention[Any]], option
     """Validate options and build the intervention."""
     from codi_engine.core.experiment import plugin_options
 
-    return plugin(plugin_options(plugin, options, where=at, source=source))
+    checked = plugin_options(plugin, options, where=at, source=source)
+    with calling(plugin, "__init__"):
+        return plugin(checked)
 
 
 class Conditions:

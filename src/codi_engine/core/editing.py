@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from codi_engine.core.errors import GateError, UserError
+from codi_engine.core.attribution import calling
+from codi_engine.core.errors import UserError
 from codi_engine.core.natural import Naturals, written
 from codi_engine.core.network import Network
 from codi_engine.core.plan import Cell, Condition
 from codi_engine.core.plugin import Intervention, Rows
+from codi_engine.core.returned import applied
 from codi_engine.core.rollout import Task
 from codi_engine.core.sampling import generator
 from codi_engine.core.sites import PHASES, Phase, Site
@@ -50,7 +52,9 @@ class Fired:
     def add(self, place: int, old: torch.Tensor, new: torch.Tensor, source: torch.Tensor | None, by: Intervention[Any] | None) -> None:
         self.rows += len(old)
         self.same += 0 if source is None else int((source.to(old.dtype) == old).all(-1).sum())
-        self.must_change |= by is not None and not (by.identity() or by.may_rest())
+        if by is not None:
+            with calling(by, "identity"):
+                self.must_change |= not (by.identity() or by.may_rest())
         self.places.add(place)
         self.changed += int((old != new).any(-1).sum())
         self.before += float(old.float().norm(dim=-1).sum())
@@ -177,7 +181,8 @@ class Editor:
         addressed = self._addressed(condition, values, prompt)
         intervention = self.groups[group].intervention
         assert intervention is not None
-        return intervention.edits(condition.phase, addressed, latents)
+        with calling(intervention, "edits"):
+            return intervention.edits(condition.phase, addressed, latents)
 
     def _frozen(self, condition: Condition, places: Sequence[int]) -> list[Edit]:
         """Pin the latents after the first edit to the unedited run; steps edited at ``latent_in`` keep their edit."""
@@ -232,9 +237,6 @@ class Editor:
             new = old.clone()
         else:
             new, source = self._by_place(number, site, place, placed, old, columns)
-        if new.shape != old.shape or new.dtype != old.dtype:
-            name = group.intervention.name if group.intervention else "own"
-            raise GateError(f"intervention '{name}' returned {list(new.shape)} {new.dtype} for {list(old.shape)} {old.dtype} at {site}")
         if self.record:
             kind = self.conditions[placed[0].cell.condition].name if number != OWN else "own"
             self.fired.setdefault((kind, str(site)), Fired()).add(place, old, new, source, group.intervention)
@@ -268,7 +270,7 @@ class Editor:
         if group.intervention is None:
             assert rows.source is not None
             return rows.source.to(rows.values.dtype)
-        new = group.intervention.apply(rows)
+        new = applied(group.intervention, rows, self.record)
         if group.condition.control != "random":
             return new
         step, direction = (new - rows.values).norm(dim=-1, keepdim=True), rows.draws()

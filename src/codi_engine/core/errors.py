@@ -4,7 +4,9 @@ CodiEngineError
 ├── UserError          bad input: file, field and remedy in one or two lines (exit code 2)
 │   └── DifferentRun   the output directory holds another experiment
 ├── GateError          an edit did not do what the plan says; nothing was swept
-└── WorkerDied         the process of a device ended before its units were computed
+├── WorkerDied         the process of a device ended before its units were computed
+└── PluginError        a plugin's method failed or returned what it must not: package, plugin and method are named (exit code 1)
+    └── AnalysesFailed some analyses failed; the results of the others are written
 
 The store, which knows nothing of the core, has errors of its own: ``codi_engine.store.errors``.
 """
@@ -12,7 +14,7 @@ The store, which knows nothing of the core, has errors of its own: ``codi_engine
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -34,6 +36,18 @@ class GateError(CodiEngineError):
 
 class WorkerDied(CodiEngineError):
     """A process that computed units on a device ended, and ended again; what is committed stays."""
+
+
+class PluginError(CodiEngineError):
+    """A plugin's own code failed, a built-in's or a third party's; what is committed stays."""
+
+
+class AnalysesFailed(PluginError):
+    """Some of several analyses failed. ``done``: what the others gave; ``failures``: the errors, one each."""
+
+    def __init__(self, failures: Sequence[PluginError], done: Sequence[object] = ()) -> None:
+        super().__init__("\n".join(str(f) for f in failures))
+        self.failures, self.done = list(failures), list(done)
 
 
 @contextmanager

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from codi_engine.core.attribution import calling
 from codi_engine.core.editing import Editor, Placed
 from codi_engine.core.errors import GateError
 from codi_engine.core.plan import Cell, Condition
-from codi_engine.core.plugin import Outcome
+from codi_engine.core.plugin import Intervention, Outcome
 from codi_engine.core.sources import Sources
 
 if TYPE_CHECKING:
@@ -50,11 +51,16 @@ def run_gate(job: Job, bank: Bank, exact: bool = True) -> list[dict[str, Any]]:
         identity = f"exempt: {exempt}" if exempt else "as its condition" if condition.control else _identities(job, bank, placed, unedited, exact)
         interventions = [g.intervention for g in editor.groups[2:] if g.intervention is not None]
         if condition.control is None:
-            if interventions and all(i.identity() for i in interventions):
+            if interventions and all(_is_identity(i) for i in interventions):
                 _exact(job, condition.name, "its options change nothing (identity)", edited, unedited, exact)
             _changed(condition.name, editor)
         records += _records(condition.name, editor, identity)
     return records
+
+
+def _is_identity(intervention: Intervention[Any]) -> bool:
+    with calling(intervention, "identity"):
+        return bool(intervention.identity())
 
 
 def _chosen(job: Job, condition: int) -> list[Placed]:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from codi_engine.core.attribution import calling
 from codi_engine.core.captures import position_block
 from codi_engine.core.conditions import Condition, build_intervention, layers_of
 from codi_engine.core.model import ModelInfo
@@ -55,7 +56,9 @@ def _chosen_places(needs: dict[str, Need], condition: Condition, plan: Plan, plu
                 continue
             seen.add(key)
             intervention = build_intervention(plugins, condition.plugin, options, condition.name, "")
-            for phase, places in intervention.edits(condition.phase, addressed, latents).items():
+            with calling(intervention, "edits"):
+                edits = intervention.edits(condition.phase, addressed, latents)
+            for phase, places in edits.items():
                 for layer, place in itertools.product(point.get("layer", (None,)), places):
                     site = Site(condition.site.component, layer, phase)
                     for read, at in _read_at(intervention, condition, site, place, plan.info):

@@ -11,6 +11,7 @@ from codi_engine.core.devices import on_first
 from codi_engine.core.errors import DifferentRun, UserError
 from codi_engine.core.pairfile import SIDES, Pair, Record, as_text, check_new, read_pairs, write_text
 from codi_engine.core.progress import Progress
+from codi_engine.core.returned import described, loaded_model
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -151,7 +152,7 @@ def model_experiment(model: str, overrides: Sequence[str], pairs: Path, approved
     asked = {"name": "pairs", "data": data, "metrics": ["accuracy"], **{k: value[k] for k in _TAKEN if k in value}}
     source = "demo" if model == "demo" else Path(model).name
     experiment = Experiment.from_dict(asked, overrides, source=source, lines=lines)
-    if plugin_manager().build("model", on_first(experiment)[0].model, "model", source).describe().latents == 0:
+    if described(plugin_manager().build("model", on_first(experiment)[0].model, "model", source)).latents == 0:
         return experiment
     zero = {"plugin": "zero", "site": "latent_in"}
     conditions = {name: {"intervention": {**zero, "on": side}, "sweep": {"step": "all_at_once"}} for side, name in ZEROED.items()}
@@ -216,7 +217,7 @@ def _count_tokens(experiment: Experiment, pairs: Sequence[Pair], device: str | N
     from codi_engine.core.plugins import plugin_manager
 
     adjusted = experiment if device is None else experiment.with_overrides([f"model.device={device}"])
-    encode = plugin_manager().build("model", on_first(adjusted)[0].model, "model", experiment.source).load().encode_prompt
+    encode = loaded_model(plugin_manager().build("model", on_first(adjusted)[0].model, "model", experiment.source)).encode_prompt
     for pair in pairs:
         lengths = {f"{side}_tokens": len(encode(pair.question(side))) for side in SIDES if pair.question(side)}
         same = len(lengths) == 2 and len(set(lengths.values())) == 1

@@ -12,8 +12,10 @@ from typing import Any
 import pluggy
 
 from codi_engine.core import hookspecs
+from codi_engine.core.attribution import BUILTIN, calling, remember
+from codi_engine.core.contributed import Problem, called, fault, left_out, other_specification, said, unknown_hooks
 from codi_engine.core.errors import UserError, nearest
-from codi_engine.core.plugin import SPEC_VERSION, Analysis, Dataset, Intervention, Metric, Model, Options, Plugin, SaeFormat, Tracker
+from codi_engine.core.plugin import Analysis, Dataset, Intervention, Metric, Model, Plugin, SaeFormat, Tracker
 
 KINDS: dict[str, type[Plugin[Any]]] = {
     "model": Model,
@@ -27,8 +29,6 @@ KINDS: dict[str, type[Plugin[Any]]] = {
 #: kind → the hook that contributes it
 HOOKS = {kind: "analyses" if kind == "analysis" else f"{kind}s" for kind in KINDS}
 ENVIRONMENT = "CODI_ENGINE_PLUGINS"
-BUILTIN = "codi-engine"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Registered:
     version: str
     cls: type[Plugin[Any]]
 
+    @property
+    def full_name(self) -> str:
+        """``package/name``, which is never ambiguous."""
+        return f"{self.package}/{self.name}"
+
 
 class Plugins:
     """All plugins of one process; made by :func:`plugin_manager`.
@@ -51,7 +56,7 @@ class Plugins:
     def __init__(self) -> None:
         self.manager = pluggy.PluginManager(hookspecs.PROJECT)
         self.manager.add_hookspecs(hookspecs)
-        self.problems: list[str] = []
+        self.problems: list[Problem] = []
         self.registered: list[Registered] = []
         self.hook = self.manager.hook
 
@@ -66,24 +71,25 @@ class Plugins:
         package: the distribution it came with; the first half of its plugins' full names
         entry: name of the entry point, where a distribution has several
         """
-        stated = getattr(module, "codi_engine_spec", SPEC_VERSION)
-        if stated != SPEC_VERSION:
-            self._problem(package, version, f"written for hook specification {stated}; this is {SPEC_VERSION}")
+        if wrong := other_specification(module, package):
+            self._problem(package, version, wrong)
             return
         name = f"{package}:{entry}" if entry else package
+        unknown = unknown_hooks(module)
         try:
             self.manager.register(module, name=name)
-            self.manager.check_pending()
         except (pluggy.PluginValidationError, ValueError) as error:
             self._problem(package, version, f"cannot be registered: {_last_line(error)}")
             if isinstance(error, pluggy.PluginValidationError):  # pluggy leaves it half registered
                 self.manager.unregister(name=name)
             return
+        for _, what in unknown:
+            self._problem(package, version, what)
         for kind in KINDS:
             self._collect(kind, module, package, version)
 
     def _problem(self, package: str, version: str, what: str) -> None:
-        self.problems.append(f"{package} {version}: {what}")
+        self.problems.append(Problem(package, version, what))
 
     def _collect(self, kind: str, module: object, package: str, version: str) -> None:
         hook = HOOKS[kind]
@@ -93,39 +99,54 @@ class Plugins:
         try:
             classes = list(function())
         except (Exception, SystemExit) as error:  # a third party's code may raise anything; it must not take the engine down
-            self._problem(package, version, f"{hook}() failed: {type(error).__name__}: {error}")
+            self._problem(package, version, f"{hook}() failed: {said(error)}")
             return
         if getattr(module, hook, None) is not function:  # importing the submodule of that name put it in the function's place
             self._problem(package, version, f"{hook}() is hidden by the submodule '{hook}'; give the submodule another name")
         for cls in classes:
             known = {r.name for r in self.registered if r.kind == kind and r.package == package}
-            wrong = _wrong(cls, KINDS[kind]) or ("the name stands twice" if cls.name in known else "")
+            wrong = fault(cls, kind, KINDS[kind], schema=package != BUILTIN) or ("the name stands twice" if cls.name in known else "")
             if wrong:
-                self._problem(package, version, f"{kind} '{_called(cls)}' left out: {wrong}")
+                self._problem(package, version, f"{kind} '{called(cls)}' of {hook}() left out: {wrong}")
             else:
                 self.registered.append(Registered(kind, cls.name, package, version, cls))
+                remember(self.registered[-1])
 
     # --------------------------------------------------------------------------------------- answering
 
     def names(self, kind: str) -> list[str]:
         """Return the names by which plugins of a kind can be asked for."""
-        return sorted({r.name for r in self.registered if r.kind == kind} | {f"{r.package}/{r.name}" for r in self.registered if r.kind == kind})
+        return sorted({name for r in self.registered if r.kind == kind for name in (r.name, r.full_name)})
 
     def get(self, kind: str, name: str, where: str = "plugin") -> type[Any]:
         """Return a plugin class by its name, or ``package/name`` where two packages have one of that name.
 
         A built-in keeps its short name; others of the same name need their package's.
         """
+        return self.find(kind, name, where).cls
+
+    def find(self, kind: str, name: str, where: str = "plugin") -> Registered:
+        """Return a plugin and its package, as :meth:`get` finds it.
+
+        Raises
+        ------
+        UserError: unknown (what was left out is named, it may be the one), or in several packages
+        """
         mine = [r for r in self.registered if r.kind == kind]
-        exact = [r for r in mine if f"{r.package}/{r.name}" == name]
+        exact = [r for r in mine if r.full_name == name]
         short = [r for r in mine if r.name == name]
         builtin = [r for r in short if r.package == BUILTIN]
         found = exact or (builtin if builtin else short)
         if len(found) > 1:
-            raise UserError(f"{where}: '{name}' is in several packages; write one of {', '.join(f'{r.package}/{r.name}' for r in found)}")
+            raise UserError(f"{where}: '{name}' is in several packages; write one of {', '.join(r.full_name for r in found)}")
         if not found:
-            raise UserError(f"{where}: unknown {kind} '{name}'; {nearest(name, [r.name for r in mine])}")
-        return found[0].cls
+            raise UserError(f"{where}: unknown {kind} '{name}'; {nearest(name, [self.written(r) for r in mine])}{left_out(self.problems)}")
+        return found[0]
+
+    def written(self, item: Registered) -> str:
+        """Return how an experiment file names a plugin: by its short name where that is enough."""
+        others = [r for r in self.registered if r.kind == item.kind and r.name == item.name and r is not item]
+        return item.name if not others or item.package == BUILTIN else item.full_name
 
     def build(self, kind: str, mapping: Any, where: str, source: str) -> Any:
         """Return a plugin with validated options from ``{plugin: name, **options}`` or a bare name."""
@@ -140,11 +161,9 @@ class Plugins:
         else:
             raise UserError(f"{source}: {where}: write {{plugin: name, …}}; got {mapping!r}")
         cls = self.get(kind, name, f"{source}: {where}.plugin")
-        return cls(plugin_options(cls, options, where, source))
-
-
-def _called(cls: Any) -> str:
-    return str(getattr(cls, "name", None) or getattr(cls, "__name__", None) or repr(cls))
+        checked = plugin_options(cls, options, where, source)
+        with calling(cls, "__init__"):
+            return cls(checked)
 
 
 def _last_line(error: Exception) -> str:
@@ -152,18 +171,8 @@ def _last_line(error: Exception) -> str:
 
 
 def _wrong(cls: Any, base: type[Plugin[Any]]) -> str:
-    """Say what keeps a contributed class from being a plugin; empty when nothing does."""
-    if not (isinstance(cls, type) and issubclass(cls, base)):
-        return f"not a subclass of {base.__name__}"
-    name = getattr(cls, "name", None)
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        return "`name` must be letters, digits, dot, dash or underscore"
-    if not (isinstance(getattr(cls, "Options", None), type) and issubclass(cls.Options, Options)):
-        return "`Options` is not a subclass of codi_engine.core.plugin.Options"
-    if not (cls.__doc__ or "").strip():
-        return "has no docstring, which is its help"
-    missing: frozenset[str] = getattr(cls, "__abstractmethods__", frozenset())
-    return f"lacks {', '.join(sorted(missing))}" if missing else ""
+    """Say what keeps a class from being a plugin of the kind of ``base``; empty when nothing does."""
+    return fault(cls, next(kind for kind, known in KINDS.items() if known is base), base, schema=True)
 
 
 def plugin_manager(load: bool = True) -> Plugins:
@@ -190,13 +199,13 @@ def _load_installed(plugins: Plugins) -> None:
         wanted = {_normal(n): n.strip() for n in names.split(",") if n.strip()}
         found = [(d, e) for d, e in found if _normal(d.name) in wanted]
         for name in wanted.keys() - {_normal(d.name) for d, _ in found}:
-            plugins.problems.append(f"{wanted[name]}: named in {ENVIRONMENT}, but no such package with codi-engine plugins is installed")
+            plugins.problems.append(Problem(wanted[name], "", f"named in {ENVIRONMENT}, but no such package with codi-engine plugins is installed"))
     for distribution, entry in sorted(found, key=lambda f: (_normal(f[0].name), f[1].name)):
         package, version = distribution.name, distribution.version
         try:
             module = entry.load()
         except (Exception, SystemExit) as error:  # importing a third party's module may raise anything; name it and go on
-            plugins.problems.append(f"{package} {version}: cannot be imported: {type(error).__name__}: {error}")
+            plugins.problems.append(Problem(package, version, f"cannot be imported: {said(error)}"))
             continue
         plugins.register(module, package, version, entry.name)
 

@@ -13,6 +13,7 @@ from codi_engine.core.errors import UserError, said_of
 from codi_engine.core.foreseen import foreseen
 from codi_engine.core.plan import Plan, build_plan
 from codi_engine.core.plugin import Analysis, Metric, Model, Tracker
+from codi_engine.core.returned import columns_of, described, loaded
 
 if TYPE_CHECKING:
     from codi_engine.core.experiment import Experiment
@@ -59,8 +60,8 @@ def prepare(experiment: Experiment, plugins: Plugins) -> Prepared:
         with said_of(f"{source}: trackers[{number}]"):
             tracker.check()
     with said_of(source):
-        info = model.describe()
-    data = dataset.load()
+        info = described(model)
+    data = loaded(dataset)
     for number, metric in enumerate(metrics):
         if data.kind not in metric.applies_to:
             raise UserError(f"{source}: metrics[{number}]: '{metric.name}' does not apply to {data.kind}; it needs {' or '.join(sorted(metric.applies_to))}")
@@ -103,7 +104,7 @@ def metric_names(metrics: Sequence[Metric[Any]]) -> dict[tuple[int, str], str]:
     names: dict[tuple[int, str], str] = {}
     taken: set[str] = set()
     for metric in metrics:
-        for column in metric.columns():
+        for column in columns_of(metric):
             name = column
             if name in taken:
                 set_values = metric.options.model_dump(exclude_defaults=True)

@@ -12,6 +12,7 @@ from codi_engine.core.answers import extract
 from codi_engine.core.errors import UserError
 from codi_engine.core.model import ModelAdapter
 from codi_engine.core.plugin import Metric, Outcome, Readings
+from codi_engine.core.returned import measured
 from codi_engine.core.rollout import Produced
 
 #: most tokens an answer may have where it is teacher-forced
@@ -113,12 +114,9 @@ def take(source: Outcome, index: Sequence[int] | np.ndarray) -> Outcome:
 
 
 def measure(metrics: Sequence[Metric], read: Readings, name: Callable[[Metric, str], str]) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
-    """Return column → rows for all metrics; a metric that returns another shape is refused by name."""
+    """Return column → rows for all metrics; a metric that returns other columns or another shape is refused by name."""
     out: dict[str, np.ndarray] = {}
     for metric in metrics:
-        for column, values in metric.measure(read).items():
-            array = np.asarray(values, np.float64)
-            if array.shape != read.gold.shape:
-                raise UserError(f"metrics: '{metric.name}' returned shape {list(array.shape)} for {len(read.gold)} rows")
+        for column, array in measured(metric, read).items():
             out[name(metric, column)] = array
     return out

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.errors import UserError
+from codi_engine.core.returned import loaded, loaded_model
 from codi_engine.store.layout import EXPERIMENT
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def reload_model(run: Run) -> ModelAdapter:
     ------
     UserError: the run names no model (imported, synthetic), the model cannot be loaded, or its files are not those of the run
     """
-    adapter: ModelAdapter = _built(run, "model").load()
+    adapter = loaded_model(_built(run, "model"))
     _same(run, "model", run.provenance["model_digest"], adapter.digest)
     return adapter
 
@@ -37,7 +38,7 @@ def reload_data(run: Run) -> Data:
     ------
     UserError: the run names no data, they cannot be read, or they have changed since
     """
-    data: Data = _built(run, "data").load()
+    data = loaded(_built(run, "data"))
     _same(run, "data", run.provenance["data_digest"], data.digest)
     return data
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.controls import control_of, in_words
 from codi_engine.core.costs import Costs, money_text, size_text, time_text
-from codi_engine.core.errors import DifferentRun, UserError
+from codi_engine.core.errors import DifferentRun, PluginError, UserError
 from codi_engine.core.machine import Preparing
 from codi_engine.core.progress import Progress
 
@@ -48,6 +48,7 @@ class Finished:
     experiment: Experiment | None = None
     estimate: Costs | None = None
     checks: pd.DataFrame | None = None
+    failures: list[PluginError] = field(default_factory=list)  # analyses that failed; everything else is on disk
     parts: dict[str, Finished] = field(default_factory=dict)  # of an experiment with checkpoints: label → its run
 
     def __repr__(self) -> str:
@@ -275,7 +276,10 @@ def run_experiment(
         for mapping in prepared.experiment.analyses:
             analysis = plugins.build("analysis", mapping, where="analyses", source=str(path))
             runner.cost.begin(f"analysis {mapping.plugin}")
-            finished.take(analyze_one([open_run(path)], analysis, progress), runner.life)
+            try:
+                finished.take(analyze_one([open_run(path)], analysis, progress), runner.life)
+            except PluginError as error:
+                finished.failures.append(error)  # the others do not depend on it
             runner.cost.end()
         if prepared.checks:
             from codi_engine.core.checking import check_run

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from codi_engine.core.attribution import calling
 from codi_engine.core.devices import held
 from codi_engine.core.disk import DiskWatch
 from codi_engine.core.errors import DifferentRun, UserError
@@ -21,6 +22,7 @@ from codi_engine.core.plugin import Intervention
 from codi_engine.core.preparing import Prepared
 from codi_engine.core.progress import Progress
 from codi_engine.core.recording import KEY, Recorder
+from codi_engine.core.returned import loaded_model
 from codi_engine.core.tally import tally_of
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ class Runner:
         from codi_engine.core.selftest import self_test
 
         self.progress.start("loading the model", 0, "")
-        adapter = self.prepared.model.load()
+        adapter = loaded_model(self.prepared.model)
         net = Network(adapter)
         result = self_test(net)
         self.progress.finish()
@@ -149,7 +151,8 @@ class Runner:
             at = f"conditions.{condition.name}.intervention"
             made = build_intervention(self.prepared.plugins, condition.plugin, {**condition.options, **swept}, at, self.experiment.source)
             try:
-                made.check(saes, replace(condition.site.at(layer), phase=condition.phase), self.plan.info.width)
+                with calling(made, "check"):
+                    made.check(saes, replace(condition.site.at(layer), phase=condition.phase), self.plan.info.width)
             except UserError as error:
                 raise UserError(f"{self.experiment.source}: {at}: {error}") from None
 

@@ -18,6 +18,7 @@ import torch
 
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import NoOptions, SaeFormat
+from codi_engine.core.returned import knows, read_sae
 
 if TYPE_CHECKING:
     from codi_engine.core.plugins import Plugins
@@ -295,7 +296,7 @@ class SaeStore:
         sae = self._loaded.get(key)
         if sae is None:
             place = self._place(path, layer)
-            sae = self.format_of(place).read(place).to(self.device)
+            sae = read_sae(self.format_of(place), place).to(self.device)
             self._loaded[key] = sae
         self._loaded.move_to_end(key)
         if width is not None and sae.width != width:
@@ -339,7 +340,7 @@ class SaeStore:
     def format_of(self, place: Path) -> SaeFormat:
         """Return the first format that knows a file or directory."""
         for one in self.formats:
-            if one.matches(place):
+            if knows(one, place):
                 return one
         if place.suffix == ".dcp" or (place.is_dir() and (any(place.glob("*.dcp")) or (place / ".metadata").is_file())):
             raise UserError(f"sae: '{place}' is a sharded .dcp checkpoint, which is a pickle inside; save it as safetensors with the library that wrote it")

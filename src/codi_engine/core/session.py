@@ -205,7 +205,8 @@ def load(checkpoint: str | Path = "demo", *, plugin: str = "codi", **options: An
     options: the plugin's options (``base``, ``dtype``, ``device`` …)
     """
     from codi_engine.core.plugins import plugin_manager
+    from codi_engine.core.returned import loaded_model
 
     name = "path" if plugin == "causal_lm" else "checkpoint"
     model = plugin_manager().build("model", {"plugin": plugin, name: str(checkpoint), **options}, where="load", source="load()")
-    return Session(model.load())
+    return Session(loaded_model(model))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from codi_engine.core.attribution import calling
 from codi_engine.core.conditions import templated
 from codi_engine.core.errors import GateError, UserError
 from codi_engine.core.sites import Phase, Site
@@ -62,7 +63,8 @@ def read_from(intervention: Intervention[Any], site: Site, place: int, info: Mod
     ------
     GateError: it reads a layer or step that the model does not have
     """
-    read, at = intervention.source_at(site, place)
+    with calling(intervention, "source_at"):
+        read, at = intervention.source_at(site, place)
     name = f"'{intervention.name}' at {site}[{place}] reads {read}[{at}]"
     if read.phase is None:
         raise GateError(f"{name}: source_at must keep the phase")

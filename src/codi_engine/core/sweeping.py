@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from codi_engine.core.attribution import calling
 from codi_engine.core.bank import Bank
 from codi_engine.core.captures import captured
 from codi_engine.core.editing import Editor, Placed
@@ -39,8 +40,10 @@ def editor_for(
 
     def build(condition: Any, options: Mapping[str, Any]) -> Intervention[Any]:
         intervention = build_intervention(job.plugins, condition.plugin, options, f"conditions.{condition.name}", job.experiment.source)
-        intervention = (intervention.neutral() or intervention) if neutral else intervention
-        intervention.prepare(values)
+        with calling(intervention, "neutral"):
+            intervention = (intervention.neutral() or intervention) if neutral else intervention
+        with calling(intervention, "prepare"):
+            intervention.prepare(values)
         return intervention
 
     experiment = job.experiment

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codi_engine.core.errors import GateError, UserError
+from codi_engine.core.errors import GateError, PluginError, UserError
 from codi_engine.core.machine import peak_bytes, reset_peak
 from codi_engine.core.progress import Progress
 from codi_engine.store.errors import StoreError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: the number that stands for the gate among the units
 GATE = -1
 #: errors that keep their kind on the way to the user
-KINDS: dict[str, type[Exception]] = {e.__name__: e for e in (UserError, GateError, StoreError)}
+KINDS: dict[str, type[Exception]] = {e.__name__: e for e in (UserError, GateError, PluginError, StoreError)}
 
 
 @dataclass(frozen=True)

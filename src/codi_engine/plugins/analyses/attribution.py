@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 class AttributionOptions(Options):
     """``condition``: which one of the run's (default: all that can be estimated). ``limit``: examples (default: all of the run).
 
-    ``site`` with ``direction`` (and ``downstream``, default ``propagate``): estimate a patch that the run did not make.
+    ``site``, ``direction``, ``downstream``: estimate a patch that the run did not make (the last defaults to propagate).
     ``metric``: ``logit_diff`` (pairs) or ``cross_entropy``; default: the first that applies. ``method``: ``gradient``, or
-    ``integrated`` over ``steps`` inputs between the two prompts'. ``keep``: places written to top.csv.
+    ``integrated`` over inputs between the two prompts'. ``steps``: how many of these. ``keep``: places written to top.csv.
     """
 
     condition: str | None = None

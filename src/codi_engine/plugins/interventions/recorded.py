@@ -20,8 +20,8 @@ from codi_engine.core.sources import Sources
 class RecordedOptions(Options):
     """``run``: the directory of a run of the same model that captured the edited site there (``capture: [resid_post@latent]``).
 
-    ``example``: ``same`` takes the example of the same id, anything else is an id. ``variant`` (clean, corrupted), ``condition``
-    and ``where`` (``{step: 2}``) choose the cell where an example has several; unedited cells are taken by default.
+    ``example``: ``same`` takes the example of the same id, anything else is an id. ``variant`` (clean, corrupted),
+    ``condition``, ``where`` (``{step: 2}``): choose the cell where an example has several; unedited cells are taken by default.
     """
 
     run: str

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,23 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from codi_engine.plugins.models.hf import quiet
-
 WORDS = ["<eos>", "The", "answer", "is", ":", "there", "are", "apples", "and", "pears", "how", "many", "?", "."]
 FAMILIES = ("gpt2", "llama", "qwen2", "gpt_neox")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers while it writes and makes models."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def write_tokenizer(folder: Path, pad: bool = False) -> int:
@@ -53,18 +68,37 @@ def network(family: str, vocabulary: int = 120, seed: int = 0, **sizes: Any) -> 
     return made.eval().requires_grad_(False)
 
 
-def write_causal_lm(folder: Path, family: str, seed: int = 0) -> Path:
-    """Write a transformers causal LM with its tokenizer."""
+def tiny_causal_lm(path: str | Path, family: str = "gpt2", seed: int = 0) -> Path:
+    """Write a random causal LM (3 layers × 32) with its tokenizer; ``plugin: causal_lm`` loads it by this directory.
+
+    Parameters
+    ----------
+    family: gpt2, llama, qwen2 or gpt_neox
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
     size = write_tokenizer(folder)
     with quiet():
         network(family, size + 5, seed).save_pretrained(folder)  # real models pad their vocabulary too
     return folder
 
 
-def write_codi(
-    folder: Path, family: str, r: int = 4, norm: bool = True, drop: str = "embedding", fmt: str = "safetensors", layers: int = 3
+def tiny_codi(
+    path: str | Path, family: str = "gpt2", r: int = 4, norm: bool = True, drop: str = "embedding", fmt: str = "safetensors", layers: int = 3
 ) -> tuple[Path, Path]:
-    """Write (checkpoint, base) in the reference's layout: base in bf16, LoRA and projection in fp32, one tied weight dropped."""
+    """Write a random CODI checkpoint as training saves it; returns (checkpoint, base), both below ``path``.
+
+    The base is bf16, LoRA and projection are fp32, and one tied weight is left out, as in the published checkpoints.
+
+    Parameters
+    ----------
+    family: gpt2, llama, qwen2 or gpt_neox
+    r: rank of the adapters
+    norm: does the projection end in a layer norm
+    drop: which of the tied weights is left out: ``embedding``, ``head`` or nothing (``""``)
+    fmt: ``safetensors``, or a ``.bin`` file
+    """
+    folder = Path(path)
     base, checkpoint = folder / "base", folder / "ckpt"
     base.mkdir(parents=True)
     checkpoint.mkdir()
@@ -108,8 +142,3 @@ def _projection(width: int, inner: int, norm: bool, generator: torch.Generator) 
     if norm:
         state |= {"prj.ln.weight": 1 + 0.1 * torch.randn(width, generator=generator), "prj.ln.bias": 0.1 * torch.randn(width, generator=generator)}
     return state
-
-
-def write_lines(path: Path, records: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-    return path

@@ -1,0 +1,159 @@
+"""Calls of plugins whose result is checked as it comes back: what fails or does not fit names package, plugin and method."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codi_engine.core.attribution import calling, wrong
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from codi_engine.core.model import ModelAdapter, ModelInfo
+    from codi_engine.core.plugin import Analysis, AnalysisResult, Data, Dataset, Intervention, Metric, Model, Readings, Rows, SaeFormat
+    from codi_engine.core.results import Run
+    from codi_engine.core.sae import SAE
+    from codi_engine.core.work import Work
+
+#: the prompts that an example of each kind of data has
+VARIANTS = {"problems": {"main"}, "prompts": {"main"}, "pairs": {"clean", "corrupted"}}
+
+
+def described(model: Model[Any]) -> ModelInfo:
+    """Return what a model says of itself without its weights."""
+    from codi_engine.core.model import ModelInfo
+
+    with calling(model, "describe"):
+        info = model.describe()
+    if not isinstance(info, ModelInfo):
+        raise wrong(model, "describe", f"must return a ModelInfo; it returned {_what(info)}")
+    return info
+
+
+def loaded_model(model: Model[Any]) -> ModelAdapter:
+    """Return a model's network and tokenizer functions."""
+    from codi_engine.core.model import ModelAdapter
+
+    with calling(model, "load"):
+        adapter = model.load()
+    if not isinstance(adapter, ModelAdapter):
+        raise wrong(model, "load", f"must return a ModelAdapter; it returned {_what(adapter)}")
+    return adapter
+
+
+def loaded(dataset: Dataset[Any]) -> Data:
+    """Return a data set's examples: of a known kind, each with its prompts and an id of its own."""
+    from codi_engine.core.plugin import Data
+
+    with calling(dataset, "load"):
+        data = dataset.load()
+    if not isinstance(data, Data):
+        raise wrong(dataset, "load", f"must return a Data; it returned {_what(data)}")
+    if data.kind not in VARIANTS:
+        raise wrong(dataset, "load", f"returned data of kind {data.kind!r}; known: {', '.join(VARIANTS)}")
+    for name, examples in (("examples", data.examples), ("pool", data.pool)):
+        twice = next((i for i, n in Counter(e.id for e in examples).items() if n > 1), None)
+        if twice is not None:
+            raise wrong(dataset, "load", f"returned two {name} with the id {twice!r}")
+        unfit = next((e for e in examples if set(e.prompts) != VARIANTS[data.kind]), None)
+        if unfit is not None:
+            raise wrong(
+                dataset, "load", f"returned example {unfit.id!r} with the prompts {sorted(unfit.prompts)}; {data.kind} have {sorted(VARIANTS[data.kind])}"
+            )
+    return data
+
+
+def applied(intervention: Intervention[Any], rows: Rows, tried: bool = False) -> torch.Tensor:
+    """Return an intervention's new values: a tensor of the same shape, type and device.
+
+    ``tried``: by the gate, which also refuses what is not finite where the model's own values are.
+    """
+    import torch
+
+    old = rows.values
+    with calling(intervention, "apply"):
+        new = intervention.apply(rows)
+    at = f"at {rows.site} {rows.phase}[{rows.place}]"
+    if not isinstance(new, torch.Tensor):
+        raise wrong(intervention, "apply", f"must return a tensor; it returned {_what(new)} {at}")
+    if new.shape != old.shape or new.dtype != old.dtype:
+        raise wrong(intervention, "apply", f"returned {list(new.shape)} {new.dtype} for {list(old.shape)} {old.dtype} {at}")
+    if new.device != old.device:
+        raise wrong(intervention, "apply", f"returned a tensor on {new.device} for one on {old.device} {at}")
+    if tried and not bool(torch.isfinite(new).all()) and bool(torch.isfinite(old).all()):
+        raise wrong(intervention, "apply", f"returned NaN or infinite values {at}")
+    return new
+
+
+def columns_of(metric: Metric[Any]) -> Sequence[str]:
+    """Return the names of a metric's columns."""
+    with calling(metric, "columns"):
+        columns = metric.columns()
+    if isinstance(columns, str) or not all(isinstance(c, str) and c for c in columns) or len(set(columns)) != len(columns) or not columns:
+        raise wrong(metric, "columns", f"must return names, each once; it returned {columns!r}")
+    return columns
+
+
+def measured(metric: Metric[Any], read: Readings) -> Mapping[str, np.ndarray]:
+    """Return a metric's columns: those that it names, one number per row."""
+    import numpy as np
+
+    with calling(metric, "measure"):
+        values = dict(metric.measure(read))
+        arrays = {column: np.asarray(v, np.float64) for column, v in values.items()}
+    named = columns_of(metric)
+    if set(arrays) != set(named):
+        raise wrong(metric, "measure", f"returned the columns {', '.join(map(str, arrays)) or 'none'}; columns() names {', '.join(named)}")
+    for column, array in arrays.items():
+        if array.shape != read.gold.shape:
+            raise wrong(metric, "measure", f"returned shape {list(array.shape)} for {len(read.gold)} rows in column '{column}'")
+    return {column: arrays[column] for column in values}
+
+
+def analysed(analysis: Analysis[Any], runs: Sequence[Run], work: Work) -> AnalysisResult:
+    """Return an analysis' tables, figures, files and summary."""
+    import pandas as pd
+
+    from codi_engine.core.plugin import AnalysisResult
+
+    with calling(analysis, "analyze"):
+        result = analysis.analyze(runs, work)
+    if not isinstance(result, AnalysisResult):
+        raise wrong(analysis, "analyze", f"must return an AnalysisResult; it returned {_what(result)}")
+    for name, table in result.tables.items():
+        if not isinstance(table, pd.DataFrame):
+            raise wrong(analysis, "analyze", f"must return DataFrames as tables; '{name}' is {_what(table)}")
+    for name, figure in result.figures.items():
+        if not hasattr(figure, "savefig"):
+            raise wrong(analysis, "analyze", f"must return matplotlib figures; '{name}' is {_what(figure)}")
+    if not isinstance(result.summary, str) or not all(isinstance(t, str) for t in result.files.values()):
+        raise wrong(analysis, "analyze", "must return its summary and its files as text")
+    for name in (*result.tables, *result.figures, *result.files):
+        if not isinstance(name, str) or not name or name != name.strip() or any(c in name for c in "/\\\0") or name in (".", ".."):
+            raise wrong(analysis, "analyze", f"returned {name!r} as a name; tables, figures and files are named as files are")
+    return result
+
+
+def knows(reader: SaeFormat, place: Path) -> bool:
+    """Return whether a format says that a file or directory is its own."""
+    with calling(reader, "matches"):
+        return bool(reader.matches(place))
+
+
+def read_sae(reader: SaeFormat, place: Path) -> SAE:
+    """Return the autoencoder of a file or directory."""
+    from codi_engine.core.sae import SAE
+
+    with calling(reader, "read"):
+        sae = reader.read(place)
+    if not isinstance(sae, SAE):
+        raise wrong(reader, "read", f"must return an SAE; it returned {_what(sae)}")
+    return sae
+
+
+def _what(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
