@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test slow check bench clean
+.PHONY: demo test slow check bench docs clean
 
 demo: $(VENV)/.installed  ## set up and run the demo
 	$(BIN)/codi-engine run
@@ -24,6 +24,10 @@ bench: $(VENV)/.installed  ## the figures of the README
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/studies.py
 	$(BIN)/python benchmarks/kernels.py
+
+docs: $(VENV)/.installed-test  ## the generated references, and the site, in site/
+	$(BIN)/python tools/reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -15,14 +15,14 @@ from codi_engine.plugins.datasets.records import Sample
 
 
 class DemoOptions(Options):
-    """``both_correct``: keep the pairs of which the demo model answers both sides right."""
+    """Which of the packaged records: the first ``limit``, or a ``sample`` of each stratum."""
 
     limit: int | None = Field(default=None, ge=1)
     sample: Sample | None = None
 
 
 class DemoPairsOptions(DemoOptions):
-    """``both_correct: true`` keeps the pairs of which the demo model answers both sides right."""
+    """``both_correct``: ``true`` keeps the pairs of which the demo model answers both sides right."""
 
     both_correct: bool | None = None
 
