@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from codi_engine.core import gradients
+from codi_engine.core.errors import UserError
 from codi_engine.core.gradients import Target, Tracer, in_single_precision, relative_difference
 from codi_engine.core.model import ModelAdapter
 from codi_engine.core.network import Network
@@ -187,3 +189,37 @@ def test_reduced_precision_is_lifted(tmp_path: Path) -> None:
     engine = Rollout(net).run([ids], [Task(0)], Want(generate=False, first=False, prefix=PREFIX)).number_logits[0]
     assert trace.logits.dtype == torch.float32
     assert relative_difference(trace.logits, engine) < 2e-5
+
+
+@pytest.mark.parametrize(
+    ("component", "layer", "step"), [("resid_post", 1, 2), ("mlp_out", 0, 3), ("attn_out", 2, 0), ("latent_in", None, 1), ("latent_out", None, 2)]
+)
+def test_an_edit_of_ones_own_is_the_engines_edit_and_its_gradient_the_finite_difference(double: Network, component: str, layer: int | None, step: int) -> None:
+    ids, tracer = double.adapter.encode_prompt(PROMPT), Tracer(double, PREFIX)
+    plain = tracer.trace(ids, TARGET, component, (layer,), "latent")
+    shift = torch.randn(32, generator=torch.Generator().manual_seed(step), dtype=torch.float64).mul_(0.1).requires_grad_(True)
+
+    def measured(size: float) -> tuple[torch.Tensor, torch.Tensor]:
+        return tracer.measure(ids, TARGET, [gradients.Edit(component, layer, step, lambda h: h + size * shift)])
+
+    assert float(measured(0.0)[0].detach()) == pytest.approx(plain.metric, abs=1e-6)
+    metric, logits = measured(1.0)
+    value = (plain.values[layer][step].double() + shift).detach()
+    edit = Edit(Site(component, layer), step, 0, 0)
+    assert float(metric.detach()) == pytest.approx(engine_metric(double, ids, edit, "latent", value, PREFIX), abs=2e-4)
+    assert float(logits[GOLD[0]].detach() - logits[OTHER[0]].detach()) == pytest.approx(float(metric.detach()), rel=1e-6)
+    (slope,) = torch.autograd.grad(metric, shift)
+    with torch.no_grad():
+        expected = float(measured(1 + 1e-5)[0] - measured(1 - 1e-5)[0]) / 2e-5
+    assert float(slope @ shift.detach()) == pytest.approx(expected, rel=1e-3)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in double.model.modules())
+
+
+def test_edits_that_cannot_be_made_are_refused(double: Network) -> None:
+    tracer, ids = Tracer(double, PREFIX), double.adapter.encode_prompt(PROMPT)
+    for component, layer, step, said in (
+        ("resid_post", 1, 6, "latent steps 0 to 5"), ("resid_post", None, 1, "with a layer"), ("resid_post", 3, 1, "layers 0 to 2"),
+        ("latent_in", 1, 1, "without one"), ("final_norm", None, 1, "name resid_post"), ("attn_z", 1, 1, "cannot be edited with gradients"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=said):
+            tracer.measure(ids, TARGET, [gradients.Edit(component, layer, step, lambda h: h)])

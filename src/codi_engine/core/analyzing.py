@@ -261,9 +261,9 @@ def write_result(folder: Path, result: AnalysisResult, made: Mapping[str, Any] |
         for name, table in result.tables.items():
             done.tables[name] = folder / f"{name}.parquet"
             storable(table).to_parquet(done.tables[name])
-        for name, text in result.files.items():
+        for name, content in result.files.items():
             done.files[name] = folder / name
-            done.files[name].write_text(text, encoding="utf-8")
+            done.files[name].write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
         (folder / "summary.txt").write_text(result.summary + "\n", encoding="utf-8")
         figures: dict[str, Figure] = {}
         if analysis is not None:

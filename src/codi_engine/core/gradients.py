@@ -3,23 +3,31 @@
 The model's own transformers forward with its eager attention, one prompt at a time, in fp32: prompt, latent loop, forced
 answer prefix, as ``core.rollout`` runs them, with a graph through the latents (``propagate``) or with every latent cut off
 from what made it (``freeze``). Parameters stay frozen; only activations need gradients.
+
+What is put in place at latent steps (:class:`Edit`) may depend on parameters of one's own: :meth:`Tracer.measure` returns the
+metric with a graph to them, so that an edit can be trained through the model. :func:`open_tracer` does this for a run's model.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from codi_engine.core import attention
+from codi_engine.core.errors import UserError
 from codi_engine.core.network import Network
 from codi_engine.core.sites import LAYERED, Phase
+
+if TYPE_CHECKING:
+    from codi_engine.core.reading import Answers
+    from codi_engine.core.results import Run
 
 Downstream = Literal["propagate", "freeze"]
 
@@ -54,16 +62,38 @@ class Trace:
     embeds: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Edit:
+    """A differentiable edit of one latent step: ``change`` maps the site's value (width) to its new one.
+
+    ``component`` is resid_post, attn_out or mlp_out at a ``layer``, or latent_in or latent_out without one.
+    """
+
+    component: str
+    layer: int | None
+    step: int
+    change: Callable[[torch.Tensor], torch.Tensor]
+
+
 @dataclass
 class _Seen:
-    """Tensors of the traced site in the order in which the phase made them."""
+    """Tensors of the traced site in the order in which the phase made them, and the edits at the latent step that runs."""
 
     tensors: dict[int | None, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))
     recording: bool = False
+    edits: Sequence[Edit] = ()
+    step: int | None = None
 
     def see(self, layer: int | None, tensor: torch.Tensor) -> None:
         if self.recording:
             self.tensors[layer].append(tensor)
+
+    def edited(self, component: str, layer: int | None, tensor: torch.Tensor) -> torch.Tensor:
+        """Return 1 × 1 × width after the edits of this site at the step that runs; outside the latent loop it stays as it is."""
+        for edit in self.edits:
+            if (edit.component, edit.layer, edit.step) == (component, layer, self.step):
+                tensor = edit.change(tensor[0, 0])[None, None]
+        return tensor
 
 
 class Tracer:
@@ -108,6 +138,37 @@ class Tracer:
         slopes = self._collected(component, layers, [(layer, g) for (layer, _), g in zip(flat, gradients, strict=True)]) if gradient else {}
         return Trace(logits.detach(), float(metric.detach()), values, slopes, start.detach())
 
+    def measure(self, prompt: Sequence[int], target: Target, edits: Sequence[Edit] = ()) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run one prompt with edits and return (metric, logits where the number is predicted), with a graph to what the edits depend on.
+
+        Raises
+        ------
+        UserError: an edit of a component, layer or step that cannot be edited
+        """
+        for edit in edits:
+            self._check(edit)
+        seen = _Seen(edits=edits)
+        with own_attention(self.net), ExitStack() as stack:
+            for component, layer in dict.fromkeys((e.component, e.layer) for e in edits if e.layer is not None):
+                change = lambda t, c=component, at=layer: seen.edited(c, at, t)  # noqa: E731
+                stack.callback(self.net.replace(component, layer, change).remove)
+            embeds = self.net.embed(torch.tensor([list(prompt)], device=self.net.device)).detach()
+            logits, metric = self._rollout(embeds, target, "", "latent", "propagate", seen)
+        self.forwards += 1
+        return metric, logits
+
+    def _check(self, edit: Edit) -> None:
+        info, name = self.net.info, f"edit of {edit.component}"
+        if not 0 <= edit.step < info.latents:
+            raise UserError(
+                f"{name}: the model has latent steps 0 to {info.latents - 1}; got {edit.step}" if info.latents else f"{name}: the model has no latents"
+            )
+        layered = edit.component in LAYERED
+        if layered != (edit.layer is not None) or (not layered and edit.component not in ("latent_in", "latent_out")):
+            raise UserError(f"{name}: name resid_post, attn_out or mlp_out with a layer, or latent_in or latent_out without one")
+        if edit.layer is not None and not 0 <= edit.layer < info.layers:
+            raise UserError(f"{name}: the model has layers 0 to {info.layers - 1}; got {edit.layer}")
+
     # ------------------------------------------------------------------------------------------- phases
 
     def _rollout(self, embeds: torch.Tensor, target: Target, component: str, phase: Phase, downstream: Downstream, seen: _Seen) -> tuple[Any, Any]:
@@ -118,14 +179,15 @@ class Tracer:
         used = embeds.shape[1]
         state = self._ended(seen, component, normed, bool(net.info.latents))
         seen.recording = phase == "latent"
-        for _ in range(net.info.latents):
-            z = net.project(state[0])[None]
+        for seen.step in range(net.info.latents):
+            z = seen.edited("latent_in", None, net.project(state[0])[None])
             if downstream == "freeze":
                 z = z.detach().requires_grad_(z.requires_grad)
             self._see(seen, component, ("latent_in", "embed"), z)
             cache, normed = self._feed(z, cache, used)
             used += 1
-            state = self._ended(seen, component, normed, True)
+            state = seen.edited("latent_out", None, self._ended(seen, component, normed, True))
+        seen.step = None
         seen.recording = phase == "answer"
         forced = [*net.adapter.answer_start, *self.prefix]
         if forced:
@@ -195,6 +257,26 @@ class Tracer:
         return {layer: self.net.site_columns(component, layer, t).float() for layer, t in joined.items()}
 
 
+def open_tracer(run: Run) -> tuple[Tracer, Answers]:
+    """Load a finished run's model again, frozen and in fp32, and its way of writing answers.
+
+    Raises
+    ------
+    UserError: the model cannot be loaded or is not the one of the run
+    """
+    from codi_engine.core.reading import Answers
+    from codi_engine.core.reload import reload_model
+
+    net = Network(reload_model(run))
+    if net.dtype != torch.float32:
+        in_single_precision(net)
+    net.model.requires_grad_(False)
+    if isinstance(net.adapter.projection, nn.Module):
+        net.adapter.projection.requires_grad_(False)
+    answers = Answers(net.adapter, (run.experiment.get("generate") or {}).get("answer_prefix"))
+    return Tracer(net, answers.prefix), answers
+
+
 @contextmanager
 def own_attention(net: Network) -> Iterator[None]:
     """Run the model's blocks with transformers' eager attention; the packed one comes back afterwards."""
@@ -234,4 +316,4 @@ def _reduced(reads: Sequence[torch.Tensor], how: str) -> torch.Tensor:
     return total / len(reads) if how == "mean" else total
 
 
-__all__ = ["Target", "Trace", "Tracer", "in_single_precision", "own_attention", "relative_difference"]
+__all__ = ["Edit", "Target", "Trace", "Tracer", "in_single_precision", "open_tracer", "own_attention", "relative_difference"]

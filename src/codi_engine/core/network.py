@@ -180,6 +180,25 @@ class Network:
             return point.module.register_forward_hook(lambda _, __, output: see(first_tensor(output)))
         return point.module.register_forward_pre_hook(before, with_kwargs=True)
 
+    def replace(self, component: str, layer: int, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        """Put ``change`` of a layered site's tensor (1 × tokens × width) in its place whenever the block runs; return the hook's handle.
+
+        Gradients pass. What has columns of its own in a shared tensor (q, k, v of some models) or stands at a module's input is refused.
+
+        Raises
+        ------
+        UserError: such a component
+        """
+        point = _Point(self.blocks[layer], "output") if component == "resid_post" else self._point(component, layer)
+        if point is None or point.side != "output" or point.columns is not None:
+            raise UserError(f"{component} cannot be edited with gradients; resid_post, attn_out and mlp_out can")
+
+        def hook(_: nn.Module, __: Any, output: Any) -> Any:
+            new = change(first_tensor(output))
+            return new if isinstance(output, torch.Tensor) else (new, *list(output)[1:])
+
+        return point.module.register_forward_hook(hook)
+
     def site_columns(self, component: str, layer: int | None, tensor: torch.Tensor) -> torch.Tensor:
         """Return tokens × width of a site out of tokens × (width of the tensor that holds it)."""
         point = None if layer is None or component in ("resid_pre", "resid_post") else self._point(component, layer)

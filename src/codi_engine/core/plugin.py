@@ -286,14 +286,14 @@ class AnalysisResult:
     tables: name → table; what ``Analysis.draw`` needs is in them or in ``facts``
     figures: usually none: ``Analysis.draw`` makes them; those given here are written too, and cannot be drawn again
     summary: one short text for the console
-    files: further files, name → text
+    files: further files, name → text, or bytes as they are written
     facts: what drawing needs and no table holds: plain JSON values, stored in ``result.json``
     """
 
     tables: Mapping[str, pd.DataFrame]
     figures: Mapping[str, Figure] = field(default_factory=dict)
     summary: str = ""
-    files: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str | bytes] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 

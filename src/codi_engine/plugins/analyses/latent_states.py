@@ -61,7 +61,7 @@ def read_states(run: Run, site: str | None, who: str) -> States:
         raise UserError(f"{who}: the run has no edited cells with captured '{name}'")
     cells = _axes(edited, run)
     values, others = _ordered(edited), _ordered(base.rename(example="cell") if "example" in base.dims else base)
-    _refuse_templates(run, who)
+    refuse_templates(run, who)
     unedited: dict[tuple[str, str], np.ndarray] = {}
     for row, (example, variant) in enumerate(zip(*_own(base, len(others)), strict=True)):
         unedited.setdefault((str(example), str(variant)), others[row])
@@ -72,7 +72,7 @@ def read_states(run: Run, site: str | None, who: str) -> States:
     return States(name, cells, values, unedited, layers, [int(v) for v in edited["step"].values])
 
 
-def _refuse_templates(run: Run, who: str) -> None:
+def refuse_templates(run: Run, who: str) -> None:
     """Refuse runs in which an example has several unedited prompts: which one a state belongs to is not known."""
     base = run.baseline
     if base.duplicated([k for k in ("example", "variant", "trial") if k in base]).any():

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from codi_engine.core.foreseen import Foreseen
-    from codi_engine.core.model import ModelAdapter
     from codi_engine.core.results import Run
     from codi_engine.core.work import Work
     from codi_engine.plugins.analyses.lens_tables import Lensed
@@ -91,7 +90,7 @@ class LogitLens(Analysis[LogitLensOptions]):
         from codi_engine.core.reading import Answers
         from codi_engine.core.reload import gold_answers, reload_data, reload_model
         from codi_engine.plugins.analyses import lens_summary, lens_tables
-        from codi_engine.plugins.analyses.readout import NORMED, Readout, Spelling
+        from codi_engine.plugins.analyses.readout import NORMED, Readout, Spelling, Texts
         from codi_engine.plugins.analyses.sought import seek
         from codi_engine.plugins.analyses.states import States
 
@@ -110,7 +109,7 @@ class LogitLens(Analysis[LogitLensOptions]):
         normed = states.site is not None and states.site.component in NORMED
         readout = Readout(Network(adapter), normed, options.top, work.memory // 2)
         read = self._lensed(states, sought, readout, work)
-        text = _Texts(adapter)
+        text = Texts(adapter)
         tables = {
             "lens": lens_tables.lens_table(states, read, sought, options),
             "intermediate": lens_tables.value_table(states, read, sought, options),
@@ -172,16 +171,3 @@ def _read(part: _Part, values: np.ndarray, sought: Sought, readout: Readout) -> 
     chance[np.isnan(read.rank)] = np.nan
     flat = {"rank": read.rank, "chance": chance, "prob": read.prob[:, -1], "entropy": read.entropy, "top": read.top}
     return {n: np.ascontiguousarray(np.swapaxes(v.reshape(pairs, count, *v.shape[1:]), 0, 1)) for n, v in flat.items()}
-
-
-class _Texts:
-    """Token id → its text, or its number where it is no ordinary text."""
-
-    def __init__(self, adapter: ModelAdapter) -> None:
-        self._adapter = adapter
-        self._known: dict[int, str] = {}
-
-    def __call__(self, token: int) -> str:
-        if token not in self._known:
-            self._known[token] = self._adapter.decode([token]) or f"<{token}>"
-        return self._known[token]

@@ -14,6 +14,7 @@ from codi_engine.core.reading import number_text
 if TYPE_CHECKING:
     import torch
 
+    from codi_engine.core.model import ModelAdapter
     from codi_engine.core.network import Network
     from codi_engine.core.reading import Answers
 
@@ -23,6 +24,19 @@ NORMED = ("latent_out", "final_norm")
 RESIDUAL = ("resid_post", "resid_mid", "resid_pre")
 #: numbers of the vocabulary's size that a batch holds at once for each row (logits, log-probabilities, comparisons)
 _COPIES = 6
+
+
+class Texts:
+    """Token id → its text, or its number where it is no ordinary text."""
+
+    def __init__(self, adapter: ModelAdapter) -> None:
+        self._adapter = adapter
+        self._known: dict[int, str] = {}
+
+    def __call__(self, token: int) -> str:
+        if token not in self._known:
+            self._known[token] = self._adapter.decode([token]) or f"<{token}>"
+        return self._known[token]
 
 
 class Spelling:
@@ -128,6 +142,20 @@ class Readout:
         hits = [np.concatenate(h) for h in zip(*(p.hits for p in parts), strict=True)]
         joined = {n: np.concatenate([getattr(p, n) for p in parts]) for n in ("rank", "prob", "entropy", "top")}
         return Read(**joined, hits=hits)
+
+    def first(self, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows × k ids of the most likely tokens and their probabilities; −1 and NaN where a state is not finite."""
+        import torch
+
+        ids, probabilities = [np.empty((0, self.top), np.int64)], [np.empty((0, self.top))]
+        with torch.inference_mode():
+            for start in range(0, len(states), self.rows):
+                part = states[start : start + self.rows]
+                absent = ~np.isfinite(part).all(1)[:, None]
+                found = torch.log_softmax(self.logits(np.where(absent, np.float32(0), part)), 1).topk(min(self.top, self.net.info.vocab_size), 1)
+                ids.append(np.where(absent, -1, found.indices.cpu().numpy()))
+                probabilities.append(np.where(absent, np.nan, found.values.double().exp().cpu().numpy()))
+        return np.concatenate(ids[len(ids) > 1 :]), np.concatenate(probabilities[len(probabilities) > 1 :])
 
     def _batch(self, states: np.ndarray, tokens: np.ndarray, candidates: Sequence[np.ndarray]) -> Read:
         import torch
