@@ -67,6 +67,7 @@ def _tables_are_true(text: str, names: dict[str, Any]) -> None:
     for condition, step, *numbers in rows:
         found = three.loc[(condition, int(step)), ["n", "mean", "ci_low", "ci_high"]].to_numpy(float)
         assert np.abs(found - np.array(numbers, float)).max() < 0.011, (condition, step)
+    assert (names["unedited"], names["edited"]) == (72, 80)
     answers = names["one"].set_index(["condition", "step"])["answer"]
     assert list(answers["zero"]) == [80, 75, 84, 84, 72, 72]
     assert list(answers["resample"]) == [66, 72, 72, 72, 72, 72]
