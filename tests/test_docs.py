@@ -61,7 +61,7 @@ def test_examples_plan(path: Path) -> None:
 
 
 def test_the_readme_names_commands_that_exist() -> None:
-    used = set(re.findall(r"codi-engine (\w+)", "\n".join(re.findall(r"^    .*$", README, re.MULTILINE))))
+    used = set(re.findall(r"codi-engine (\w[\w-]*)", "\n".join(re.findall(r"^    .*$", README, re.MULTILINE))))
     assert used <= set(cli.commands)
     assert set(cli.commands) <= used
     targets = set(re.findall(r"^    make (\w+)", README, re.MULTILINE))

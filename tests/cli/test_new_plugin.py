@@ -49,7 +49,7 @@ class Environment:
     def run(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         hidden = ("PYTHONPATH", "CODI_ENGINE_PLUGINS")
         variables = {k: v for k, v in os.environ.items() if k not in hidden} | {"PYTHONNOUSERSITE": "1", "COLUMNS": "100"}
-        return subprocess.run([self.python, *arguments], cwd=cwd, env=variables, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run([self.python, *arguments], cwd=cwd, env=variables, capture_output=True, text=True, timeout=230, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -377,7 +377,7 @@ def test_docs_head_every_hook_with_its_signature() -> None:
 
 def test_the_whole_plugin_of_the_docs_works(install: Install) -> None:
     text = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
-    source = re.search(r"```python\n(.+?)```", text, re.DOTALL)
+    source = re.search(r"```python\n(# codi_scale\.py.+?)```", text, re.DOTALL)
     assert source is not None
     install("codi-scale", source[1])
     plugins = plugin_manager()
