@@ -28,6 +28,7 @@
 
   const load = (now) => {
     shown = { version: now.version, cells: now.cells };
+    at("making").hidden = !at("report").hidden; // later, the old page stands until the new one is there
     at("report").hidden = false;
     at("report").src = "/report"; // the same address again: the frame loads it anew
     at("waiting").hidden = true;
@@ -85,6 +86,8 @@
     }
     setTimeout(ask, document.hidden ? Math.max(pause, 5000) : pause);
   };
+
+  at("report").addEventListener("load", () => { at("making").hidden = true; });
 
   const fold = at("fold");
   const folded = (yes) => {
