@@ -68,6 +68,19 @@ def test_colours_go_with_values(scale: Scale, value: float, expected: int) -> No
     assert level(value, scale) == expected
 
 
+def test_a_metric_is_named_where_it_is_known_only() -> None:
+    frame = table({"a": 0.1})
+    of_another = heatmap_of(frame, "effects", {"metric": "kl"})
+    beside = heatmap_of(frame.rename(columns={"mean": "difference"}).assign(control="random", effect=2.0, mean=1.0), "controls", {})
+    assert of_another is not None
+    assert beside is not None
+    assert of_another.value == "mean over examples"
+    assert beside.value == "difference from the control"
+    cell = beside.panels[0].rows[0][1][0]
+    assert cell is not None
+    assert dict(cell.facts)["edited"] == "2.00"
+
+
 def test_what_is_no_map_is_none() -> None:
     assert heatmap_of(pd.DataFrame({"word": ["a"], "n": [3], "mean": [1.0], "q": [0.1]}), "x", {}) is None
     assert heatmap_of(table({"a": 0.1}).drop(columns=["n"]), "x", {}) is None

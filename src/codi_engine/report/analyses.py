@@ -78,9 +78,9 @@ def sections(facts: Facts) -> list[Section]:
 def _section(facts: Facts, result: StoredResult, room: Room) -> Section | None:
     options = dict(result.about.get("options") or {})
     tables = {name: result.table(name) for name in result.tables}
-    metric = next((m for m in facts.run.metrics if f"mean {m} " in result.summary), None)  # the one it chose where no option names it
+    metric = _metric(facts, result)
     maps = {n: m for n, t in tables.items() if n not in ("top", "examples") and (m := heatmap_of(t, n, options, metric)) is not None}
-    figures = [_figure(facts, n, p, room) for n, p in result.figures.items() if not (maps and n in _SAME)]
+    figures = [_figure(facts, n, p, room) for n, p in result.figures.items() if not ("effects" in maps and n in _SAME)]
     shown = [table_of(n, t, _relative(facts, result.tables[n])) for n, t in tables.items()]
     if not (result.summary or figures or shown):
         return None
@@ -91,6 +91,14 @@ def _section(facts: Facts, result: StoredResult, room: Room) -> Section | None:
         files=[(n, _relative(facts, p)) for n, p in result.files.items()], levels=range(LEVELS),
     )  # fmt: skip
     return Section(f"analysis-{anchor(result.name)}", result.name.replace("_", " ").capitalize(), html)
+
+
+def _metric(facts: Facts, result: StoredResult) -> str | None:
+    """Return the metric whose change an ``importance`` shows; means of other analyses are of what they define themselves."""
+    if result.about.get("analysis", result.name) != "importance":
+        return None
+    named = (result.about.get("options") or {}).get("metric")
+    return str(named) if named else next((m for m in facts.run.metrics if f"mean {m} " in result.summary), None)
 
 
 def anchor(text: str) -> str:

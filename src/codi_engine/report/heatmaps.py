@@ -22,6 +22,8 @@ _DOWN = ("layer", "head", "edited", "feature_layer")
 _PANELS = ("condition", "control", "by", "stratum", "effect", "variant", "metric", "against", "site", "target")
 #: columns whose values say by themselves what they are
 _NAMES = ("condition", "control", "effect")
+#: place axes of tables that cells know by another name
+_CELLS = {"edited": "step", "steps": "step"}
 #: what is drawn: the first there is, the interval belongs to it
 _VALUES = ("difference", "mean")
 #: colours of a scale, odd so that a two-sided one has a middle
@@ -97,7 +99,7 @@ def heatmap_of(table: pd.DataFrame, name: str, options: Mapping[str, Any], metri
     wide = max(part[x].nunique() if x else 1 for _, part, _, x in drawn)
     panels = [_panel(title, part, d, x, value, scales[i], i, _called(d or "", options)) for (title, part, d, x), i in zip(drawn, which, strict=True)]
     panels.sort(key=lambda p: len(p.rows) == 1)
-    return Heatmap(name, _named(value, metric or options.get("metric")), said, panels, scales, wide <= _WIDE, _dots(table, options))
+    return Heatmap(name, _named(value, metric, "control" in table), said, panels, scales, wide <= _WIDE, _dots(table, options))
 
 
 def _axes(table: pd.DataFrame) -> tuple[str | None, str | None, list[str]] | None:
@@ -115,9 +117,19 @@ def _axes(table: pd.DataFrame) -> tuple[str | None, str | None, list[str]] | Non
         others = [o for o in others if o != down]
     if across is not None:  # the number of steps of a set, for instance, says nothing more than the set
         others = [o for o in others if o in _PANELS or (table.groupby(across, dropna=False, observed=True)[o].nunique() > 1).any()]
+        others = _distinct(table, others)
     if across is None or _wordy(table[across]) or any(o not in _PANELS and table[o].nunique() > 8 for o in others):
         return None
     return down, across, others
+
+
+def _distinct(table: pd.DataFrame, names: list[str]) -> list[str]:
+    """Return the columns without those that another one before them determines: one condition for each effect, for instance."""
+    kept: list[str] = []
+    for name in names:
+        if not any((table.groupby(k, dropna=False, observed=True)[name].nunique() <= 1).all() for k in kept):
+            kept.append(name)
+    return kept
 
 
 def _wordy(labels: pd.Series) -> bool:
@@ -133,7 +145,7 @@ def _called(axis: str, options: Mapping[str, Any]) -> str:
 
 def _parts(table: pd.DataFrame, keys: list[str], options: Mapping[str, Any]) -> list[tuple[str, pd.DataFrame]]:
     if not keys:
-        title = str(table["condition"].iloc[0]) if "condition" in table else ""
+        title = str(table["condition"].iloc[0]) if "condition" in table and table["condition"].nunique() == 1 else ""
         return [(title, table)]
     out = []
     for key, part in table.groupby(keys, sort=False, dropna=False, observed=True):
@@ -154,9 +166,10 @@ def _own(part: pd.DataFrame, down: str | None, across: str | None) -> tuple[str 
     return (down if down and part[down].nunique() > 0 and part[down].notna().all() else None, across if across and part[across].notna().any() else None)
 
 
-def _named(value: str, metric: Any) -> str:
-    named = METRICS.get(str(metric), str(metric)) if metric else "effect"
-    return f"{named}: difference from the control" if value == "difference" else f"{named}: mean over examples"
+def _named(value: str, metric: str | None, control: bool) -> str:
+    """Say what is drawn; the metric where it is known."""
+    named = f"{METRICS.get(metric, metric)}: " if metric else ""
+    return f"{named}{'difference from the control' if control else 'difference'}" if value == "difference" else f"{named}mean over examples"
 
 
 def _dots(table: pd.DataFrame, options: Mapping[str, Any]) -> str:
@@ -224,7 +237,7 @@ def _panel(title: str, part: pd.DataFrame, down: str | None, across: str | None,
     grid: dict[tuple[Any, Any], Cell] = {}
     sign = _sign(part)
     for row in part.to_dict("records"):
-        grid[row[down] if down else "", row[across] if across else ""] = _cell(row, value, scale, sign, down, across)
+        grid[row[down] if down else "", row[across] if across else ""] = _cell(row, value, scale, sign, down, across, called)
     if down == "layer":
         ys.reverse()  # as in a drawing of the network: what comes later stands above
     rows = [(tick(y), [grid.get((y, x)) for x in xs]) for y in ys]
@@ -240,16 +253,16 @@ def _order(part: pd.DataFrame, axis: str) -> list[Any]:
     return sorted(found) if all(isinstance(v, (int, float)) for v in found) else found
 
 
-def _cell(row: Mapping[Any, Any], value: str, scale: Scale, sign: str | None, down: str | None, across: str | None) -> Cell:
+def _cell(row: Mapping[Any, Any], value: str, scale: Scale, sign: str | None, down: str | None, across: str | None, called: str) -> Cell:
     mean = float(row[value]) if row[value] is not None else math.nan
     place = [(a, tick(row[a])) for a in (down, across) if a]
     facts = [*place, ("value" if value == "mean" else value, number(mean, 4)), ("n", tick(row["n"]))]
     low, high = (row.get(k, math.nan) for k in ("ci_low", "ci_high"))
     if low == low and low is not None:
         facts.append(("interval", f"{number(float(low), 3)} … {number(float(high), 3)}"))
-    facts += [(k, number(float(row[k]), 3)) for k in ("q", "hedges_g") if row.get(k) is not None and row[k] == row[k]]
-    facts += [("edited", number(float(row["effect"]), 3))] if value == "difference" and isinstance(row.get("effect"), float) else []
-    facts += [("control", number(float(row["mean"]), 3))] if value == "difference" and isinstance(row.get("mean"), float) else []
+    facts += [(name, number(float(row[k]), 3)) for k, name in (("q", "q"), ("hedges_g", "Hedges' g")) if row.get(k) is not None and row[k] == row[k]]
+    facts += [("edited", number(float(row["effect"]), 3))] if "control" in row and isinstance(row.get("effect"), float) else []
+    facts += [("control", number(float(row["mean"]), 3))] if value != "mean" and "control" in row and isinstance(row.get("mean"), float) else []
     if row.get("note"):
         facts.append(("note", str(row["note"])))
     if not math.isfinite(mean):
@@ -258,5 +271,6 @@ def _cell(row: Mapping[Any, Any], value: str, scale: Scale, sign: str | None, do
     faint = sign is not None and row[sign] is not None and row[sign] == row[sign] and not bool(row[sign])
     dark = abs(at - LEVELS // 2) > 0.34 * LEVELS if scale.kind == "d" else at > 0.46 * LEVELS
     colour = f"{'d' if scale.kind == 'd' else 's'}{at}"
-    go = urlencode({a: tick(row[a]) for a in ("condition", down, across) if a and row.get(a) is not None and row[a] == row[a]})
+    there = [(a, _CELLS.get(a, called if a == down else a)) for a in ("condition", down, across) if a]
+    go = urlencode({name: tick(row[a]) for a, name in there if row.get(a) is not None and row[a] == row[a]})
     return Cell(short(mean), colour, dark, faint, mean, facts, go)

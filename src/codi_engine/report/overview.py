@@ -70,7 +70,7 @@ def strongest(facts: Facts) -> dict[str, str] | None:
         low, high = (float(row.get(k, np.nan)) for k in ("ci_low", "ci_high"))
         bounds = f"[{number(low, 2)}, {number(high, 2)}]" if np.isfinite(low) else ""
         value = ("+" if row["mean"] > 0 else "") + number(float(row["mean"]), 2)
-        note = " · ".join(t for t in (f"{row['condition']} {where}".strip(), bounds, f"n\u00a0=\u00a0{row['n']}") if t)
+        note = " · ".join(t for t in (f"{row['condition']} {where}".strip(), bounds, f"n = {row['n']}") if t)
         return {"label": f"strongest effect ({result.name})", "value": value, "note": note}
     return None
 

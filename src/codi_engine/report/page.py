@@ -58,7 +58,7 @@ def open_one(path: str | Path) -> Run:
     below = [] if (root / LEDGER).is_file() or not root.is_dir() else [p.name for p in runs_below(root)]
     if below:
         shown = ", ".join(below[:6]) + (", …" if len(below) > 6 else "")
-        raise UserError(f"{root}: holds one run per checkpoint: {shown}; a report is of one of them: codi-engine report {root / below[0]}")
+        raise UserError(f"{root}: holds the runs {shown}; a report is of one of them: codi-engine report {root / below[0]}")
     return open_run(root)
 
 

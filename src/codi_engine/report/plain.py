@@ -68,7 +68,8 @@ def conditions(facts: Facts) -> list[tuple[str, Mapping[str, Any], Mapping[str, 
 
 def condition_rows(facts: Facts) -> list[dict[str, Any]]:
     """Return name, what is done, where and how many cells, conditions of the file first and controls after them."""
-    counts: dict[str, int] = facts.cells["condition"].value_counts().to_dict() if "condition" in facts.cells else {}
+    found = facts.cells["condition"].value_counts().to_dict() if "condition" in facts.cells else {}
+    counts = {str(k): int(v) for k, v in found.items()}
     prompts = {n: (c or {}).get("prompt") for n, c in (facts.experiment.get("conditions") or {}).items()}
     out = []
     for name, spec, sweep in conditions(facts):
