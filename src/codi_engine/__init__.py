@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from codi_engine.core.hookspecs import hookimpl
     from codi_engine.core.results import Run, open_run
     from codi_engine.core.session import At, load
-    from codi_engine.report.page import report
+    from codi_engine.reporting.page import report
 
 __version__ = "0.1.0"
 __all__ = ["At", "Experiment", "Run", "__version__", "all_cells", "analyze", "hookimpl", "load", "open_run", "open_runs", "plot", "report"]
@@ -29,7 +29,7 @@ _HOMES = {
     "At": "codi_engine.core.session",
     "load": "codi_engine.core.session",
     "plot": "codi_engine.core.drawing",
-    "report": "codi_engine.report.page",
+    "report": "codi_engine.reporting.page",
 }
 
 

@@ -26,11 +26,11 @@ def report(directory: str, output: str | None, as_markdown: bool, show: bool, as
 
     from codi_engine.cli.show import table
     from codi_engine.core.costs import size_text
-    from codi_engine.report import report as write
+    from codi_engine.reporting import report as write
 
     if as_markdown:
-        from codi_engine.report.markdown import write_markdown
-        from codi_engine.report.page import open_one
+        from codi_engine.reporting.markdown import write_markdown
+        from codi_engine.reporting.page import open_one
 
         path = write_markdown(open_one(directory), output)
     else:

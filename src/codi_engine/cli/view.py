@@ -18,7 +18,7 @@ def view(directory: str, port: int, opened: bool, quiet: bool, debug: bool) -> N
     """
     import contextlib
 
-    from codi_engine.report.serve import Viewer
+    from codi_engine.reporting.serve import Viewer
 
     with contextlib.suppress(KeyboardInterrupt), Viewer(directory, port) as viewer:
         click.echo(viewer.url)

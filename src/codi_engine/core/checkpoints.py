@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codi_engine.core.attribution import calling
+from codi_engine.core.calling import calling
 from codi_engine.core.errors import CodiEngineError, PluginError, UserError, nearest
 from codi_engine.core.labels import FROM, check_labels, in_order, label_of, numbers_of
 from codi_engine.core.progress import Progress

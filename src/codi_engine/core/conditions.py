@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from codi_engine.core.attribution import calling
 from codi_engine.core.axes import label, resolve_axis
+from codi_engine.core.calling import calling
 from codi_engine.core.controls import is_control
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.features import Feature, mean_codes, names_features, resolve_features, value_of

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from codi_engine.core.attribution import calling
+from codi_engine.core.calling import calling
 from codi_engine.core.errors import UserError
 from codi_engine.core.natural import Naturals, written
 from codi_engine.core.network import Network

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codi_engine.core.attribution import calling
+from codi_engine.core.calling import calling
 from codi_engine.core.editing import Editor, Placed
 from codi_engine.core.errors import GateError
 from codi_engine.core.plan import Cell, Condition

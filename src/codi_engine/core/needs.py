@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from codi_engine.core.attribution import calling
+from codi_engine.core.calling import calling
 from codi_engine.core.captures import position_block
 from codi_engine.core.conditions import Condition, build_intervention, layers_of
 from codi_engine.core.model import ModelInfo

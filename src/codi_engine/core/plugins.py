@@ -12,7 +12,7 @@ from typing import Any
 import pluggy
 
 from codi_engine.core import hookspecs
-from codi_engine.core.attribution import BUILTIN, calling, remember
+from codi_engine.core.calling import BUILTIN, calling, remember
 from codi_engine.core.contributed import Problem, called, fault, left_out, other_specification, said, unknown_hooks
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.plugin import Analysis, Dataset, Intervention, Metric, Model, Plugin, SaeFormat, Tracker

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codi_engine.core.attribution import calling, wrong
+from codi_engine.core.calling import calling, wrong
 
 if TYPE_CHECKING:
     import numpy as np

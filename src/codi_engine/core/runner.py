@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codi_engine.core.attribution import calling
+from codi_engine.core.calling import calling
 from codi_engine.core.devices import held
 from codi_engine.core.disk import DiskWatch
 from codi_engine.core.errors import DifferentRun, UserError

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codi_engine.core.attribution import calling
+from codi_engine.core.calling import calling
 from codi_engine.core.conditions import templated
 from codi_engine.core.errors import GateError, UserError
 from codi_engine.core.sites import Phase, Site

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from codi_engine.core.attribution import calling
 from codi_engine.core.bank import Bank
+from codi_engine.core.calling import calling
 from codi_engine.core.captures import captured
 from codi_engine.core.editing import Editor, Placed
 from codi_engine.core.generations import Unit
