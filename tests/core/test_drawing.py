@@ -154,7 +154,7 @@ def test_nothing_leaves_a_resized_figure(size: tuple[float, float], drawn: Run) 
     canvas.draw()
     width, height = figure.bbox.width, figure.bbox.height
     texts = [*figure.texts, *(t for ax in figure.axes for t in (ax.xaxis.label, ax.yaxis.label, *ax.texts) if t.get_visible() and t.get_text())]
-    boxes = [t.get_window_extent(canvas.get_renderer()) for t in texts]  # type: ignore[no-untyped-call]
+    boxes = [t.get_window_extent(canvas.get_renderer()) for t in texts]
     assert all(b.x0 >= -1 and b.y0 >= -1 and b.x1 <= width + 1 and b.y1 <= height + 1 for b in boxes)
     panels = [ax.get_position() for ax in figure.axes]
     assert all(a.y1 <= b.y0 or b.y1 <= a.y0 or a.x1 <= b.x0 or b.x1 <= a.x0 for i, a in enumerate(panels) for b in panels[:i])

@@ -226,11 +226,12 @@ def test_the_command(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
-def test_cells_are_written_in_bounded_memory(kind: str, tmp_path: Path) -> None:
+def test_cells_are_written_in_bounded_memory(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four times the cells, the same peak (one unit at a time)."""
+    monkeypatch.setattr(Synthetic, "unit_cells", property(lambda _: 600))
     peaks = []
     for targets in (40, 160):
-        path = write_synthetic(Synthetic(targets=targets, conditions=2, trials=40, features=8, words=60, seed=3), tmp_path / f"run{targets}")
+        path = write_synthetic(Synthetic(targets=targets, conditions=2, trials=30, features=200, words=40, seed=3), tmp_path / f"run{targets}")
         run = open_run(path)
         len(run.store.slots)
         tracemalloc.start()

@@ -61,7 +61,7 @@ def test_what_works_is_not_refused(demo: Callable[..., Experiment]) -> None:
     captures = ["latent_out", "resid_post@latent"]
     fine = [
         {"plugin": "importance", "metric": "kl", "by": "reasoning_steps"}, {"plugin": "importance", "by": "layer"}, "proportions", "words", "attribution",
-        {"plugin": "logit_lens", "site": "resid_post.2@latent"}, {"plugin": "probes", "site": "latent_out", "target": "value:1"},
+        {"plugin": "logit_lens", "site": "resid_post.2@latent"}, {"plugin": "probes", "site": "latent_out", "target": "reasoning_steps"},
         {"plugin": "step_effects", "at": {"layer": 1}}, {"plugin": "trajectories", "conditions": ["patch"]}, {"plugin": "pathways", "site": "latent_out"},
         {"plugin": "early_late", "by": "reasoning_steps", "at": {"layer": 1}}, {"plugin": "select_features", "axis": "layer"},
     ]  # fmt: skip
@@ -81,8 +81,9 @@ def test_nothing_is_computed_before_the_refusal(demo: Callable[..., Experiment])
 def test_foreseen_and_found_are_the_same_facts(demo: Callable[..., Experiment]) -> None:
     experiment = demo(**KEYS, capture=["latent_out"])
     planned, found = foreseen(prepared(experiment)), facts_of(experiment.run().open())
-    for name in ("conditions", "baseline", "metrics", "captures", "texts", "examples", "trials"):
+    for name in ("conditions", "baseline", "captures", "texts", "examples", "trials"):
         assert getattr(planned, name) == getattr(found, name), name
+    assert sorted(planned.metrics) == sorted(found.metrics)
     assert {k: set(v) for k, v in planned.axes.items()} == {k: set(v) for k, v in found.axes.items()}
     assert planned.fields is not None
     assert found.fields is not None

@@ -54,7 +54,7 @@ def shown(thing: Any) -> str:
 @pytest.fixture
 def finished(demo: Callable[..., Experiment]) -> Finished:
     patch = {"plugin": "patch", "site": "resid_post", "direction": "denoise"}
-    experiment = demo(name="notebook", intervention=patch, sweep={"step": [0, 1]}, capture=["latent_out"], analyses=["importance"])
+    experiment = demo(name="notebook", intervention=patch, sweep={"step": [0, 1], "layer": [1]}, capture=["latent_out"], analyses=["importance"])
     return experiment.run()
 
 

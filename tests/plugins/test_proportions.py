@@ -186,7 +186,10 @@ def test_stored_texts_are_read_by_a_pattern(tmp_path: Path) -> None:
     bet = shares[(shares["metric"] == "action=bet") & (shares["condition"] == "patch")].set_index("feature")["count"]
     known = frame[(frame["condition"] == "patch") & (frame["trial"] != 3)].groupby("feature")["right"].sum()
     assert bet.to_dict() == known.to_dict()
-    assert set(drawn(Proportions(ProportionsOptions(outcome=OutcomeOptions(**BETS))), done)) == {"action", "strongest"}  # every bet is 10: no number to draw
+    assert set(drawn(Proportions(ProportionsOptions(outcome=OutcomeOptions.model_validate(BETS))), done)) == {
+        "action",
+        "strongest",
+    }  # every bet is 10: no number to draw
     with pytest.raises(UserError, match="no group"):
         one(run, outcome={**BETS, "numbers": ["sum"]})
 

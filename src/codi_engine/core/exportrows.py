@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: bytes of activations that are held at a time
 BLOCK = 32 << 20
+#: cells that are held as rows at a time
+ROWS = 4096
 _METRICS = "cells/metrics/"
 
 
@@ -102,9 +104,11 @@ class Cells:
         return values
 
     def frames(self) -> Iterator[pd.DataFrame]:
-        """Yield the cells of every unit."""
+        """Yield the cells of every unit, at most :data:`ROWS` at a time."""
         for unit in self.units:
-            yield self.frame(unit)
+            slots = self.slots_of(unit)
+            for first in range(0, len(slots), ROWS):
+                yield self.frame(unit, slots[first : first + ROWS])
 
     def empty(self) -> pd.DataFrame:
         """Return no row of them."""

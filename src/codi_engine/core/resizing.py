@@ -115,7 +115,7 @@ def _fit(figure: Figure) -> None:
 
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
+    renderer = canvas.get_renderer()
     width = figure.bbox.width
     for text in figure.texts:
         _within(text, renderer, width)
@@ -128,12 +128,17 @@ def _fit(figure: Figure) -> None:
         if not ax.get_visible():
             continue
         beside = [t for t in ax.texts if t.get_transform() == ax.transAxes]
-        for text in (ax.title, ax._left_title, ax._right_title, *beside):
+        for text in (*_titles(ax), *beside):
             _within(text, renderer, width)
         _cells(ax, renderer)
         _labels(ax.xaxis.label, renderer, ax.bbox.width, 0)
         _labels(ax.yaxis.label, renderer, ax.bbox.height, 1)
         _thin(ax, renderer)
+
+
+def _titles(ax: Any) -> list[Text]:
+    """Return the titles of axes: in the middle, on the left, on the right."""
+    return [ax.title, ax._left_title, ax._right_title]
 
 
 def _within(text: Text, renderer: Any, width: float) -> None:
