@@ -82,9 +82,10 @@ def test_changes_are_those_of_loops(run: Run, result: AnalysisResult) -> None:
     for condition, step, state in (("zero", 1, 1), ("zero", 4, 5), ("resample", 2, 3)):
         changed: dict[str, list[float]] = {}
         overlap: dict[str, list[float]] = {}
-        for i, cell in cells[(cells["condition"] == condition) & (cells["step"] == step)].iterrows():
+        for i in np.flatnonzero((cells["condition"] == condition) & (cells["step"] == step)):
+            cell = cells.iloc[i]
             own = int(np.flatnonzero(base_cells["example"] == cell["example"])[0])
-            before, after = first(base[own, state + 1]), first(edited[int(i), state + 1])  # type: ignore[call-overload]
+            before, after = first(base[own, state + 1]), first(edited[i, state + 1])
             changed.setdefault(cell["example"], []).append(float(before[0] != after[0]))
             overlap.setdefault(cell["example"], []).append(len(set(before) & set(after)) / 3)
         row = table[(table["condition"] == condition) & (table["edited_step"] == step) & (table["step"] == state)].iloc[0]

@@ -25,7 +25,7 @@ from codi_engine.plugins.analyses import contrasts
 from codi_engine.plugins.analyses.proportions import Proportions, ProportionsOptions
 from codi_engine.plugins.metrics.outcome import OutcomeOptions
 
-BETS = {"pattern": r"final decision:\s*(?P<action>\w+)(?:\s*\$?(?P<bet>\d+))?", "categories": {"action": ["stop", "bet"]}, "numbers": ["bet"]}
+BETS: dict[str, Any] = {"pattern": r"final decision:\s*(?P<action>\w+)(?:\s*\$?(?P<bet>\d+))?", "categories": {"action": ["stop", "bet"]}, "numbers": ["bet"]}
 PLUGINS = plugin_manager(load=False)
 MAPS = [f"{t}={t}" for t in ("feature", "condition", "example", "trial")]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ from codi_engine.plugins.analyses.tuned_lens import TunedLens, TunedLensOptions,
 from codi_engine.plugins.analyses.tuning import Fitted, Place, Translator
 from tests.support.captured import captured_run
 
-FAST = {"penalties": [0.1, 0.01], "epochs": 6}
+FAST: dict[str, Any] = {"penalties": [0.1, 0.01], "epochs": 6}
 
 
 def head(width: int, vocabulary: int, seed: int) -> torch.Tensor:
@@ -127,7 +128,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def tuned(run: Run, **options: object) -> AnalysisResult:
-    return TunedLens(TunedLensOptions(**{"site": "resid_post.1@latent", **FAST, **options})).analyze([run], Work())  # type: ignore[arg-type]
+    return TunedLens(TunedLensOptions(**{"site": "resid_post.1@latent", **FAST, **options})).analyze([run], Work())
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ from codi_engine.core.plugins import plugin_manager
 from codi_engine.core.yamlfile import parse_yaml
 
 #: commands that pages use before they are merged; a command that exists is never skipped, whatever stands here
-COMING = frozenset()
+COMING: frozenset[str] = frozenset()
 #: commands that wait for somebody: a server, an interactive review
 INTERACTIVE = frozenset({"view", "completion"})
 #: what a part of an experiment is completed with

@@ -171,7 +171,7 @@ class Lifecycle:
 
 def _called(plugins: Plugins, tracker: Tracker[Any]) -> str:
     """Name a tracker, with its package where that is not ours."""
-    from codi_engine.core.plugins import BUILTIN
+    from codi_engine.core.calling import BUILTIN
 
     found = next((r for r in plugins.registered if r.cls is type(tracker)), None)
     return tracker.name if found is None or found.package == BUILTIN else f"{tracker.name} ({found.package} {found.version})"

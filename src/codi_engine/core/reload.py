@@ -60,7 +60,8 @@ def _built(run: Run, part: str) -> Any:
 def _plugins(kind: str, name: str) -> Plugins:
     """Return plugins that hold the named one: the built-in data sets alone where it is one of them, since models take seconds to import."""
     from codi_engine import __version__
-    from codi_engine.core.plugins import BUILTIN, Plugins, plugin_manager
+    from codi_engine.core.calling import BUILTIN
+    from codi_engine.core.plugins import Plugins, plugin_manager
 
     if kind == "dataset":
         from codi_engine.plugins import builtin

@@ -109,7 +109,7 @@ def _tick_size(ax: Any) -> float:
 # ----------------------------------------------------------------------------------------------------- fit
 
 
-def _fit(figure: Figure) -> None:
+def _fit(figure: Any) -> None:
     """Make text smaller that leaves the figure, numbers smaller that leave their cells, and thin out ticks that touch."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

@@ -111,7 +111,7 @@ def _resident(owner: str | None) -> int | None:
     host, _, number = (owner or "").rpartition(" pid ")
     if host != socket.gethostname() or not number.isdigit():
         return None
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     try:
         return int(psutil.Process(int(number)).memory_info().rss)

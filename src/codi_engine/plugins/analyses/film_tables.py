@@ -136,8 +136,9 @@ def summary(tables: Mapping[str, pd.DataFrame], examples: int, notes: Sequence[s
     lines += ["", "unedited, the first token of each latent (bot is c_0, k is c_{k+1}, the state out of step k)"]
     lines += _strips(table[(table["condition"] == BASELINE) & (table["rank"] == 1)])
     changed = tables.get("changes")
-    for condition in list(dict.fromkeys(changed["condition"]))[:_GRIDS] if changed is not None else []:
-        lines += ["", *_grid(changed[changed["condition"] == condition], str(condition))]
+    if changed is not None:
+        for condition in list(dict.fromkeys(changed["condition"]))[:_GRIDS]:
+            lines += ["", *_grid(changed[changed["condition"] == condition], str(condition))]
     return "\n".join([*lines, *notes])
 
 
@@ -146,12 +147,12 @@ def _strips(first: pd.DataFrame) -> list[str]:
         return []
     steps = list(dict.fromkeys(first["step"]))
     names = [k for k in ("example", "variant") if k in first]
-    shown = list(first.groupby(names, sort=False))[:_STRIPS]
-    label = max(len(" ".join(key)) for key, _ in shown) + 2
+    shown = [(" ".join(map(str, key)), part) for key, part in list(first.groupby(names, sort=False))[:_STRIPS]]
+    label = max(len(key) for key, _ in shown) + 2
     lines = [" " * label + "".join(f"{'bot' if s < 0 else s:>9}" for s in steps)]
     for key, part in shown:
         said = part.set_index("step")["token"].to_dict()
-        lines.append(f"{' '.join(key):<{label}}" + "".join(f"{_short(said.get(s)):>9}" for s in steps))
+        lines.append(f"{key:<{label}}" + "".join(f"{_short(said.get(s)):>9}" for s in steps))
     return lines
 
 

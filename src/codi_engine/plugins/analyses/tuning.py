@@ -116,11 +116,11 @@ class Place:
         def closure() -> torch.Tensor:
             optimiser.zero_grad()
             total = penalty * weight.square().sum()
-            total.backward()
+            total.backward()  # type: ignore[no-untyped-call]
             for some in self._batches(rows):
                 moved = scale.move(self.states[torch.from_numpy(some)], weight, bias)
                 part = self.kl(moved, some).sum() / len(rows)
-                part.backward()
+                part.backward()  # type: ignore[no-untyped-call]
                 total = total.detach() + part.detach()
             return total
 
