@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 
 from codi_engine import Experiment
@@ -24,12 +25,15 @@ class Bench:
 
     seen: list[tuple[Intervention[Any], Rows]] = field(default_factory=list)
     others: list[tuple[Intervention[Any], Rows]] = field(default_factory=list)
+    ends_latents: bool = False
     cells: pd.DataFrame | None = None
     error: Exception | None = None
 
     @property
     def call(self) -> tuple[Intervention[Any], Rows]:
         """Return the instance and the rows of its fullest call."""
+        if not self.seen and self.error is None and self.ends_latents:
+            pytest.skip("it ends the latent loop: the engine never calls apply")
         if not self.seen:
             raise self.error or AssertionError("the engine never called apply: no cell is edited at this site")
         return max(self.seen, key=lambda c: len(c[1].values))
@@ -43,7 +47,7 @@ def sweep(plugin: type[Intervention[Any]], setting: Mapping[str, Any], keys: Map
     setting: its options
     keys: of the experiment, over the demo model's; ``intervention`` holds the address
     """
-    bench = Bench()
+    bench = Bench(ends_latents=plugin.ends_latents)
     real = plugin.apply
     wanted = plugin.Options.model_validate(dict(setting))
 
@@ -67,8 +71,9 @@ def sweep(plugin: type[Intervention[Any]], setting: Mapping[str, Any], keys: Map
 def kept(rows: Rows) -> Rows:
     """Return a copy of rows that nothing else holds, draws included."""
     draws = rows.draws().clone() if rows.draws is not None else torch.zeros_like(rows.values)
-    copy = {name: None if value is None else value.clone() for name, value in (("source", rows.source), ("scale", rows.scale))}
-    return replace(rows, values=rows.values.clone(), draws=Draws(draws), **copy)
+    source = None if rows.source is None else rows.source.clone()
+    scale = None if rows.scale is None else rows.scale.clone()
+    return replace(rows, values=rows.values.clone(), draws=Draws(draws), source=source, scale=scale)
 
 
 @dataclass

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from codi_engine.core.plugin import Intervention, Rows
 from codi_engine.testing.bench import Bench, Draws, chosen, sweep
+from codi_engine.testing.runs import small_data
 from codi_engine.testing.suite import DEMO, TRIES, Suite, demand
 
 _SCALES = st.sampled_from([1e-3, 1.0, 30.0])
@@ -26,13 +27,15 @@ class InterventionSuite(Suite):
     plugin, options: see :class:`Suite`
     site: where it is tried, an address of the demo model (layers 0 to 2, steps 0 to 5)
     address: further address keys, such as ``{"direction": "noise"}``; chosen by ``source`` where empty
-    data: the ``data:`` of the tiny sweep; pairs for interventions that take the partner's value, problems otherwise
+    pairs: True tries it on clean/corrupted pairs; those that take the partner's value are anyway, others on problems
+    data: the ``data:`` of the tiny sweep, instead
     experiment: further keys of the tiny sweep's experiment, such as another ``model``
     """
 
     kind = "intervention"
     site: ClassVar[str] = "resid_post.1@latent[2]"
     address: ClassVar[Mapping[str, Any]] = {}
+    pairs: ClassVar[bool] = False
     data: ClassVar[Mapping[str, Any] | None] = None
     experiment: ClassVar[Mapping[str, Any]] = {}
     _benches: ClassVar[dict[Any, Bench]] = {}
@@ -47,11 +50,11 @@ class InterventionSuite(Suite):
     def keys(self, setting: Mapping[str, Any]) -> dict[str, Any]:
         """Return the experiment of the tiny sweep, without the intervention's own options."""
         partner = self.build(setting).source == "partner"
-        address = self.address or ({"direction": "denoise"} if partner else {})
+        address = self.address or ({"direction": "denoise"} if partner else {"on": "clean"} if self.pairs else {})
         return {
             "name": "conformance",
             "model": dict(DEMO),
-            "data": dict(self.data or {"plugin": "demo-pairs" if partner else "demo-problems", "limit": 3}),
+            "data": dict(self.data or small_data("pairs" if partner or self.pairs else "problems")),
             "metrics": [{"plugin": "kl", "at": "first"}, "flip"],
             "generate": {"max_new_tokens": 4},
             "controls": "none",
@@ -188,6 +191,7 @@ class InterventionSuite(Suite):
             if bench.error is not None:
                 raise bench.error
         assert batched.cells is not None
+        assert single.cells is not None
         demand(batched.cells.equals(single.cells), "cells computed in batches and one at a time must be the same, bit for bit")
 
 

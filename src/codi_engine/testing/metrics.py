@@ -18,6 +18,7 @@ from codi_engine import Experiment
 from codi_engine.core.plugin import Metric, Outcome, Readings
 from codi_engine.core.reading import take
 from codi_engine.core.run import run_experiment
+from codi_engine.testing.runs import small_data
 from codi_engine.testing.suite import DEMO, TRIES, Suite, demand, offered
 
 #: what ``Metric.needs`` may name → the fields of an Outcome that it allows
@@ -70,7 +71,7 @@ class MetricSuite(Suite):
         return {
             "name": "conformance",
             "model": dict(DEMO),
-            "data": {"plugin": "demo-pairs" if pairs else "demo-problems", "limit": 3},
+            "data": small_data("pairs" if pairs else "problems"),
             "intervention": {"site": "resid_post.1@latent", "step": [1, 3], **(self.intervention or edit)},
             "capture": list(self.capture),
             "generate": {"max_new_tokens": 8},
@@ -114,20 +115,7 @@ class MetricSuite(Suite):
     def test_a_row_does_not_depend_on_the_rows_beside_it(self, setting: Mapping[str, Any]) -> None:
         metric = self.build(setting)
         for read in self.readings(setting)[:4]:
-            whole = metric.measure(read)
-
-            @TRIES
-            @given(st.lists(st.integers(0, len(read.gold) - 1), min_size=1, max_size=6))
-            def check(index: list[int], read: Readings = read, whole: Mapping[str, np.ndarray] = whole) -> None:
-                part = metric.measure(rows_of(read, index))
-                for column in whole:
-                    same = np.array_equal(part[column], np.asarray(whole[column])[index], equal_nan=True)
-                    demand(
-                        same,
-                        f"{column}: a row's value must not depend on the other rows or their order; rows {index} alone differ from the same rows in the batch",
-                    )
-
-            check()
+            _demand_independent(metric, read)
 
     def test_it_reads_only_what_it_says_it_needs(self, setting: Mapping[str, Any]) -> None:
         metric = self.build(setting)
@@ -174,7 +162,7 @@ class MetricSuite(Suite):
             raise error
         assert cells is not None
         columns = list(self.build(setting).columns())
-        stored = [c for c in cells if any(c == name or c.startswith(f"{name}_") for name in columns)]
+        stored = [c for c in map(str, cells) if any(c == name or c.startswith(f"{name}_") for name in columns)]
         demand(len(stored) >= len(columns), f"the run must have the columns {columns}; it has {list(cells)}")
 
 
@@ -198,6 +186,21 @@ def _sweep(cls: type[Metric[Any]], setting: Mapping[str, Any], keys: Mapping[str
             return seen, None, error
         finally:
             cls.measure = real  # type: ignore[method-assign]
+
+
+def _demand_independent(metric: Metric[Any], read: Readings) -> None:
+    """Measure some rows, in any order and any number of times, and hold them against all rows measured at once."""
+    whole = metric.measure(read)
+
+    @TRIES
+    @given(st.lists(st.integers(0, len(read.gold) - 1), min_size=1, max_size=6))
+    def check(index: list[int]) -> None:
+        part = metric.measure(rows_of(read, index))
+        for column, values in whole.items():
+            same = np.array_equal(part[column], np.asarray(values)[index], equal_nan=True)
+            demand(same, f"{column}: a row's value must not depend on the other rows or their order; rows {index} measured alone differ")
+
+    check()
 
 
 def rows_of(read: Readings, index: Sequence[int]) -> Readings:

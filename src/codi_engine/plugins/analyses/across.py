@@ -24,6 +24,7 @@ class AcrossOptions(Options):
 
     ``correction`` and ``q``: of the family of all checkpoints' places, and of the family of all places' changes.
     ``top``: places drawn as lines.
+    ``confidence``: of intervals.
     """
 
     metric: str | None = None

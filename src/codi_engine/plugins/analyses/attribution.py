@@ -29,6 +29,7 @@ class AttributionOptions(Options):
     ``site``, ``direction``, ``downstream``: estimate a patch that the run did not make (the last defaults to propagate).
     ``metric``: ``logit_diff`` (pairs) or ``cross_entropy``; default: the first that applies. ``method``: ``gradient``, or
     ``integrated`` over inputs between the two prompts'. ``steps``: how many of these. ``keep``: places written to top.csv.
+    ``confidence``: of intervals.
     """
 
     condition: str | None = None

@@ -29,7 +29,7 @@ class CompareOptions(Options):
 
     ``table``: CSV or JSON of published numbers instead of a second run, with columns called like the axes; ``column``: the
     one with the numbers (default: the first numeric one). ``axes``: what makes a place (default: all that both sides have).
-    ``bootstrap``: resamples of the examples; 0 for none. ``seed``: of these.
+    ``bootstrap``: resamples of the examples; 0 for none. ``seed``: of these. ``confidence``: of intervals.
     """
 
     metric: str | None = None

@@ -39,6 +39,7 @@ class CorrelationOptions(StreamOptions):
     several examples. ``min_expected``: rows in which two features would both be active by chance; rarer pairs are not tested, for
     their r is far from normal. ``min_mean``, ``min_nonzero``: of a feature. ``min_coactive``: rows in which both are active, for a pair
     to be listed. ``min_r``: a further threshold on |r|. ``top``: pairs listed per condition.
+    ``q``: level of the family of tests, after ``correction``. ``confidence``: of intervals. ``draw``: how many are drawn.
     """
 
     site: str | None = None

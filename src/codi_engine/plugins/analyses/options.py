@@ -25,6 +25,7 @@ class ImportanceOptions(Options):
 
     ``by``: a field of the data to split by. ``correction`` runs over the whole table; ``min_effect`` is a further
     threshold on |mean|. ``top``: rows of the ranking.
+    ``q``: level of the tests after correction. ``confidence``: of intervals.
     """
 
     metric: str | None = None

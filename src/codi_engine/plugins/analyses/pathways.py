@@ -37,6 +37,8 @@ class PathwaysOptions(StreamOptions):
     ``mann_whitney``, ``wilcoxon``, ``permutation``. ``unit``: what counts as one observation; trials are averaged within examples.
     ``direction``: features in later layers than the target's (``downstream``), in earlier ones (``upstream``) or ``all``.
     ``correction`` runs over all targets, features and pairs together; ``min_effect`` and ``min_g`` are further thresholds.
+    ``q``: level of the tests after correction. ``confidence``: of intervals. ``permutations`` and ``seed``: of the permutation test.
+    ``chains``: how many are listed. ``draw``: how many are drawn.
     """
 
     site: str | None = None

@@ -33,6 +33,7 @@ class ProportionsOptions(Options):
     ``keep``: ``all`` examples, or those whose unedited answers are ``correct`` (both sides' for pairs).
     ``classes``: ``{name: [columns]}`` that belong together in a figure (default: ``answer_class`` and each group of ``outcome``).
     ``top``: rows of the forest plot.
+    ``q``: level of the family of tests, after ``correction``. ``confidence``: of intervals.
     """
 
     metrics: list[str] | None = Field(default=None, min_length=1)

@@ -34,6 +34,7 @@ class WordsOptions(StreamOptions):
     there is one example, by a paired t-test over examples where there are several; ``permutation`` exchanges the texts' conditions
     within examples; ``g2`` is Dunning's test of tokens, which takes tokens for independent. ``least``: texts (of a pair) that must
     have a word for it to be tested. ``prior``: pseudo-tokens of the log-odds' prior. ``top``: words listed per side.
+    ``q``: level of the family of tests, after ``correction``. ``permutations`` and ``seed``: of the permutation test. ``draw``: how many are drawn.
     """
 
     pattern: str = "simple"

@@ -22,13 +22,19 @@ class DemoOptions(Options):
 
 
 class DemoPairsOptions(DemoOptions):
-    """``both_correct``: ``true`` keeps the pairs of which the demo model answers both sides right."""
+    """``both_correct``: ``true`` keeps the pairs of which the demo model answers both sides right.
+
+    ``limit``: the first so many pairs. ``sample``: so many of each value of a field.
+    """
 
     both_correct: bool | None = None
 
 
 class DemoPromptsOptions(DemoOptions):
-    """``group``: ``more`` or ``less`` keeps the prompts of that group only."""
+    """``group``: ``more`` or ``less`` keeps the prompts of that group only.
+
+    ``limit``: the first so many prompts. ``sample``: so many of each value of a field.
+    """
 
     group: Literal["more", "less"] | None = None
 

@@ -18,6 +18,7 @@ class PairsOptions(Options):
     """``path``: records with ``clean`` and ``corrupted`` objects, or one record per ``variant`` of a ``pair_id``.
 
     ``review_status``: keep pairs of that status only. ``where``: keep pairs whose field has this value.
+    ``on_invalid``: ``error`` or ``drop`` (counted). ``limit``: the first so many examples. ``sample``: so many of each value of a field.
     """
 
     path: str

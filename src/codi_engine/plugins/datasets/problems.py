@@ -14,7 +14,11 @@ _IDS = ("id", "gsm8k_id", "problem_id")
 
 
 class ProblemsOptions(Options):
-    """``path``: JSONL, JSON or Parquet. Records that cannot be used are an error, or dropped and counted."""
+    """``path``: JSONL, JSON or Parquet. Records that cannot be used are an error, or dropped and counted.
+
+    ``question_field`` and ``answer_field`` name the columns.
+    ``on_invalid``: ``error`` or ``drop`` (counted). ``limit``: the first so many examples. ``sample``: so many of each value of a field.
+    """
 
     path: str
     question_field: str = "question"

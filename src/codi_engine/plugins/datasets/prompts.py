@@ -12,7 +12,11 @@ from codi_engine.plugins.datasets.records import Findings, Sample, finish, folde
 
 
 class PromptsOptions(Options):
-    """``path``: records with a text and any other fields. ``chat_template``: put it into the tokenizer's chat template."""
+    """``path``: records with a text and any other fields. ``chat_template``: put it into the tokenizer's chat template.
+
+    ``text_field`` names the column.
+    ``on_invalid``: ``error`` or ``drop`` (counted). ``limit``: the first so many examples. ``sample``: so many of each value of a field.
+    """
 
     path: str
     text_field: str = "text"

@@ -132,7 +132,8 @@ class Steer(Intervention[SteerOptions]):
             lengths: torch.Tensor = h.norm(dim=-1, keepdim=True)
             return h + alpha * lengths / norm * v
         unit = v / norm
-        return h - alpha * (h @ unit)[:, None] * unit
+        along = (h * unit).sum(-1, keepdim=True)  # not h @ unit: the bits of a matrix product depend on how many rows it has
+        return h - alpha * along * unit
 
     def identity(self) -> bool:
         return self.options.alpha == 0

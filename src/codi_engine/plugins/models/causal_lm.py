@@ -21,6 +21,8 @@ class CausalLMOptions(Options):
     """``path``: directory or Hub id; ``demo`` is the packaged CODI model as its own teacher, which writes its steps.
 
     ``answer_prefix``: words after which the answer's number is read (none: right away).
+    ``dtype``: float32, bfloat16 or float16. ``device``: ``auto``, cpu, cuda, cuda:1 … ``tokenizer``: another directory or Hub id.
+    ``revision``: of the Hub. ``trust_remote_code``: run the repository's own code.
     """
 
     path: str

@@ -34,6 +34,7 @@ class CoconutOptions(Options):
     ``checkpoint``: file (``checkpoint_33``, .pt, .safetensors), directory or Hub id. ``base``: directory or Hub id of the base
     model (configuration and tokenizer only). ``latents``: thoughts per stage × stages; 2 × 3 for GSM8k, 1 × 6 for ProsQA.
     0: no latents; a checkpoint of the language-only stage then runs without markers. ``answer_prefix``: words before the number.
+    ``dtype``: float32, bfloat16 or float16. ``device``: ``auto``, cpu, cuda, cuda:1 …
     """
 
     checkpoint: str

@@ -42,6 +42,9 @@ class CodiOptions(Options):
 
     ``checkpoint``: directory, file or Hub id; ``demo`` is the packaged one. ``base``: directory or Hub id of the base
     model (configuration and tokenizer only). ``lora_alpha`` cannot be read off the file: 32 is the reference's value.
+    ``dtype``: float32, bfloat16 or float16. ``device``: ``auto``, cpu, cuda, cuda:1 … ``lora_r``, ``latents``,
+    ``projection_width`` and ``layer_norm`` are checked against the file. ``remove_eos``: the prompt has no eos before ``bot``.
+    ``merge``: adapters are merged into the base. ``answer_prefix``: words before the number.
     """
 
     checkpoint: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging as python_logging
 import warnings
 from collections.abc import Iterator
@@ -107,9 +108,11 @@ def describe(config: Any, latents: int, dtype: str, device: str, extra_tokens: i
     """Return the shape of a model from its configuration."""
     heads = int(config.num_attention_heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    network = empty_network(config)
-    mlp = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
     vocabulary = int(config.vocab_size) + extra_tokens
+    whole = copy.deepcopy(config)
+    whole.vocab_size = vocabulary
+    network = empty_network(whole)
+    mlp = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
     parameters = sum(p.numel() for p in network.parameters())
     return ModelInfo(
         family=str(config.model_type), layers=int(config.num_hidden_layers), width=int(config.hidden_size), heads=heads,
