@@ -210,8 +210,8 @@ def test_an_edit_of_ones_own_is_the_engines_edit_and_its_gradient_the_finite_dif
     assert float(logits[GOLD[0]].detach() - logits[OTHER[0]].detach()) == pytest.approx(float(metric.detach()), rel=1e-6)
     (slope,) = torch.autograd.grad(metric, shift)
     with torch.no_grad():
-        expected = float(measured(1 + 1e-5)[0] - measured(1 - 1e-5)[0]) / 2e-5
-    assert float(slope @ shift.detach()) == pytest.approx(expected, rel=1e-3)
+        expected = float(measured(1 + 1e-2)[0] - measured(1 - 1e-2)[0]) / 2e-2  # logits are single precision
+    assert float(slope @ shift.detach()) == pytest.approx(expected, rel=2e-2, abs=1e-3)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in double.model.modules())
 
 

@@ -11,11 +11,13 @@ BUILTIN = {r.name: r.cls for r in plugin_manager(load=False).registered if r.kin
 ONE_LAYER = {"options": ({"at": {"layer": 0}},)}
 #: name → attributes of its suite; a text says why it has none here
 ANALYSES: dict[str, dict[str, Any] | str] = {
-    "importance": {}, "proportions": {}, "trajectories": {}, "pathways": {}, "logit_lens": {}, "correlation": {"least_memory": 300_000_000},
+    "importance": {}, "proportions": {}, "trajectories": {}, "pathways": {}, "logit_lens": {},
+    "latent_film": {"options": ({"examples": 3}, {"top": 1})}, "correlation": {"least_memory": 300_000_000},
     "early_late": ONE_LAYER, "step_effects": ONE_LAYER,
     "attribution": "runs the model's gradients: tests/plugins/test_attribution.py",
     "words": "texts of many examples: tests/plugins/test_words_analysis.py",
     "probes": "more examples than a tiny run has: tests/plugins/test_probes.py",
+    "tuned_lens": "more examples than a tiny run has: tests/plugins/test_tuned_lens.py",
     "across": "runs of several checkpoints: tests/plugins/test_across.py",
     "compare_runs": "two runs: tests/plugins/test_compare.py",
     "resampling": "donors: tests/plugins/test_resampling.py",

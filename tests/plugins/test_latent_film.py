@@ -82,7 +82,7 @@ def test_changes_are_those_of_loops(run: Run, result: AnalysisResult) -> None:
     for condition, step, state in (("zero", 1, 1), ("zero", 4, 5), ("resample", 2, 3)):
         changed: dict[str, list[float]] = {}
         overlap: dict[str, list[float]] = {}
-        for i in np.flatnonzero((cells["condition"] == condition) & (cells["step"] == step)):
+        for i in np.flatnonzero((cells["condition"] == condition) & (cells["step"] == step)).tolist():
             cell = cells.iloc[i]
             own = int(np.flatnonzero(base_cells["example"] == cell["example"])[0])
             before, after = first(base[own, state + 1]), first(edited[i, state + 1])

@@ -66,7 +66,7 @@ class AnalysisSuite(Suite):
         for name, figure in result.figures.items():
             demand(isinstance(figure, Figure), f"figure '{name}' must be a matplotlib Figure; it is a {type(figure).__name__}")
         for name, text in result.files.items():
-            demand(isinstance(text, str), f"file '{name}' must be text")
+            demand(isinstance(text, str | bytes), f"file '{name}' must be text or bytes")
         demand(result.tables, "an analysis must give at least one table: figures are drawn from tables")
 
     def test_its_summary_is_plain_text_that_fits_a_terminal(self, runs: Sequence[Run], setting: Mapping[str, Any]) -> None:

@@ -148,11 +148,11 @@ def _strips(first: pd.DataFrame) -> list[str]:
     steps = list(dict.fromkeys(first["step"]))
     names = [k for k in ("example", "variant") if k in first]
     shown = [(" ".join(map(str, key)), part) for key, part in list(first.groupby(names, sort=False))[:_STRIPS]]
-    label = max(len(key) for key, _ in shown) + 2
+    label = max(len(name) for name, _ in shown) + 2
     lines = [" " * label + "".join(f"{'bot' if s < 0 else s:>9}" for s in steps)]
-    for key, part in shown:
+    for name, part in shown:
         said = part.set_index("step")["token"].to_dict()
-        lines.append(f"{key:<{label}}" + "".join(f"{_short(said.get(s)):>9}" for s in steps))
+        lines.append(f"{name:<{label}}" + "".join(f"{_short(said.get(s)):>9}" for s in steps))
     return lines
 
 

@@ -75,7 +75,7 @@ class LatentFilm(Analysis[LatentFilmOptions]):
         films = [self._read(base, np.flatnonzero(~base.frame.duplicated(film_tables.own_keys(base.frame)).to_numpy()), readout, work)]
         if edited is not None:
             films.append(self._read(edited, self._cells(edited, wanted, axes), readout, work))
-        shown = list(dict.fromkeys(base.frame["example"].astype(str)))[: options.examples]
+        shown = sorted(set(base.frame["example"].astype(str)), key=lambda name: (len(name), name))[: options.examples]
         film, notes = film_tables.film(films, shown, run.axes, Texts(adapter))
         tables = {"film": film}
         if edited is not None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: fewer groups than this cannot be divided into training, choice of the penalty and test
 _LEAST_GROUPS = 12
+#: bytes of logits that are held at once; fixed, because sums over batches decide the translators' bits
+_LOGITS = 1 << 29
 #: share of the training groups on which the penalty is chosen
 _CHECK = 0.2
 
@@ -126,7 +128,7 @@ class TunedLens(Analysis[TunedLensOptions]):
         spelling = Spelling(Answers(adapter, prefix), options.spelling)
         held = states.frame.iloc[division.held].reset_index(drop=True)
         sought = seek(held, gold_answers(data), options.steps, spelling)
-        readout = Readout(net, False, options.top, work.memory // 2)
+        readout = Readout(net, False, options.top, _LOGITS)
         wanted = goal(options.target, run, states, data, net, readout, prefix, self.name)
         found = self._fitted(states, division, wanted, readout, sought, work)
         tables = tuned_tables.tables(states, held, groups, division, found, sought, Texts(adapter), options)

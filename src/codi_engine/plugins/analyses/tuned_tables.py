@@ -123,7 +123,7 @@ def _verdict(fit: pd.DataFrame, states: States, options: TunedLensOptions, n_tra
     plain = int((~np.isfinite(fit["penalty"])).sum())
     rule = f"q < {options.q:g}, {options.correction.upper()} over {int(fit['p'].notna().sum())} places"
     lines = [f"tuned better than plain at {better} of {len(fit)} places, worse at {worse} ({rule}); plain lens kept at {plain}"]
-    best = fit.iloc[int(fit["gain"].argmax())]
+    best = fit.iloc[int(fit["gain"].to_numpy().argmax())]
     lines.append(
         f"largest gain: layer {best['layer']} {states.axis} {best[states.axis]}: {best['plain']:.3g} → {best['tuned']:.3g} nats "
         f"(gain {best['gain']:+.3g} [{best['gain_low']:+.3g}, {best['gain_high']:+.3g}], n = {best['n']})"
