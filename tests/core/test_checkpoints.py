@@ -186,7 +186,7 @@ def test_layers_are_resolved_per_model_and_other_plugins_take_what_they_know(mak
         (["{trained}/step-900", "elsewhere/step-900"], "the label 'step-900' stands twice"),
         ({"A": "{trained}/step-900", "a": "{trained}/step-1000"}, "the label 'a' stands twice (upper and lower case alike)"),
         ({"a": "{trained}/step-900", "b": {"checkpoint": "{trained}/none"}}, "checkpoints.b.checkpoint: no such file or directory"),
-        (["demo", "nowhere/to/be"], "checkpoint be: model.checkpoint: no such file or directory: 'nowhere/to/be'"),
+        (["demo", "nowhere/to/be"], "checkpoint be: experiment: model.checkpoint: no such file or directory: 'nowhere/to/be'"),
         ({"a/b": "{trained}/step-900"}, "the label 'a/b' must be a plain file name"),
         ({"a": {"chekpoint": "x"}}, "checkpoints.a: 'chekpoint' is no option of the model 'codi'; did you mean 'checkpoint'"),
         ({"a": {"checkpoint": "demo", "sweep": {}}}, "checkpoints.a: 'sweep' is no option of the model"),
@@ -262,4 +262,4 @@ def test_the_command_line_lists_and_runs_them(make: Maker, trained: Path, capsys
     assert main(["check", "series.yaml", "-q", "--limit", "1"]) == 0
     assert "step-1000   patch" in capsys.readouterr().out
     assert main(["analyze", "runs/series", "across", "-q", "-s", "metric=nothing"]) == 2
-    assert capsys.readouterr().err.startswith("error: across: step-900: metric 'nothing' is not in the run")
+    assert capsys.readouterr().err.startswith("error: across: metric 'nothing' is not in the run; known: flip, kl")

@@ -527,7 +527,15 @@ def test_a_real_run_of_two_conditions_from_its_experiment(demo: Callable[..., Ex
     conditions = {n: {"intervention": {"plugin": n, "site": "latent_in"}} for n in ("zero", "mean")}
     finished = demo(name="both", conditions=conditions, sweep={"step": "all"}, analyses=[{"plugin": "compare_runs", "metric": "kl", "bootstrap": 100}]).run()
     folder = finished.path / "results" / "compare_runs"
-    assert {p.name for p in folder.iterdir()} == {"places.parquet", "correlation.parquet", "sides.parquet", "compare.png", "compare.svg", "summary.txt"}
+    assert {p.name for p in folder.iterdir()} == {
+        "places.parquet",
+        "correlation.parquet",
+        "sides.parquet",
+        "compare.png",
+        "compare.svg",
+        "summary.txt",
+        "result.json",
+    }
     assert list(pd.read_parquet(folder / "places.parquet")["step"]) == [0, 1, 2, 3, 4, 5]
     (tmp_path / "published.json").write_text(json.dumps(NUMBERS))
     again = analyze_runs([finished.path], ["compare_runs"], [f"table={tmp_path / 'published.json'}", "conditions=[zero]"])
