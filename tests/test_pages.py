@@ -21,6 +21,8 @@ README_LEFT_OUT = {
     "codi-engine plan position-patching.yaml": "needs a checkpoint",
     "codi-engine analyze runs/features": "needs the runs of other pages",
     'import codi_engine\n\nrun = codi_engine.open_run("runs/position-patching")': "needs a checkpoint",
+    "codi-engine run position-patching.yaml --device": "needs a checkpoint",
+    "codi-engine pairs generate": "needs files of your own",
     "pip install .": "an installation needs the network",
 }
 PAGES = [README, *sorted(p for p in DOCS.rglob("*.md") if p.relative_to(DOCS).as_posix() not in GENERATED)]
