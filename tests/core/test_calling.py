@@ -156,7 +156,7 @@ def test_an_exception_names_package_plugin_method_and_line() -> None:
     with pytest.raises(PluginError) as caught, calling(made, "apply"):
         made.apply(None)
     first, second = str(caught.value).splitlines()
-    assert first.startswith("intervention 'halve' (codi-halve 0.3) failed in apply(), test_attribution.py:")
+    assert first.startswith("intervention 'halve' (codi-halve 0.3) failed in apply(), test_calling.py:")
     assert first.endswith(": ZeroDivisionError: no way to go.")
     assert second == "What is committed stays; after mending it the same command goes on. --debug shows the traceback."
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
@@ -300,7 +300,7 @@ def test_a_run_stops_where_an_intervention_fails_and_goes_on_when_it_is_mended(d
 def test_an_analysis_that_fails_leaves_the_others(demo: Make, tmp_path: Path) -> None:
     finished = demo(analyses=["fails", "counts"]).run(tmp_path / "run")
     assert [str(f).splitlines()[0] for f in finished.failures] == [
-        f"analysis 'fails' (codi-halve 0.3) failed in analyze(), test_attribution.py:{_line()}: KeyError: 'colour'."
+        f"analysis 'fails' (codi-halve 0.3) failed in analyze(), test_calling.py:{_line()}: KeyError: 'colour'."
     ]
     assert finished.summaries == {"counts": "counted"}
     assert (tmp_path / "run" / "results" / "counts" / "counts.parquet").is_file()

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 import codi_engine
 from codi_engine import Experiment, open_run
 from codi_engine.cli.main import main
 from codi_engine.core import drawing, resizing
-from codi_engine.core.analyzing import analyze_runs, write_result
-from codi_engine.core.errors import UserError
-from codi_engine.core.plugin import AnalysisResult
+from codi_engine.core.analyzing import analyze_one, analyze_runs, write_result
+from codi_engine.core.errors import PluginError, UserError
+from codi_engine.core.plugin import Analysis, AnalysisResult, NoOptions
 from codi_engine.core.plugins import plugin_manager
+from codi_engine.core.progress import Progress
 from codi_engine.core.results import Run
 from codi_engine.core.stored import stored_results
 from codi_engine.core.synthetic import Synthetic, write_synthetic
+from codi_engine.core.work import Work
 
 EVERY = {r.name for r in plugin_manager(load=False).registered if r.kind == "analysis"}
 OPTIONS = {"attribution": ["condition=one"], "probes": ["target=reasoning_steps", "task=regression", "folds=3", "repeats=3", "site=resid_post@latent"]}
@@ -210,3 +213,27 @@ def test_a_panel_without_effect_says_so_and_strata_share_a_scale(demo: Callable[
     assert scales == {(0.0, 1.1)}
     flat = figures.heatmap(table.drop(columns="layer"), ["step"], "kl", ImportanceOptions(by="level"), "study")
     assert [t.get_text() for t in next(ax for ax in flat.axes if ax.get_title(loc="left") == "some").get_yticklabels()] == ["a", "b"]
+
+
+def test_an_analysis_that_cannot_draw_leaves_its_tables(runs: dict[str, Run], tmp_path: Path) -> None:
+    class Blind(Analysis[NoOptions]):
+        """Counts, and cannot draw."""
+
+        name, Options = "blind", NoOptions
+
+        def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
+            return AnalysisResult({"counts": pd.DataFrame({"n": [len(runs[0].cells)]})}, {}, "counted")
+
+        def draw(self, tables: Mapping[str, pd.DataFrame], about: Mapping[str, Any]) -> Mapping[str, Any]:
+            raise ZeroDivisionError(str(len(tables["counts"])))
+
+    home = tmp_path / "home"
+    write_result(home / "results" / "blind", AnalysisResult({"older": pd.DataFrame({"x": [1]})}, {"older": Figure()}, "older"))
+    with pytest.raises(PluginError, match=r"'blind' .* failed in draw\(\), test_drawing\.py:\d+: ZeroDivisionError: 1"):
+        analyze_one([runs["both"]], Blind(NoOptions()), Progress(), home)
+    result = stored_results(home)["blind"]
+    assert (list(result.tables), list(result.figures), result.summary) == (["counts"], [], "counted")
+    assert result.is_of(runs["both"].digest)
+    Blind.draw = lambda self, tables, about: {"../map": Figure()}  # type: ignore[method-assign]
+    with pytest.raises(PluginError, match=r"draw\(\) returned '../map' as a name"):
+        analyze_one([runs["both"]], Blind(NoOptions()), Progress(), home)

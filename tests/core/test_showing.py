@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from codi_engine.core import showing
+from codi_engine.core import progress, showing
 from codi_engine.core.progress import Meter, Progress, clock, memory_text, resident
 from codi_engine.core.showing import NotebookProgress, TerminalProgress, in_notebook, usual
 
@@ -145,3 +145,19 @@ def test_elsewhere_python_is_silent_unless_a_terminal_looks_on(monkeypatch: pyte
     assert type(usual()) is Progress
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert isinstance(usual(), TerminalProgress)
+
+
+def test_memory_is_asked_for_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def held() -> int:
+        asked.append(1)
+        return 5_000_000 * len(asked)
+
+    now = 77_000.0
+    monkeypatch.setattr(progress, "resident", held)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    assert [memory_text() for _ in range(50)] == ["5 MB"] * 50
+    now += 1
+    assert memory_text() == "10 MB"
+    assert len(asked) == 2

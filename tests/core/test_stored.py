@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 import codi_engine
 from codi_engine import Experiment
@@ -41,3 +42,28 @@ def test_results_without_a_record_are_read(tmp_path: Path) -> None:
     assert list(result.files) == ["more.md"]
     assert result.is_of("anything")
     assert stored_results(tmp_path / "nowhere") == {}
+
+
+def test_a_result_holds_nothing_of_the_one_before(tmp_path: Path) -> None:
+    folder, frame, figure = tmp_path / "results" / "mine", pd.DataFrame({"x": [1]}), Figure()
+    write_result(folder, AnalysisResult({"effects": frame, "strata": frame}, {"map": figure, "strata": figure}, "first", {"more.md": "# more"}))
+    (folder / "own.txt").write_text("somebody's own")
+    (folder / "own.parquet").write_bytes((folder / "strata.parquet").read_bytes())
+    write_result(folder, AnalysisResult({"effects": frame}, {"map": figure}, "second", {"weights.bin": b"\x00\xff"}))
+    result = stored_results(tmp_path)["mine"]
+    assert (list(result.tables), list(result.figures), result.summary) == (["effects"], ["map"], "second")
+    assert result.files["weights.bin"].read_bytes() == b"\x00\xff"
+    assert {p.name for p in folder.iterdir()} == {
+        "effects.parquet", "map.png", "map.svg", "summary.txt", "weights.bin", "result.json", "own.txt", "own.parquet",
+    }  # fmt: skip
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "mine"
+    write_result(folder, AnalysisResult({}, {}, "said"))
+    for text in ('{"analysis": "mi', "[]"):
+        (folder / "result.json").write_text(text)
+        with pytest.raises(UserError, match=r"result\.json: is damaged; run codi-engine analyze"):
+            stored_results(tmp_path)
+    write_result(folder, AnalysisResult({}, {}, "again"))
+    assert stored_results(tmp_path)["mine"].summary == "again"

@@ -31,7 +31,7 @@ from codi_engine.core.plugin import Event, NoOptions, Tracker
 from codi_engine.core.plugins import Plugins, plugin_manager
 from codi_engine.core.progress import Progress
 from codi_engine.core.run import plan_experiment, run_experiment
-from codi_engine.core.tally import Tally
+from codi_engine.core.tally import Tally, _aligned
 
 RELEASE = threading.Event()
 
@@ -257,6 +257,22 @@ def test_an_observer_that_is_told_nothing_needs_no_thread_and_no_wait() -> None:
     assert observer.SHORT < observer.PATIENCE
 
 
+def test_an_observer_that_can_tell_nobody_goes_on_and_ends() -> None:
+    def closed(text: str) -> None:
+        raise BrokenPipeError(text)
+
+    tracker = Recording(NoOptions())
+    tracker.started = lambda run, experiment: 1 / 0  # type: ignore[method-assign]
+    watched = Observer(tracker, "tracker recording", closed)
+    watched.tell("started", Path(), {})
+    watched.tell("committed", 3, 9, {})
+    watched.close()
+    begun = time.monotonic()
+    watched.wait(begun + 20)
+    assert time.monotonic() - begun < 10
+    assert tracker.seen == [3, "close"]
+
+
 def test_a_hook_that_exits_stops_nothing(tmp_path: Path) -> None:
     @hookimpl
     def run_event(event: Event) -> None:
@@ -288,6 +304,14 @@ def test_running_means_are_the_means_whatever_the_units(cells: list[tuple[int, f
     values = {name: [v for c, v in cells if c == code and not math.isnan(v)] for code, name in enumerate("abc")}
     assert tally.means("abc") == pytest.approx({f"{k}/kl": statistics.fmean(v) for k, v in values.items() if v}, abs=1e-9)
     assert tally.aggregates("abc")["cells"] == len(cells)
+
+
+@given(st.sets(st.integers(0, 50)), st.sets(st.integers(0, 50)))
+def test_columns_are_brought_into_the_order_of_the_conditions(cells: set[int], measured: set[int]) -> None:
+    slots, mine = np.array(sorted(cells), np.int64), np.array(sorted(measured), np.int64)
+    found = _aligned({"cells/metrics/kl": (mine, mine * 0.5), "cells/condition": (slots, slots % 3)})
+    assert found["cells/metrics/kl"].tolist() == pytest.approx([s * 0.5 if s in measured else math.nan for s in sorted(cells)], nan_ok=True)
+    assert found["cells/condition"].tolist() == [s % 3 for s in sorted(cells)]
 
 
 # ------------------------------------------------------------------------------------------------ the log

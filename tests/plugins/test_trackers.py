@@ -276,7 +276,13 @@ def server() -> Iterator[tuple[str, list[tuple[dict[str, str], dict[str, Any]]]]
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             got.append((dict(self.headers), json.loads(body)))
-            self.send_response(403 if self.path.startswith("/closed") else 204)
+            self.send_response(403 if self.path.startswith("/closed") else 302 if self.path == "/moved" else 204)
+            self.send_header("Location", "/elsewhere")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            got.append((dict(self.headers), {}))
+            self.send_response(204)
             self.end_headers()
 
         def log_message(self, *_: Any) -> None: ...
@@ -325,6 +331,25 @@ def test_a_webhook_that_refuses_is_named_without_its_address(server: tuple[str, 
     with pytest.raises(ConnectionError, match="cannot be reached") as away:
         closed.event(Event("failed", "no more"))
     assert "s3cret" not in str(refused.value) + str(away.value)
+
+
+def test_a_webhook_follows_nobody_and_repeats_no_secret(server: tuple[str, list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    address, got = server
+    monkeypatch.setenv("HOOK_TOKEN", "Bearer s3cret")
+    monkeypatch.setenv("no_proxy", "*")
+    headers = {"Authorization": "HOOK_TOKEN"}
+    with pytest.raises(ConnectionError, match=r"127\.0\.0\.1 answered 302 Found"):
+        Webhook(WebhookOptions(url=f"{address}/moved", headers=headers)).event(Event("failed", "x"))
+    assert len(got) == 1  # what was posted; nothing was sent to where it pointed
+    for value in ("s3cret\r", "s3crét"):
+        monkeypatch.setenv("HOOK_TOKEN", value)
+        with pytest.raises(UserError, match=r"headers\.Authorization: is no HTTP header") as caught:
+            Webhook(WebhookOptions(url=address, headers=headers)).check()
+        assert "s3cr" not in str(caught.value)
+    monkeypatch.setenv("HOOK", f"{address}/s3cret \n")
+    with pytest.raises(UserError, match="http or https address") as caught:
+        Webhook(WebhookOptions(url_from="HOOK")).check()
+    assert "s3cr" not in str(caught.value)
 
 
 def test_a_command_that_takes_too_long_is_ended_with_its_children() -> None:

@@ -239,3 +239,12 @@ def test_refusals_are_one_line(run: Run, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=said) as raised:
             tuned(run, **options)
         assert "\n" not in str(raised.value)
+
+
+@given(st.integers(12, 40), st.floats(0.01, 0.899), st.integers(0, 9))
+def test_every_part_of_a_division_has_a_group(groups: int, holdout: float, seed: int) -> None:
+    labels = np.repeat(np.arange(groups), 2)
+    parts = divide(labels, holdout, seed)
+    found = [set(labels[rows]) for rows in (parts.train, parts.check, parts.held)]
+    assert all(found)
+    assert sum(map(len, found)) == groups

@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -15,8 +16,9 @@ from codi_engine import open_run
 from codi_engine.core.errors import UserError
 from codi_engine.core.notes import add_note
 from codi_engine.core.results import Run
+from codi_engine.reporting import mistakes as module
 from codi_engine.reporting.escape import block, code, md
-from codi_engine.reporting.markdown import write_markdown
+from codi_engine.reporting.markdown import _strongest, markdown, write_markdown
 from codi_engine.reporting.mistakes import mistakes
 
 
@@ -87,7 +89,7 @@ def test_synthetic_runs_and_runs_without_results(planted: Run, tmp_path: Path) -
     text = write_markdown(open_run(copy)).read_text(encoding="utf-8")
     assert "synthetic or imported" in text
     assert "Which answers are right is not known" in text
-    assert re.search(r"Strongest effects \(\d+ of \d+ significant at q ≤ 0.05\)", text)
+    assert re.search(r"Strongest effects \(of \d+ with a q, \d+ significant\):", text)
     shutil.rmtree(copy / "results")
     assert "Nothing was analysed yet" in write_markdown(open_run(copy)).read_text(encoding="utf-8")
 
@@ -130,3 +132,20 @@ def test_code_cannot_be_left(text: str) -> None:
     lines = fenced.split("\n")
     assert lines[-1] == lines[0].removesuffix("text")
     assert all(lines[-1] not in line for line in lines[1:-1])
+
+
+def test_what_is_significant_is_what_the_analysis_says() -> None:
+    frame = pd.DataFrame({"condition": ["a", "b", "c"], "mean": [0.5, 0.01, 0.2], "n": [9, 9, 9], "q": [0.001, 0.01, 0.05]})
+    small = frame.assign(significant=[True, False, False])  # min_effect, and a q of exactly the level
+    assert _strongest(small)[0] == "Strongest effects (of 3 with a q, 1 significant):"
+    assert _strongest(frame)[0] == "Strongest effects (of 3 with a q):"
+    assert "0.05" in _strongest(small)[1]
+
+
+def test_rates_are_of_answers_whose_being_right_is_known(patched: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = patched.store.codes("condition") == patched.store.labels("condition").index("baseline")
+    right = np.where(base, 1.0, np.nan)
+    right[np.flatnonzero(base)[:3]] = [0.0, np.nan, np.nan]
+    monkeypatch.setattr(module, "_right", lambda run: (right, np.full(len(right), np.nan), "by hand"))
+    n = int(base.sum())
+    assert f"1 of {n} answers are wrong ({1 / (n - 2):.1%}), of 2 it is not known" in markdown(patched, patched.path)

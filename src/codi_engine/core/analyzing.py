@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.checkpoints import family_analyses, is_family, runs_below
+from codi_engine.core.drawing import json_safe, save, storable, style
 from codi_engine.core.errors import AnalysesFailed, PluginError, UserError, nearest
 from codi_engine.core.progress import Progress
-from codi_engine.core.returned import analysed
+from codi_engine.core.returned import analysed, figures_of
 from codi_engine.core.showing import ending, usual
-from codi_engine.core.stored import ABOUT, about
+from codi_engine.core.stored import SUMMARY, about, write_about, written_files
 from codi_engine.core.work import Work
 from codi_engine.store.layout import LEDGER, RESULTS
 
@@ -248,34 +249,47 @@ def write_result(folder: Path, result: AnalysisResult, made: Mapping[str, Any] |
     """Write tables as Parquet, further files, the summary as text and how they were ``made``; then draw from what was written.
 
     ``analysis`` draws its figures (PNG and SVG) from the tables as they can be read back, so that a figure never depends on
-    what is not stored. Figures that the result brings along are written too.
+    what is not stored. Figures that the result brings along are written too. What an earlier result left there is removed.
     """
-    import pandas as pd
-
-    from codi_engine.core.drawing import json_safe, save, storable, style
-
     done = Analysed("", [], folder, result.summary, result=result)
-    about = {**(made or {}), "facts": json_safe(result.facts), "tables": list(result.tables)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, table in result.tables.items():
-            done.tables[name] = folder / f"{name}.parquet"
-            storable(table).to_parquet(done.tables[name])
-        for name, content in result.files.items():
-            done.files[name] = folder / name
-            done.files[name].write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
-        (folder / "summary.txt").write_text(result.summary + "\n", encoding="utf-8")
-        figures: dict[str, Figure] = {}
-        if analysis is not None:
-            with style():
-                figures.update(analysis.draw({name: pd.read_parquet(path) for name, path in done.tables.items()}, json_safe(about)))
-        figures.update(result.figures)
-        done.result = replace(result, figures=figures)
-        for name, figure in figures.items():
-            done.figures[name] = folder / f"{name}.png"
-            save(figure, done.figures[name])
-            save(figure, folder / f"{name}.svg")
-        (folder / ABOUT).write_text(json.dumps({**about, "figures": list(figures)}, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        earlier = written_files(folder)
+        _write_tables(done, result)
+        about = {**(made or {}), "facts": json_safe(result.facts), "tables": list(result.tables), "files": list(result.files)}
+        write_about(folder, {**about, "figures": []})  # the tables stand, even where drawing fails
+        try:
+            done.result = replace(result, figures=_write_figures(done, result, about, analysis))
+        finally:
+            mine = {*done.tables.values(), *done.files.values(), *(p.with_suffix(s) for p in done.figures.values() for s in (".png", ".svg"))}
+            for path in earlier - mine:
+                path.unlink(missing_ok=True)
+        write_about(folder, {**about, "figures": list(done.figures)})
     except OSError as error:
         raise UserError(f"{folder}: the results cannot be written: {error.strerror or error}") from None
     return done
+
+
+def _write_tables(done: Analysed, result: AnalysisResult) -> None:
+    for name, table in result.tables.items():
+        done.tables[name] = done.folder / f"{name}.parquet"
+        storable(table).to_parquet(done.tables[name])
+    for name, content in result.files.items():
+        done.files[name] = done.folder / name
+        done.files[name].write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+    (done.folder / SUMMARY).write_text(result.summary + "\n", encoding="utf-8")
+
+
+def _write_figures(done: Analysed, result: AnalysisResult, about: Mapping[str, Any], analysis: Analysis[Any] | None) -> dict[str, Figure]:
+    import pandas as pd
+
+    figures: dict[str, Figure] = {}
+    if analysis is not None:
+        with style():
+            figures.update(figures_of(analysis, {name: pd.read_parquet(path) for name, path in done.tables.items()}, json_safe(about)))
+    figures.update(result.figures)
+    for name, figure in figures.items():
+        done.figures[name] = done.folder / f"{name}.png"
+        save(figure, done.figures[name])
+        save(figure, done.folder / f"{name}.svg")
+    return figures

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from codi_engine.core.errors import UserError, nearest
+from codi_engine.core.errors import PluginError, UserError, nearest
+from codi_engine.core.returned import figures_of
 from codi_engine.core.stored import StoredResult, results_home, stored_results
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def json_safe(values: Mapping[str, Any]) -> dict[str, Any]:
 def drawn(analysis: Analysis[Any], result: AnalysisResult, title: str = "") -> dict[str, Figure]:
     """Return the figures of a result that is not stored, exactly those that storing it would give."""
     with style():
-        return dict(analysis.draw(as_stored(result.tables), json_safe({"title": title, "facts": result.facts})))
+        return figures_of(analysis, as_stored(result.tables), json_safe({"title": title, "facts": result.facts}))
 
 
 # ------------------------------------------------------------------------------------------- drawn again
@@ -116,9 +117,11 @@ def redraw(stored: StoredResult, plugins: Plugins | None = None) -> dict[str, Fi
         options = kind.Options.model_validate_json(json.dumps(stored.about.get("options", {})))
         with style():
             tables = {table: stored.table(table) for table in stored.tables}
-            return dict(kind(options).draw(tables, stored.about))
-    except (ValidationError, KeyError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else "other options"
+            return figures_of(kind(options), tables, stored.about)
+    except (ValidationError, PluginError) as error:
+        if isinstance(error, PluginError) and not isinstance(error.__cause__, KeyError):
+            raise
+        what = f"no {error.__cause__}" if isinstance(error, PluginError) else "other options"
         raise UserError(f"{stored.folder}: cannot be drawn by this version of '{name}' ({what}); run codi-engine analyze {_run_of(stored)} {name}") from None
 
 

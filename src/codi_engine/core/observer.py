@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -72,21 +73,23 @@ class Observer:
             what = f"is still in {self._busy}()" if self._busy else "has not begun"
         later = f"; {self.tracker.later}" if self.tracker.later else ""
         more = f", {left} message{'s' * (left != 1)} left" if left else ""
-        self._note(f"{self.called} {what}{more}, and is waited for no longer{later}")
+        self._say(f"{self.called} {what}{more}, and is waited for no longer{later}")
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closing)
-                if not self._waiting:
-                    break
-                self._busy, arguments = self._waiting.popleft()
-            self._call(self._busy, arguments)
-            with self._changed:
-                self._busy = ""
-        self._busy = "close"
-        self._call("close", ())
-        self._done.set()
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._waiting or self._closing)
+                    if not self._waiting:
+                        break
+                    self._busy, arguments = self._waiting.popleft()
+                self._call(self._busy, arguments)
+                with self._changed:
+                    self._busy = ""
+            self._busy = "close"
+            self._call("close", ())
+        finally:
+            self._done.set()
 
     def _call(self, method: str, arguments: tuple[Any, ...]) -> None:
         try:
@@ -98,4 +101,8 @@ class Observer:
         kind = type(error).__name__
         if (method, kind) not in self._named:
             self._named.add((method, kind))
-            self._note(f"{self.called}: {method}() failed and is passed over: {kind}: {error}")
+            self._say(f"{self.called}: {method}() failed and is passed over: {kind}: {error}")
+
+    def _say(self, text: str) -> None:
+        with contextlib.suppress(Exception):  # nobody may be there to be told (a closed terminal); the tracker is told on
+            self._note(text)

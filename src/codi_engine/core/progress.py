@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from functools import lru_cache
 
 #: seconds over which a rate is taken: long enough to be calm, short enough to follow a change
 WINDOW = 60.0
@@ -102,10 +103,16 @@ def clock(seconds: float) -> str:
 
 def memory_text() -> str:
     """Say what this process and its workers hold: ``812 MB``, and on the GPU where torch uses one."""
-    held = resident()
+    held = _resident_about(int(time.monotonic()))
     text = f"{held / 1e9:.1f} GB" if held >= 1e9 else f"{held / 1e6:.0f} MB"
     on_device = _on_device()
     return text + (f" + {on_device / 1e9:.1f} GB GPU" if on_device else "")
+
+
+@lru_cache(1)
+def _resident_about(second: int) -> int:
+    """Return :func:`resident` once a second: looking for children goes through all processes of the machine."""
+    return resident()
 
 
 def resident() -> int:

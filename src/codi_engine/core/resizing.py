@@ -116,7 +116,7 @@ def _fit(figure: Any) -> None:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     renderer = canvas.get_renderer()
-    width = figure.bbox.width
+    width, axes = figure.bbox.width, list[Any](figure.axes)
     for text in figure.texts:
         _within(text, renderer, width)
     for legend in figure.legends:
@@ -124,7 +124,7 @@ def _fit(figure: Any) -> None:
         if box.x1 > _SAFE * width:
             for text in legend.get_texts():
                 text.set_fontsize(max(float(text.get_fontsize()) * 0.92 * (_SAFE * width - box.x0) / box.width, _LEAST))
-    for ax in figure.axes:
+    for ax in axes:
         if not ax.get_visible():
             continue
         beside = [t for t in ax.texts if t.get_transform() == ax.transAxes]
@@ -134,6 +134,19 @@ def _fit(figure: Any) -> None:
         _labels(ax.xaxis.label, renderer, ax.bbox.width, 0)
         _labels(ax.yaxis.label, renderer, ax.bbox.height, 1)
         _thin(ax, renderer)
+    _lift(figure, renderer)
+
+
+def _lift(figure: Figure, renderer: Any) -> None:
+    """Raise the panels by what axes' labels leave the figure below."""
+    labels = [ax.xaxis.label for ax in figure.axes if ax.get_visible() and ax.xaxis.label.get_text()]
+    lowest = min((label.get_window_extent(renderer).y0 for label in labels), default=0.0)
+    if lowest >= 0 or figure.get_layout_engine() is not None:
+        return
+    up = -lowest / figure.bbox.height
+    for ax in figure.axes:
+        box = ax.get_position()
+        ax.set_position((box.x0, up + box.y0 * (1 - up), box.width, box.height * (1 - up)))
 
 
 def _titles(ax: Any) -> list[Text]:
@@ -179,8 +192,20 @@ def _labels(label: Any, renderer: Any, room: float, axis: int) -> None:
         return
     box = label.get_window_extent(renderer)
     length = box.width if axis == 0 else box.height
-    if length > 1.25 * room:
-        label.set_fontsize(max(label.get_fontsize() * 1.25 * room / length, _LEAST))
+    if length <= 1.25 * room:
+        return
+    size = label.get_fontsize() * 1.25 * room / length
+    label.set_fontsize(max(size, _LEAST))
+    if size < _LEAST:
+        label.set_text(_folded(label.get_text(), _LEAST / size))
+
+
+def _folded(text: str, lines: float) -> str:
+    """Break a text into so many lines of about the same length."""
+    import math
+    import textwrap
+
+    return textwrap.fill(text, max(math.ceil(1.1 * len(text) / math.ceil(lines)), 8), break_long_words=False)
 
 
 def _thin(ax: Any, renderer: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,9 @@ from codi_engine.core.calling import calling, wrong
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     import torch
+    from matplotlib.figure import Figure
 
     from codi_engine.core.model import ModelAdapter, ModelInfo
     from codi_engine.core.plugin import Analysis, AnalysisResult, Data, Dataset, Intervention, Metric, Model, Readings, Rows, SaeFormat
@@ -127,15 +129,32 @@ def analysed(analysis: Analysis[Any], runs: Sequence[Run], work: Work) -> Analys
     for name, table in result.tables.items():
         if not isinstance(table, pd.DataFrame):
             raise wrong(analysis, "analyze", f"must return DataFrames as tables; '{name}' is {_what(table)}")
-    for name, figure in result.figures.items():
-        if not hasattr(figure, "savefig"):
-            raise wrong(analysis, "analyze", f"must return matplotlib figures; '{name}' is {_what(figure)}")
-    if not isinstance(result.summary, str) or not all(isinstance(t, str) for t in result.files.values()):
-        raise wrong(analysis, "analyze", "must return its summary and its files as text")
-    for name in (*result.tables, *result.figures, *result.files):
-        if not isinstance(name, str) or not name or name != name.strip() or any(c in name for c in "/\\\0") or name in (".", ".."):
-            raise wrong(analysis, "analyze", f"returned {name!r} as a name; tables, figures and files are named as files are")
+    _check_figures(analysis, "analyze", result.figures)
+    if not isinstance(result.summary, str) or not all(isinstance(t, (str, bytes)) for t in result.files.values()):
+        raise wrong(analysis, "analyze", "must return its summary as text and its files as text or bytes")
+    _check_names(analysis, "analyze", (*result.tables, *result.files))
     return result
+
+
+def figures_of(analysis: Analysis[Any], tables: Mapping[str, pd.DataFrame], about: Mapping[str, Any]) -> dict[str, Figure]:
+    """Return the figures that an analysis draws from its stored tables."""
+    with calling(analysis, "draw"):
+        figures = dict(analysis.draw(tables, about))
+    _check_figures(analysis, "draw", figures)
+    return figures
+
+
+def _check_figures(analysis: Analysis[Any], method: str, figures: Mapping[str, Any]) -> None:
+    for name, figure in figures.items():
+        if not hasattr(figure, "savefig"):
+            raise wrong(analysis, method, f"must return matplotlib figures; '{name}' is {_what(figure)}")
+    _check_names(analysis, method, figures)
+
+
+def _check_names(analysis: Analysis[Any], method: str, names: Iterable[Any]) -> None:
+    for name in names:
+        if not isinstance(name, str) or not name or name != name.strip() or any(c in name for c in "/\\\0") or name in (".", ".."):
+            raise wrong(analysis, method, f"returned {name!r} as a name; tables, figures and files are named as files are")
 
 
 def knows(reader: SaeFormat, place: Path) -> bool:

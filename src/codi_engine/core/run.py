@@ -280,6 +280,7 @@ def run_experiment(
                 finished.take(analyze_one([open_run(path)], analysis, progress), runner.life)
             except PluginError as error:
                 finished.failures.append(error)  # the others do not depend on it
+                runner.life.warned(f"analysis {analysis.name} failed: {error}")
             runner.cost.end()
         if prepared.checks:
             from codi_engine.core.checking import check_run

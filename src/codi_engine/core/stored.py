@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.errors import UserError, nearest
+from codi_engine.store.files import write_durably
 from codi_engine.store.layout import EXPERIMENT, LEDGER, RESULTS
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 #: what a folder of results says of itself
 ABOUT = "result.json"
-_SUMMARY = "summary.txt"
+SUMMARY = "summary.txt"
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,14 +104,42 @@ def results_home(path: str | Path) -> Path:
 
 def _stored(folder: Path) -> StoredResult:
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    known = json.loads((folder / ABOUT).read_text(encoding="utf-8")) if (folder / ABOUT).is_file() else {}
-    tables = _ordered([p for p in files if p.suffix == ".parquet"], known.pop("tables", []))
-    figures = _ordered([p for p in files if p.suffix == ".png"], known.pop("figures", []))
-    summary = (folder / _SUMMARY).read_text(encoding="utf-8").rstrip("\n") if (folder / _SUMMARY).is_file() else ""
-    further = {p.name: p for p in files if p.suffix not in (".parquet", ".png", ".svg") and p.name not in (ABOUT, _SUMMARY)}
+    known = _about_of(folder)
+    tables = _ordered([p for p in files if p.suffix == ".parquet"], known.pop("tables", None))
+    figures = _ordered([p for p in files if p.suffix == ".png"], known.pop("figures", None))
+    known.pop("files", None)
+    summary = (folder / SUMMARY).read_text(encoding="utf-8").rstrip("\n") if (folder / SUMMARY).is_file() else ""
+    further = {p.name: p for p in files if p.suffix not in (".parquet", ".png", ".svg") and p.name not in (ABOUT, SUMMARY)}
     return StoredResult(folder.name, folder, summary, known, tables, figures, further)
 
 
-def _ordered(files: Sequence[Path], names: Sequence[str]) -> dict[str, Path]:
-    """Return name → file; known names in their order, others after them."""
-    return {p.stem: p for p in sorted(files, key=lambda p: names.index(p.stem) if p.stem in names else len(names))}
+def _about_of(folder: Path) -> dict[str, Any]:
+    path = folder / ABOUT
+    try:
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        known = None
+    if not isinstance(known, dict):
+        raise UserError(f"{path}: is damaged; run codi-engine analyze {folder.parent.parent} {folder.name}")
+    return known
+
+
+def _ordered(files: Sequence[Path], names: Sequence[str] | None) -> dict[str, Path]:
+    """Return name → file in the order of ``names``; what they lack is no part of the result. None: nobody wrote them down."""
+    found = {p.stem: p for p in files}
+    return found if names is None else {name: found[name] for name in names if name in found}
+
+
+def write_about(folder: Path, values: Mapping[str, Any]) -> None:
+    """Write what a folder of results says of itself: the whole file, or as before."""
+    write_durably(folder, ABOUT, (json.dumps(values, indent=1, ensure_ascii=False, default=str) + "\n").encode("utf-8", "backslashreplace"))
+
+
+def written_files(folder: Path) -> set[Path]:
+    """Return the tables, figures and files that the result of a folder names as its own; none where that cannot be read."""
+    try:
+        known = _about_of(folder)
+    except UserError:
+        return set()
+    endings = (("tables", ".parquet"), ("figures", ".png"), ("figures", ".svg"), ("files", ""))
+    return {folder / f"{name}{ending}" for kind, ending in endings for name in known.get(kind, []) if Path(f"{name}{ending}").name == f"{name}{ending}"}

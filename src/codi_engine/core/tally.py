@@ -96,12 +96,11 @@ def _aligned(columns: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, 
     if "cells/condition" not in columns:
         return {}
     slots, codes = columns["cells/condition"]
-    where = {int(s): i for i, s in enumerate(slots)}
     out: dict[str, np.ndarray] = {"cells/condition": codes}
     for name, (mine, values) in columns.items():
         if name != "cells/condition":
             whole = np.full(len(slots), np.nan)
-            keep = [i for i, s in enumerate(mine) if int(s) in where]
-            whole[[where[int(mine[i])] for i in keep]] = np.asarray(values, float)[keep]
+            _, here, there = np.intersect1d(slots, mine, assume_unique=True, return_indices=True)
+            whole[here] = np.asarray(values, float)[there]
             out[name] = whole
     return out

@@ -107,8 +107,9 @@ class _Cells:
         rows = np.flatnonzero((self.feature == code) & (self.condition == self.codes[condition]))
         _, number = np.unique(self.same[rows, 0], return_index=True)
         order = [*np.sort(number).tolist(), *np.setdiff1d(np.arange(len(rows)), number).tolist()]
-        base = {**self._of(-1), **self._of(code)}
-        found = [(int(self.slots[rows[i]]), base.get(tuple(self.same[rows[i]].tolist())), self._example(rows[i])) for i in order[:_LOOKED_AT]]
+        own, shared = self._of(code), self._of(-1)
+        keys = [tuple(self.same[rows[i]].tolist()) for i in order[:_LOOKED_AT]]
+        found = [(int(self.slots[rows[i]]), own.get(k, shared.get(k)), self._example(rows[i])) for i, k in zip(order, keys, strict=False)]
         return [(edited, unedited, example) for edited, unedited, example in found if unedited is not None]
 
     def _of(self, code: int) -> dict[tuple[int, ...], int]:

@@ -110,8 +110,7 @@ def _finding(run: Run, result: StoredResult, folder: Path) -> list[str]:
         parts.append(f"*Made before the run grew: {code(f'codi-engine analyze {run.path} {result.name}')} brings it up to date.*")
     if result.summary:
         parts.append(block(result.summary))
-    level = float((result.about.get("options") or {}).get("q") or 0.05)
-    parts += next((t for name in result.tables if (t := _strongest(result.table(name), level))), [])
+    parts += next((t for name in result.tables if (t := _strongest(result.table(name)))), [])
     parts += [f"![{md(f'{result.name}: {name}')}]({_link(path, folder)})" for name, path in result.figures.items()]
     return parts
 
@@ -123,7 +122,7 @@ def _link(path: Path, folder: Path) -> str:
         return quote(path.absolute().as_posix())
 
 
-def _strongest(frame: pd.DataFrame, level: float) -> list[str]:
+def _strongest(frame: pd.DataFrame) -> list[str]:
     """Return the most certain rows of a table of tests (effect, interval, n, q) under a title; nothing for other tables."""
     effect = next((c for c in _EFFECTS if c in frame), None)
     if effect is None or "q" not in frame or not len(frame) or frame["q"].isna().all():
@@ -140,9 +139,13 @@ def _strongest(frame: pd.DataFrame, level: float) -> list[str]:
         cells = [_label(row[c]) for c in labels] + [_figure(row[c]) for c in numbers]
         cells += [f"{_figure(row[span[0]])} … {_figure(row[span[1]])}"] if span else []
         body.append([*cells, *([f"{int(row['n']):,}"] if "n" in frame and row["n"] == row["n"] else ["–"] if "n" in frame else []), f"{row['q']:.2g}"])
-    sure = int((known["q"] <= level).sum())
-    title = f"Strongest effects ({sure:,} of {len(known):,} significant at q ≤ {level:g}):"
+    title = f"Strongest effects (of {len(known):,} with a q{_significant(known)}):"
     return [title, table(heads, body), *(["The interval is of Hedges' g."] if span is not None and span[0] == "g_low" else [])]
+
+
+def _significant(known: pd.DataFrame) -> str:
+    """Say how many are significant by the analysis' own rule, which may ask for more than a small q; tables of nothing else say nothing."""
+    return f", {int(known['significant'].fillna(False).astype(bool).sum()):,} significant" if "significant" in known else ""
 
 
 def _telling(column: pd.Series[Any]) -> bool:
@@ -173,8 +176,9 @@ def _errors(run: Run) -> list[str]:
     if not found.known:
         parts = ["Which answers are right is not known: the run has no metric `accuracy`, and its data cannot be read here or have no answers."]
     else:
-        rate = f" ({found.wrong / found.unedited:.1%})" if found.unedited else ""
-        parts = [f"Unedited: {found.wrong:,} of {found.unedited:,} answers are wrong{rate}, {found.missing:,} missing; right and wrong are told {found.known}."]
+        unknown = f", of {found.untold:,} it is not known" if found.untold else ""
+        wrong = f"{found.wrong:,} of {found.unedited:,} answers are wrong{_rate(found.wrong, found.unedited - found.untold)}{unknown}"
+        parts = [f"Unedited: {wrong}, {found.missing:,} missing; right and wrong are told {found.known}."]
         parts += [_cases("Wrong unedited answers, the first of them:", found.cases, edited=False)] if found.cases else []
     heads = ["condition", "cells", "compared", "right → wrong", "wrong → right", "no answer"]
     rows = [
@@ -192,7 +196,11 @@ def _errors(run: Run) -> list[str]:
 
 
 def _of(count: int, total: int) -> str:
-    return f"{count:,} ({count / total:.1%})" if total else f"{count:,}"
+    return f"{count:,}{_rate(count, total)}"
+
+
+def _rate(count: int, total: int) -> str:
+    return f" ({count / total:.1%})" if total else ""
 
 
 def _changed(change: Changes) -> list[str]:

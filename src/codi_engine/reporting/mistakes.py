@@ -49,12 +49,13 @@ class Changes:
 
 @dataclass
 class Mistakes:
-    """``known``: how right and wrong were told apart; empty where they cannot be."""
+    """``known``: how right and wrong were told apart, empty where they cannot be; ``untold``: unedited answers of which it is not known."""
 
     known: str
     unedited: int = 0
     wrong: int = 0
     missing: int = 0
+    untold: int = 0
     cases: list[Case] = field(default_factory=list)
     changes: list[Changes] = field(default_factory=list)
     undefined: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -67,7 +68,7 @@ def mistakes(run: Run) -> Mistakes:
     condition = run.store.codes("condition") if names else np.zeros(0, np.int64)
     answer = run.store.column("cells/answer") if len(condition) else np.zeros(0)
     base = condition == (names.index(BASELINE) if BASELINE in names else -2)
-    found = Mistakes(known, int(base.sum()), int((right[base] == 0).sum()), int(np.isnan(answer[base]).sum()))
+    found = Mistakes(known, int(base.sum()), int((right[base] == 0).sum()), int(np.isnan(answer[base]).sum()), int(np.isnan(right[base]).sum()))
     listed = np.flatnonzero(base & (right == 0))[:LISTED]
     texts = texts_of(run, run.store.slots[listed])
     found.cases = [Case(_where(run, i), texts.get(int(run.store.slots[i]), ""), gold=float(gold[i])) for i in listed]

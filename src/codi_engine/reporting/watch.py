@@ -13,15 +13,14 @@ from typing import Any
 
 from codi_engine.core.costs import size_text, time_text
 from codi_engine.core.errors import UserError
-from codi_engine.core.status import Status, status_of
+from codi_engine.core.eventlog import EVENTS
+from codi_engine.core.status import LATEST, SHOWN, Status, status_of
 from codi_engine.reporting.text import visible
 from codi_engine.store.layout import LEDGER, LOCK, PROVENANCE, RESULTS
 from codi_engine.store.lock import holder
 
-#: the log of a run's events, and the bytes of its end that are read
-_EVENTS, _TAIL = "events.jsonl", 64_000
-#: events that are worth showing, and how many of them
-_TOLD, _SHOWN = ("warning", "disk", "resumed", "paused", "failed"), 5
+#: bytes of the end of a run's log that are read
+_TAIL = 64_000
 #: seconds over which cells per second are measured here, where the run has not recorded them yet
 _WINDOW = 20.0
 
@@ -56,7 +55,7 @@ class Watch:
             return {**said, **self._of(self._status)}
 
     def _refresh(self) -> None:
-        stamps = [_stamp(self.path / name) for name in (LEDGER, PROVENANCE, LOCK, _EVENTS)]
+        stamps = [_stamp(self.path / name) for name in (LEDGER, PROVENANCE, LOCK, EVENTS)]
         seen = (*stamps, holder(self.path / LOCK))
         if seen == self._seen:
             return
@@ -64,7 +63,7 @@ class Watch:
             self._status, self._problem = (status_of(self.path), "") if (self.path / LEDGER).exists() else (None, "")
         except UserError as error:
             self._status, self._problem = None, visible(error, 500)
-        self._seen, self._events = seen, _told(self.path / _EVENTS)
+        self._seen, self._events = seen, _told(self.path / EVENTS)
 
     def _of(self, status: Status) -> dict[str, Any]:
         self._counted.append((time.monotonic(), status.cells))
@@ -133,7 +132,7 @@ def _told(path: Path) -> list[str]:
             value = json.loads(line)
         except ValueError:
             continue
-        if isinstance(value, dict) and str(value.get("event", "")) in _TOLD:
+        if isinstance(value, dict) and str(value.get("event", "")) in SHOWN:
             text = value.get("message") or value.get("text") or ", ".join(f"{k} {v}" for k, v in value.items() if k not in ("event", "time"))
             found.append(visible(f"{value.get('time', '')} {value['event']}: {text}".strip(), 300))
-    return found[-_SHOWN:]
+    return found[-LATEST:]

@@ -82,7 +82,7 @@ class Division:
 def divide(groups: np.ndarray, holdout: float, seed: int) -> Division:
     """Divide rows by their groups, drawn with a seed; each part has one group at least."""
     order = np.random.default_rng(seed).permutation(np.unique(groups))
-    held = max(round(holdout * len(order)), 1)
+    held = min(max(round(holdout * len(order)), 1), len(order) - 2)
     check = max(round(_CHECK * (len(order) - held)), 1)
     parts = (order[held + check :], order[held : held + check], order[:held])
     return Division(*(np.flatnonzero(np.isin(groups, part)) for part in parts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -108,10 +109,10 @@ class Webhook(Announcer[WebhookOptions]):
             if name is not None and not os.environ.get(name):
                 raise UserError(f"{option}: the environment variable {name} is not set")
         for header, name in self.options.headers.items():
-            if not re.fullmatch(r"[A-Za-z0-9-]+", header) or "\n" in os.environ[name]:
+            if not re.fullmatch(r"[A-Za-z0-9-]+", header) or not _one_line(os.environ[name]):
                 raise UserError(f"headers.{header}: is no HTTP header with a value of one line")
         address = urlsplit(self._address())
-        if address.scheme not in ("http", "https") or not address.hostname:
+        if address.scheme not in ("http", "https") or not address.hostname or " " in self._address() or not _one_line(self._address()):
             raise UserError("url: write an http or https address, such as https://example.org/hook")
 
     def _address(self) -> str:
@@ -121,14 +122,26 @@ class Webhook(Announcer[WebhookOptions]):
         headers = {"Content-Type": "application/json", "User-Agent": "codi-engine", **{k: os.environ[v] for k, v in self.options.headers.items()}}
         request = urllib.request.Request(self._address(), data=message, headers=headers, method="POST")
         try:
-            with urllib.request.urlopen(request, timeout=self.options.timeout) as answer:
+            with urllib.request.build_opener(_Here).open(request, timeout=self.options.timeout) as answer:
                 answer.read(_SHOWN)
         except urllib.error.HTTPError as error:
             with error:
                 raise ConnectionError(f"{urlsplit(self._address()).hostname} answered {error.code} {error.reason}") from None
-        except OSError as error:  # its text may hold the address, which may be a secret
+        except (OSError, http.client.HTTPException) as error:  # its text may hold the address, which may be a secret
             reason = getattr(error, "reason", error)
             raise ConnectionError(f"{urlsplit(self._address()).hostname} cannot be reached: {reason}") from None
+
+
+class _Here(urllib.request.HTTPRedirectHandler):
+    """Follows no redirection: the message would be lost on the way, and its headers, which may be secrets, be sent to another host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _one_line(text: str) -> bool:
+    """False where a header or an address could not be sent, and would be repeated in the error."""
+    return text.isascii() and text.isprintable()
 
 
 # --------------------------------------------------------------------------------------------------- command
