@@ -156,7 +156,7 @@ def test_memory_is_asked_for_once_a_second(monkeypatch: pytest.MonkeyPatch) -> N
 
     now = 77_000.0
     monkeypatch.setattr(progress, "resident", held)
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr("codi_engine.core.progress.time.monotonic", lambda: now)
     assert [memory_text() for _ in range(50)] == ["5 MB"] * 50
     now += 1
     assert memory_text() == "10 MB"

@@ -261,8 +261,11 @@ def test_an_observer_that_can_tell_nobody_goes_on_and_ends() -> None:
     def closed(text: str) -> None:
         raise BrokenPipeError(text)
 
+    def fails(run: Path, experiment: Mapping[str, Any]) -> None:
+        raise ZeroDivisionError
+
     tracker = Recording(NoOptions())
-    tracker.started = lambda run, experiment: 1 / 0  # type: ignore[method-assign]
+    tracker.started = fails  # type: ignore[method-assign]
     watched = Observer(tracker, "tracker recording", closed)
     watched.tell("started", Path(), {})
     watched.tell("committed", 3, 9, {})
