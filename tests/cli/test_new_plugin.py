@@ -87,7 +87,6 @@ def test_every_kind_is_found(environment: Environment) -> None:
 
 
 def test_every_package_passes_its_own_tests(environment: Environment) -> None:
-    pytest.importorskip("codi_engine.testing")
     folders = list(environment.packages.values())
     done = environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", *map(str, folders), cwd=folders[0].parent)
     assert done.returncode == 0, done.stdout[-4000:]
@@ -169,6 +168,8 @@ def test_three_next_commands_are_said(tmp_path: Path, capsys: pytest.CaptureFixt
         (["metrics", "--kind", "metric"], "call it my-metrics"),
         (["there", "--kind", "metric"], "codi-engine-there' is there already; choose another name or --directory"),
         (["scale", "--kind", "metric", "--directory", "nowhere"], "--directory: 'nowhere' is no directory; make it first, or give another"),
+        (["zero", "--kind", "intervention"], "'zero' is a built-in intervention, which keeps its short name; call it my-zero"),
+        (["logit-lens", "--kind", "analysis"], "'logit-lens' is a built-in analysis, which keeps its short name; call it my-logit-lens"),
         (["scale", "--kind", "figure"], "'figure' is not one of"),
         (["scale"], "Missing option '--kind'"),
     ],

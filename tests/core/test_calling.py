@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ from codi_engine.core.plugin import (
     Rows,
 )
 from codi_engine.core.plugins import Plugins, plugin_manager
-from codi_engine.core.returned import applied, loaded, measured
+from codi_engine.core.returned import applied, columns_of, edited_places, loaded, measured, neutral_of
 from codi_engine.core.worker import Failed
 from codi_engine.core.workers import _raised
 
@@ -175,6 +176,44 @@ def test_what_is_no_defect_passes_as_it_is(error: BaseException) -> None:
     assert caught.value is error
 
 
+def test_an_exit_is_a_failure() -> None:
+    with pytest.raises(PluginError, match=r"failed in apply\(\), test_calling\.py:\d+: SystemExit: 0\."), calling(Halve, "apply"):
+        sys.exit(0)
+
+
+@pytest.mark.parametrize(
+    ("method", "value", "said"),
+    [
+        ("edits", None, "edits() must return phase → places, such as {'latent': [0, 2]}, of the phases prompt, latent, answer; it returned None"),
+        ("edits", {"latents": [0]}, "it returned {'latents': [0]}"),
+        ("edits", {"latent": 0}, "failed in edits(): TypeError"),
+        ("neutral", 3, "neutral() must return a Halve or None; it returned a int"),
+    ],
+)
+def test_where_and_neutral_options_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, method: str, value: Any, said: str) -> None:
+    made = manager_module.plugin_manager().build("intervention", "halve", "x", "y")
+    monkeypatch.setattr(Halve, method, lambda *_: value)
+    with pytest.raises(PluginError, match=r"intervention 'halve' \(codi-halve 0\.3\)") as caught:
+        edited_places(made, "latent", [0], 6) if method == "edits" else neutral_of(made)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        ("condition", "names 'condition', which is a column of every run already"),
+        ("a/b", "names 'a/b', which must be letters, digits, dot, dash and underscore"),
+        ("", "must return names, each once"),
+    ],
+)
+def test_columns_have_names_of_their_own(monkeypatch: pytest.MonkeyPatch, column: str, said: str) -> None:
+    made = manager_module.plugin_manager().build("metric", "wide", "x", "y")
+    monkeypatch.setattr(Wide, "columns", lambda self: (column,))
+    with pytest.raises(PluginError) as caught:
+        columns_of(made)
+    assert said in str(caught.value)
+
+
 def test_a_class_made_by_hand_is_named_too() -> None:
     class Lone(Halve):
         """Nobody registered it."""
@@ -196,20 +235,20 @@ def test_an_error_of_a_worker_arrives_as_one() -> None:
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (lambda v: None, "apply() must return a tensor; it returned None at resid_post latent[2]"),
+        (lambda v: None, "apply() must return a tensor; it returned None at resid_post.1@latent[2]"),
         (lambda v: v.numpy(), "apply() must return a tensor; it returned a ndarray"),
         (lambda v: v[:, :2], "apply() returned [3, 2] torch.float32 for [3, 4] torch.float32"),
         (lambda v: v.double(), "apply() returned [3, 4] torch.float64 for [3, 4] torch.float32"),
-        (lambda v: v / 0, "apply() returned NaN or infinite values at resid_post latent[2]"),
+        (lambda v: v / torch.tensor([[1.0], [0.0], [0.0]]), "apply() returned NaN or infinite values at resid_post.1@latent[2] for example 'b' (2 of 3 rows)."),
         (lambda v: v.to("meta"), "apply() returned a tensor on meta for one on cpu"),
     ],
 )
 def test_new_values_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, value: Callable[[torch.Tensor], Any], said: str) -> None:
     monkeypatch.setattr(Returns, "value", staticmethod(value))
     made = manager_module.plugin_manager().build("intervention", "returns", "x", "y")
-    rows = Rows(torch.ones(3, 4), {}, "resid_post", 1, 2)
+    rows = Rows(torch.ones(3, 4), {"example": np.array(["a", "b", "c"], object)}, "resid_post", 1, 2)
     with pytest.raises(PluginError, match=r"intervention 'returns' \(codi-halve 0\.3\): ") as caught:
-        applied(made, rows, tried=True)
+        applied(made, rows)
     assert said in str(caught.value)
 
 
@@ -220,7 +259,8 @@ def test_new_values_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, value: Call
         (lambda n: {"broad": np.zeros(n)}, "measure() returned the columns broad; columns() names wide"),
         (lambda n: {}, "measure() returned the columns none; columns() names wide"),
         (lambda n: {"wide": ["a"] * n}, "failed in measure(): ValueError: could not convert string to float"),
-        (lambda n: None, "failed in measure(): TypeError"),
+        (lambda n: None, "measure() must return column → values, such as {'wide': …}; it returned None"),
+        (lambda n: [0.0] * n, "measure() must return column → values, such as {'wide': …}; it returned a list"),
     ],
 )
 def test_columns_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, value: Callable[[int], Any], said: str) -> None:
@@ -232,8 +272,8 @@ def test_columns_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, value: Callabl
     assert said in str(caught.value)
 
 
-def data(*ids: str, kind: str = "problems", variant: str = "main") -> Data:
-    examples = [Example(i, {variant: Prompt("how many?", 2.0)}) for i in ids]
+def data(*ids: str, kind: str = "problems", variant: str = "main", answer: Any = 2.0) -> Data:
+    examples = [Example(i, {variant: Prompt("how many?", answer)}) for i in ids]
     return Data(kind, examples, examples)  # type: ignore[arg-type]
 
 
@@ -241,6 +281,10 @@ def data(*ids: str, kind: str = "problems", variant: str = "main") -> Data:
     ("value", "said"),
     [
         (None, "load() must return a Data; it returned None"),
+        (data(), "load() returned no examples"),
+        (data(1), "load() returned an example with the id 1; ids are text"),  # type: ignore[arg-type]
+        (data("a", answer="two"), "load() returned example 'a', whose main answer is 'two'; write a finite number, or None"),
+        (data("a", answer=float("nan")), "load() returned example 'a', whose main answer is nan; write a finite number, or None"),
         (data("a", kind="poems"), "load() returned data of kind 'poems'; known: problems, prompts, pairs"),
         (data("a", "b", "a"), "load() returned two examples with the id 'a'"),
         (data("a", kind="pairs"), "load() returned example 'a' with the prompts ['main']; pairs have ['clean', 'corrupted']"),
@@ -295,6 +339,26 @@ def test_a_run_stops_where_an_intervention_fails_and_goes_on_when_it_is_mended(d
     assert committed >= 4  # a plan, the unedited unit, and two units of the sweep
     assert 0 < finished.new_cells < finished.cells
     assert digests(tmp_path / "mended") == digests(tmp_path / "whole")
+
+
+def test_values_that_are_not_finite_stop_a_run_in_any_batch(demo: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate saw nothing of it: only the last call of the sweep spoils its second row."""
+    keys: dict[str, Any] = {"intervention": {"plugin": "returns", "site": "resid_post", "layer": 1, "on": "clean"}, "sweep": {"step": [0, 2]}}
+    calls: list[int] = []
+
+    def spoils(values: torch.Tensor, last: int) -> torch.Tensor:
+        calls.append(len(values))
+        new = values / 2
+        if len(calls) == last:
+            new[1, 3] = torch.nan
+        return new
+
+    monkeypatch.setattr(Returns, "value", staticmethod(lambda values: spoils(values, 0)))
+    demo(**keys).run(tmp_path / "whole")
+    last, calls[:] = len(calls), []
+    monkeypatch.setattr(Returns, "value", staticmethod(lambda values: spoils(values, last)))
+    with pytest.raises(PluginError, match=r"returned NaN or infinite values at resid_post\.1@latent\[2\] for example '.+' \(1 of \d+ rows\)"):
+        demo(**keys).run(tmp_path / "run")
 
 
 def test_an_analysis_that_fails_leaves_the_others(demo: Make, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from codi_engine.core import plugins as plugin_module
 from codi_engine.core.errors import UserError
 from codi_engine.core.eventlog import read_events
 from codi_engine.core.generations import units_of
+from codi_engine.core.lifecycle import Lifecycle
 from codi_engine.core.plugin import Event, Options, Tracker
 from codi_engine.core.plugins import Plugins, plugin_manager
 from codi_engine.core.progress import Progress
@@ -182,3 +183,23 @@ def test_positions_outside_a_prompt_are_named_before_anything_is_computed(demo: 
     with pytest.raises(UserError, match=r"position -400 lies outside the prompt of example 0"):
         demo(intervention={"plugin": "zero", "site": "resid_post.1", "on": "clean"}, sweep={"position": [-400]}).run()
     assert not list(Path("runs").rglob("c.0*"))
+
+
+def test_hooks_that_fail_are_named_with_their_package_and_the_others_are_called(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    @hookimpl
+    def run_started(path: Path) -> None:
+        raise ValueError("not\ntoday")
+
+    plugins, said = plugin_manager(load=False), list[str]()
+    plugins.register(SimpleNamespace(run_started=hookimpl(lambda path: seen.append("first"))), "codi-first", "1")
+    plugins.register(SimpleNamespace(run_started=run_started), "codi-fails", "0.2")
+    plugins.register(SimpleNamespace(run_started=run_started), "codi-fails", "0.2", entry="second")
+    plugins.register(SimpleNamespace(run_started=hookimpl(lambda: seen.append("last"))), "codi-last", "3")
+    life = Lifecycle(plugins, [], tmp_path, said.append)
+    life.planned({}, 1, 1)
+    life.started()
+    life.finished({}, {})
+    assert seen == ["last", "first"]
+    assert said == ["codi-fails 0.2: run_started() failed and is passed over: ValueError: not today"]

@@ -224,11 +224,27 @@ def test_a_package_named_but_not_installed_is_reported(install: Install, monkeyp
     install("codi-scale", scale())
     monkeypatch.setenv(ENVIRONMENT, "codi-scael")
     assert only_problem(plugin_manager()).startswith("codi-scael: named in CODI_ENGINE_PLUGINS, but")
+    monkeypatch.setenv(ENVIRONMENT, "codi-engine")  # always there
+    assert plugin_manager().problems == []
 
 
 # ---------------------------------------------------------------------------------------- what is left out
 
 HOOK = "from codi_engine import hookimpl\n@hookimpl\n"
+METRIC = """
+from codi_engine import hookimpl
+from codi_engine.core.plugin import Metric, NoOptions
+
+class Mine(Metric):
+    'A metric.'
+    name = 'mine'
+    Options = NoOptions
+    ATTRIBUTE
+    def measure(self, read): return {'mine': read.gold}
+
+@hookimpl
+def metrics(): return [Mine]
+"""
 
 
 @pytest.mark.parametrize(
@@ -247,7 +263,17 @@ HOOK = "from codi_engine import hookimpl\n@hookimpl\n"
         (scale().replace("@hookimpl", ""), "interventions() is not marked with @hookimpl and is passed over; write 'from codi_engine import hookimpl'"),
         (HOOK + "def interventions(everything): return []", "cannot be registered: "),
         (HOOK + "def analyses(): raise KeyError('k')", "analyses() failed: KeyError"),
-        (HOOK + "def metrics(): return None", "metrics() failed: TypeError"),
+        (HOOK + "def metrics(): return None", "metrics() must return a list of classes; it returned None"),
+        (HOOK + "def metrics(): return 'kl'", "metrics() must return a list of classes; it returned 'kl'"),
+        (HOOK + "def metrics(): return {'int': int}", "metrics() must return a list of classes; it returned {'int': <class 'int'>}"),
+        (scale().replace("[Scale]", "Scale"), "interventions() must return a list of classes; it returned <class '"),
+        (scale().replace("[Scale]", "[Scale(ScaleOptions())]"), "not a subclass of Intervention (an instance: return the class itself)"),
+        (scale().replace('name = "scale"', 'name = "scale"\n    source = "donors"'), "`source` must be one of None, 'own', 'partner', 'donor'"),
+        ("def __getattr__(name): raise RuntimeError(name)", "cannot be registered: RuntimeError: codi_engine_spec"),
+        ("from codi_engine import hookimpl\n@hookimpl(wrapper=True)\ndef run_started(path): yield", "run_started() is marked as a wrapper"),
+        (METRIC.replace("ATTRIBUTE", "needs = frozenset({'number_logit'})"), "`needs` holds 'number_logit'; did you mean 'number_logits'"),
+        (METRIC.replace("ATTRIBUTE", "needs = 'generation'"), "`needs` must be a set of names, such as frozenset({'captures'}); it is 'generation'"),
+        (METRIC.replace("ATTRIBUTE", "applies_to = frozenset({'problem'})"), "`applies_to` holds 'problem'; did you mean 'problems'"),
         (HOOK + "def metrics(): return [int]", "metric 'int' of metrics() left out: not a subclass of Metric"),
         (HOOK + "def metrics(): return [3]", "metric '3' of metrics() left out: not a subclass of Metric"),
         (scale().replace("interventions()", "metrics()"), "metric 'scale' of metrics() left out: not a subclass of Metric"),
@@ -275,6 +301,16 @@ def test_a_broken_package_is_named_and_left_out(install: Install, source: str, m
     assert full_names(plugins) == BUILTIN
     if "cannot be registered" in message:
         assert not plugins.manager.has_plugin("codi-broken:part0")
+
+
+def test_what_was_left_out_under_the_name_that_is_missed_comes_alone(install: Install) -> None:
+    install("codi-broken", "raise RuntimeError('broken')")
+    install("codi-scale", scale().replace("def apply", "def applied"))
+    with pytest.raises(UserError) as caught:
+        plugin_manager().get("intervention", "scale")
+    assert str(caught.value).splitlines()[1] == "left out: codi-scale 1.2: intervention 'scale' of interventions() left out: lacks apply()"
+    with pytest.raises(UserError, match=r"left out: codi-broken 1\.2: cannot be imported"):
+        plugin_manager().get("intervention", "other")
 
 
 def test_a_broken_package_does_not_take_others_along(install: Install) -> None:

@@ -290,7 +290,7 @@ def test_a_hook_that_exits_stops_nothing(tmp_path: Path) -> None:
     life.warn("twice")
     life.warn("twice")
     life.finished({}, {})
-    assert said == ["early", "run_event failed and is passed over: SystemExit: early", "twice", "twice"]
+    assert said == ["early", "exits 1: run_event() failed and is passed over: SystemExit: early", "twice", "twice"]
     assert [e["text"] for e in read_events(tmp_path) if e["event"] == "warning"] == ["early", "twice"]
 
 

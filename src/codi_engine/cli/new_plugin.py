@@ -59,13 +59,19 @@ class Names:
         """Return what the templates fill in."""
         hook = "analyses" if self.kind == "analysis" else f"{self.kind}s"
         base = _BASES[self.kind]
-        run = "codi-engine run examples/experiment.yaml"
+        use = {
+            "python -m pip install -e '.[test]'": "install it, editable",
+            "python -m pytest": "its tests",
+            f"codi-engine plugins show {self.snake}": "codi-engine knows it, with its options",
+            "codi-engine run examples/experiment.yaml": "an experiment on the packaged demo model",
+        }
         return {
             "name": self.snake, "snake": self.snake, "package": self.package, "module": self.module, "Class": self.cls, "title": self.cls,
             "kind": self.kind, "kind_words": _WORDS.get(self.kind, self.kind), "article": "an" if self.kind[0] in "aeiou" else "a",
             "Base": base, "hook": hook, "hook_type": "type[SaeFormat]" if base == "SaeFormat" else f"type[{base}[Any]]",
             "typing": "" if base == "SaeFormat" else "from typing import Any\n\n",
-            "mypy": _SCIPY if self.kind == "analysis" else "", "summary": _DOES[self.kind], "use": f"    {run:<48} # an experiment on the packaged demo model",
+            "mypy": _SCIPY if self.kind == "analysis" else "", "summary": _DOES[self.kind],
+            "commands": "\n".join(f"    {command:<50} # {what}" for command, what in use.items()),
         }  # fmt: skip
 
 
@@ -82,6 +88,7 @@ def new_plugin(name: str, kind: str, parent: str, debug: bool) -> None:
       codi-engine new-plugin answer-length --kind metric --directory ~/code
     """
     names = Names(kind, _checked(name))
+    _refuse_builtin(names)
     folder = Path(parent).expanduser() / names.package
     _refuse_what_is_there(folder, parent)
     for path, text in rendered(names).items():
@@ -113,6 +120,16 @@ def _checked(name: str) -> str:
     if keyword.iskeyword(snake) or snake.capitalize() in ("None", "True", "False") or snake in taken | set(KINDS):
         raise UserError(f"new-plugin: '{name}' stands for something else in Python or in codi-engine; call it my-{snake.replace('_', '-')}")
     return snake
+
+
+def _refuse_builtin(names: Names) -> None:
+    """Refuse a built-in's name: it keeps its short name, and the package's example would run the built-in."""
+    from codi_engine.core.errors import UserError
+    from codi_engine.core.plugins import plugin_manager
+
+    if names.snake in plugin_manager(load=False).names(names.kind):
+        shown = names.snake.replace("_", "-")
+        raise UserError(f"new-plugin: '{shown}' is a built-in {names.values()['kind_words']}, which keeps its short name; call it my-{shown}")
 
 
 def _refuse_what_is_there(folder: Path, parent: str) -> None:

@@ -60,7 +60,7 @@ def show(name: str, kind: str | None, as_json: bool, debug: bool) -> None:
     found = [r for r in manager.registered if name in (r.name, r.full_name) and kind in (None, r.kind)]
     if not found:
         known = [manager.written(r) for r in manager.registered if kind in (None, r.kind)]
-        raise UserError(f"plugins show: unknown {kind or 'plugin'} '{name}'; {nearest(name, known)}{left_out(manager.problems)}")
+        raise UserError(f"plugins show: unknown {kind or 'plugin'} '{name}'; {nearest(name, known)}{left_out(manager.problems, name)}")
     if as_json:
         click.echo(json.dumps([_shown(manager, item) for item in found], indent=1, ensure_ascii=False, default=str))
         return

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from codi_engine.core.calling import calling, wrong
 from codi_engine.core.checkpoints import family_analyses, is_family, runs_below
+from codi_engine.core.contributed import said
 from codi_engine.core.drawing import json_safe, save, storable, style
 from codi_engine.core.errors import AnalysesFailed, PluginError, UserError, nearest
 from codi_engine.core.progress import Progress
@@ -20,6 +22,7 @@ from codi_engine.core.work import Work
 from codi_engine.store.layout import LEDGER, RESULTS
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
     from codi_engine.core.plugin import Analysis, AnalysisResult
@@ -234,7 +237,8 @@ def _check(runs: Sequence[Run], analysis: Analysis[Any]) -> None:
     if type(analysis).check is Base.check or not len(runs[0].store.slots):
         return  # nothing to ask; of an empty run the analysis itself says so
     try:
-        analysis.check(facts_of(runs[0], len(runs)))
+        with calling(analysis, "check"):
+            analysis.check(facts_of(runs[0], len(runs)))
     except UserError as error:
         raise UserError(f"{analysis.name}: {error}") from None
 
@@ -243,6 +247,15 @@ def _home(runs: Sequence[Run]) -> Path:
     """Return where results go: the directory of an experiment with checkpoints where several of its runs are analysed, else the first run."""
     parent = runs[0].path.parent
     return parent if len(runs) > 1 and is_family(parent) and all(r.path.parent == parent for r in runs) else runs[0].path
+
+
+def _write_table(table: pd.DataFrame, path: Path, analysis: Analysis[Any] | None) -> None:
+    try:
+        table.to_parquet(path)
+    except (ValueError, TypeError) as error:  # pyarrow's errors are these
+        if analysis is None:
+            raise
+        raise wrong(analysis, "analyze", f"returned the table '{path.stem}', which cannot be stored: {said(error)[:160]}") from error
 
 
 def write_result(folder: Path, result: AnalysisResult, made: Mapping[str, Any] | None = None, analysis: Analysis[Any] | None = None) -> Analysed:
@@ -255,7 +268,7 @@ def write_result(folder: Path, result: AnalysisResult, made: Mapping[str, Any] |
     try:
         folder.mkdir(parents=True, exist_ok=True)
         earlier = written_files(folder)
-        _write_tables(done, result)
+        _write_tables(done, result, analysis)
         about = {**(made or {}), "facts": json_safe(result.facts), "tables": list(result.tables), "files": list(result.files)}
         write_about(folder, {**about, "figures": []})  # the tables stand, even where drawing fails
         try:
@@ -270,10 +283,10 @@ def write_result(folder: Path, result: AnalysisResult, made: Mapping[str, Any] |
     return done
 
 
-def _write_tables(done: Analysed, result: AnalysisResult) -> None:
+def _write_tables(done: Analysed, result: AnalysisResult, analysis: Analysis[Any] | None) -> None:
     for name, table in result.tables.items():
         done.tables[name] = done.folder / f"{name}.parquet"
-        storable(table).to_parquet(done.tables[name])
+        _write_table(storable(table), done.tables[name], analysis)
     for name, content in result.files.items():
         done.files[name] = done.folder / name
         done.files[name].write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))

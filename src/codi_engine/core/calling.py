@@ -36,13 +36,15 @@ def titled(plugin: Any) -> str:
     return f"{item.kind} '{item.name}' ({item.package} {item.version})"
 
 
-def wrong(plugin: Any, method: str, what: str) -> PluginError:
-    """Return the error of a method that returned what it must not."""
-    return PluginError(f"{titled(plugin)}: {method}() {what}.\n{_remedy(plugin)}")
+def wrong(plugin: Any, method: str, what: str, defect: bool = True) -> PluginError:
+    """Return the error of a method that returned what it must not; ``defect``: no option of the user's can be the reason."""
+    return PluginError(f"{titled(plugin)}: {method}() {what}.\n{_remedy(plugin, defect)}")
 
 
 class calling(AbstractContextManager[None]):
     """Turn what the plugin's own code raises into a PluginError; messages to the user and lack of memory pass as they are.
+
+    sys.exit() in a plugin is its failure too: it must not end a run as if that were finished.
 
     Costs a fraction of a microsecond where nothing is raised: it stands around calls for whole batches.
     """
@@ -56,20 +58,20 @@ class calling(AbstractContextManager[None]):
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None or not isinstance(error, Exception) or isinstance(error, (CodiEngineError, StoreError)) or _out_of_memory(error):
+        if error is None or not isinstance(error, (Exception, SystemExit)) or isinstance(error, (CodiEngineError, StoreError)) or _out_of_memory(error):
             return
         said = " ".join(str(error).split())
         what = f"{type(error).__name__}: {said[:300]}" if said else type(error).__name__
         raise PluginError(f"{titled(self.plugin)} failed in {self.method}(){_place(self.plugin, error)}: {what}.\n{_remedy(self.plugin)}") from error
 
 
-def _remedy(plugin: Any) -> str:
+def _remedy(plugin: Any, defect: bool = True) -> str:
     cls = plugin if isinstance(plugin, type) else type(plugin)
-    ours = cls.__module__.partition(".")[0] == "codi_engine"
+    ours = defect and cls.__module__.partition(".")[0] == "codi_engine"
     return f"{AFTERWARDS} {'This is a defect of codi-engine; ' if ours else ''}--debug shows the traceback."
 
 
-def _place(plugin: Any, error: Exception) -> str:
+def _place(plugin: Any, error: BaseException) -> str:
     """Say the innermost line of the plugin's own package that was reached."""
     cls = plugin if isinstance(plugin, type) else type(plugin)
     package = cls.__module__.partition(".")[0]
@@ -80,7 +82,7 @@ def _place(plugin: Any, error: Exception) -> str:
     return ""
 
 
-def _out_of_memory(error: Exception) -> bool:
+def _out_of_memory(error: BaseException) -> bool:
     """Batches are halved where memory is out: that is nobody's defect."""
     from codi_engine.core.memory import out_of_memory
 

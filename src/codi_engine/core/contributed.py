@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +16,15 @@ from codi_engine.core.plugin import SPEC_VERSION, Options, Plugin
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 #: keys that an experiment file reads itself where a plugin of a kind stands; an option of that name would never arrive
 RESERVED = {"intervention": ("site", "layer", "step", "position", "head", "direction", "on", "downstream", "tokens")}
+#: kind → attribute → what it may say: one of these, or (frozenset) some of these
+_KNOWN: dict[str, dict[str, tuple[Any, ...] | frozenset[str]]] = {
+    "intervention": {"source": (None, "own", "partner", "donor", "mean", "mean_over_steps")},
+    "metric": {
+        "needs": frozenset({"generation", "number_logits", "first_logits", "gold", "other", "captures", "natural"}),
+        "applies_to": frozenset({"problems", "pairs", "prompts"}),
+    },
+    "analysis": {"takes": ("one", "many")},
+}
 HOOK_NAMES = tuple(name for name, value in vars(hookspecs).items() if hasattr(value, f"{hookspecs.PROJECT}_spec"))
 
 
@@ -30,10 +40,15 @@ class Problem:
         return f"{self.package} {self.version}: {self.what}" if self.version else f"{self.package}: {self.what}"
 
 
-def left_out(problems: Sequence[Problem], shown: int = 3) -> str:
-    """Return a second line for an error that may come of something left out; empty where nothing was."""
+def left_out(problems: Sequence[Problem], missed: str = "", shown: int = 3) -> str:
+    """Return a second line for an error that may come of something left out; empty where nothing was.
+
+    ``missed``: the name that was asked for; what was left out under that name comes alone.
+    """
     if not problems:
         return ""
+    bare = missed.rpartition("/")[2]
+    problems = [p for p in problems if bare and f"'{bare}'" in p.what] or problems
     more = f"; and {len(problems) - shown} more ('codi-engine plugins' lists them)" if len(problems) > shown else ""
     return "\nleft out: " + "; ".join(map(str, problems[:shown])) + more
 
@@ -59,6 +74,10 @@ def unknown_hooks(module: object) -> list[tuple[str, str]]:
     """Return (name, what is wrong) of functions that are marked as hooks and are none, and of hooks that are not marked."""
     marked = [name for name in dir(module) if hasattr(_member(module, name), f"{hookspecs.PROJECT}_impl")]
     found = [(name, f"{name}() is no hook and is passed over; {nearest(name, HOOK_NAMES)}") for name in marked if name not in HOOK_NAMES]
+    for name in marked:
+        options = getattr(_member(module, name), f"{hookspecs.PROJECT}_impl")
+        if name in HOOK_NAMES and (options.get("wrapper") or options.get("hookwrapper")):
+            found.append((name, f"{name}() is marked as a wrapper, of which codi-engine has none, and is passed over; mark it with plain @hookimpl"))
     home = module.__name__ if isinstance(module, ModuleType) else None
     for name in HOOK_NAMES:
         function = _member(module, name)
@@ -74,6 +93,11 @@ def _member(module: object, name: str) -> Any:
         return None
 
 
+def is_collection(returned: object) -> bool:
+    """Say whether a hook returned several things, one after the other; text, mappings and a single class are one."""
+    return isinstance(returned, Iterable) and not isinstance(returned, (str, bytes, Mapping, type))
+
+
 def called(cls: Any) -> str:
     """Return what a contributed thing is called in messages."""
     return str(getattr(cls, "name", None) or getattr(cls, "__name__", None) or repr(cls))
@@ -85,7 +109,8 @@ def fault(cls: Any, kind: str, base: type[Plugin[Any]], schema: bool) -> str:
     ``schema``: its options are turned into a schema, as the experiment file's is made of them.
     """
     if not (isinstance(cls, type) and issubclass(cls, base)):
-        return f"not a subclass of {base.__name__}"
+        made = " (an instance: return the class itself)" if isinstance(cls, base) else ""
+        return f"not a subclass of {base.__name__}{made}"
     name = getattr(cls, "name", None)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         return "`name` must be letters, digits, dot, dash or underscore"
@@ -96,10 +121,27 @@ def fault(cls: Any, kind: str, base: type[Plugin[Any]], schema: bool) -> str:
     missing: frozenset[str] = getattr(cls, "__abstractmethods__", frozenset())
     if missing:
         return f"lacks {', '.join(f'{m}()' for m in sorted(missing))}"
+    for attribute, known in _KNOWN.get(kind, {}).items():
+        stated = getattr(cls, attribute, None)
+        wrong = _strange(stated, known)
+        if wrong:
+            return f"`{attribute}` {wrong}"
     taken = [f for f in cls.Options.model_fields if f in (*RESERVED.get(kind, ()), "plugin")]
     if taken:
         return f"its option '{taken[0]}' is a key that the experiment file reads itself; call it otherwise"
     return _without_schema(cls.Options) if schema else ""
+
+
+def _strange(stated: object, known: tuple[Any, ...] | frozenset[str]) -> str:
+    """Say why an attribute is none of what is known; empty where it is, or is worked out for each instance."""
+    if isinstance(stated, (property, cached_property)):
+        return ""
+    if isinstance(known, tuple):
+        return "" if stated in known else f"must be one of {', '.join(map(repr, known))}; it is {stated!r}"
+    if not isinstance(stated, Set):
+        return f"must be a set of names, such as frozenset({{{sorted(known)[0]!r}}}); it is {stated!r}"
+    strange = sorted(map(str, stated - known))
+    return f"holds '{strange[0]}'; {nearest(strange[0], sorted(known))}" if strange else ""
 
 
 def _without_schema(options: type[Options]) -> str:

@@ -20,7 +20,7 @@ from codi_engine.core.natural import Naturals, written
 from codi_engine.core.network import Network
 from codi_engine.core.plan import Cell, Condition
 from codi_engine.core.plugin import Intervention, Rows
-from codi_engine.core.returned import applied
+from codi_engine.core.returned import applied, edited_places
 from codi_engine.core.rollout import Task
 from codi_engine.core.sampling import generator
 from codi_engine.core.sites import PHASES, Phase, Site
@@ -181,8 +181,7 @@ class Editor:
         addressed = self._addressed(condition, values, prompt)
         intervention = self.groups[group].intervention
         assert intervention is not None
-        with calling(intervention, "edits"):
-            return intervention.edits(condition.phase, addressed, latents)
+        return edited_places(intervention, condition.phase, addressed, latents)
 
     def _frozen(self, condition: Condition, places: Sequence[int]) -> list[Edit]:
         """Pin the latents after the first edit to the unedited run; steps edited at ``latent_in`` keep their edit."""
@@ -270,7 +269,7 @@ class Editor:
         if group.intervention is None:
             assert rows.source is not None
             return rows.source.to(rows.values.dtype)
-        new = applied(group.intervention, rows, self.record)
+        new = applied(group.intervention, rows)
         if group.condition.control != "random":
             return new
         step, direction = (new - rows.values).norm(dim=-1, keepdim=True), rows.draws()

@@ -12,6 +12,7 @@ from codi_engine.core.editing import Editor, Placed
 from codi_engine.core.errors import GateError
 from codi_engine.core.plan import Cell, Condition
 from codi_engine.core.plugin import Intervention, Outcome
+from codi_engine.core.returned import neutral_of
 from codi_engine.core.sources import Sources
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _identities(job: Job, bank: Bank, placed: Sequence[Placed], unedited: Outcom
     if probe is not None and probe.source in ("own", "partner", "donor"):
         swap = editor_for(job, bank, own_source=True)
         _exact(job, condition.name, "self-swap (its own values in place of the source's)", edited_batch(job, placed, want, swap).done, unedited, exact)
-    if probe is not None and probe.neutral() is not None:
+    if probe is not None and neutral_of(probe) is not None:
         neutral = editor_for(job, bank, neutral=True)
         _exact(job, condition.name, "the intervention with neutral options", edited_batch(job, placed, want, neutral).done, unedited, exact)
     return said

@@ -12,6 +12,7 @@ import numpy as np
 
 from codi_engine.core.captures import Capture, merge
 from codi_engine.core.codes import CodeCapture, CodeReader
+from codi_engine.core.finite import Overflow
 from codi_engine.core.memory import rows_at_once
 from codi_engine.core.needs import Need
 from codi_engine.core.network import Network
@@ -96,6 +97,11 @@ class Job:
         if self.rows is None:
             return rows_at_once(self.net, self.experiment.batch_size, self.experiment.memory, suffix, tokens, self.sharing)
         return self.rows
+
+    @cached_property
+    def overflow(self) -> Overflow:
+        """Says where edits are too large for the model."""
+        return Overflow(self.note)
 
     @cached_property
     def _wanted(self) -> re.Pattern[str] | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from codi_engine.core.contributed import said
 from codi_engine.core.errors import CodiEngineError
 from codi_engine.core.eventlog import EventLog, now
 from codi_engine.core.observer import PATIENCE, SHORT, Observer
@@ -35,7 +36,7 @@ class Lifecycle:
     """
 
     def __init__(self, plugins: Plugins, trackers: Sequence[Tracker[Any]], path: Path, note: Callable[[str], None]) -> None:
-        self.hook, self.path, self.note = plugins.hook, path, note
+        self.plugins, self.path, self.note = plugins, path, note
         self.observers = [Observer(t, f"tracker {_called(plugins, t)}", note) for t in trackers]
         self.disk: DiskWatch | None = None
         self._tally = Tally()
@@ -43,7 +44,7 @@ class Lifecycle:
         self._experiment: Mapping[str, Any] = {}
         self._early: list[Event] = []
         self._told: set[str] = set()
-        self._failed: set[str] = set()
+        self._failed: set[tuple[str, str]] = set()
         self._over = False
 
     # --------------------------------------------------------------------------------------------- moments
@@ -56,13 +57,13 @@ class Lifecycle:
         self._log = EventLog(self.path, self.note)
         known = self._tally
         self._log.write("planned", version=__version__, cells=cells, units=units, planned_cells=known.planned, committed_cells=known.cells)
-        self._tell("run_planned", lambda: self.hook.run_planned(path=self.path, experiment=self._experiment, cells=cells, units=units))
+        self._tell("run_planned", path=self.path, experiment=self._experiment, cells=cells, units=units)
 
     def started(self) -> None:
         """The model is loaded, the first unit begins."""
         self._tally.begin()
         self._write("started", committed_cells=self._tally.cells, planned_cells=self._tally.planned)
-        self._tell("run_started", lambda: self.hook.run_started(path=self.path))
+        self._tell("run_started", path=self.path)
         self._trackers("started", self.path, self._experiment)
         if 0 < self._tally.cells < self._tally.planned:
             self.event("resumed", f"goes on at {self._tally.cells:,} of {self._tally.planned:,} cells", cells=self._tally.cells)
@@ -73,7 +74,7 @@ class Lifecycle:
     def committed(self, unit: int, units: int, cells: int, arrays: Mapping[str, np.ndarray], conditions: Sequence[Any], stage: str = "sweep") -> None:
         """A unit is durable. ``arrays``: what it stored; ``conditions``: their names by code; ``cells``: none of them are its ``sources``."""
         self._tally.add(0 if stage == "sources" else cells, arrays)
-        self._tell("unit_committed", lambda: self.hook.unit_committed(path=self.path, unit=unit, units=units, cells=cells))
+        self._tell("unit_committed", path=self.path, unit=unit, units=units, cells=cells)
         known = self._tally.aggregates(conditions)
         self._log_unit(unit, units, stage, known)
         self._trackers("committed", unit, units, known)
@@ -84,13 +85,13 @@ class Lifecycle:
     def analysed(self, name: str, result: AnalysisResult, folder: Path) -> None:
         """An analysis has written its results."""
         self._write("analysed", name=name, folder=str(folder))
-        self._tell("analysis_finished", lambda: self.hook.analysis_finished(path=self.path, name=name, result=result))
+        self._tell("analysis_finished", path=self.path, name=name, result=result)
         self._trackers("analysed", name, folder)
 
     def finished(self, tables: Mapping[str, Path], figures: Mapping[str, Path]) -> None:
         """Everything is committed and analysed; waits for trackers, not for ever."""
         self._write("finished", committed_cells=self._tally.cells)
-        self._tell("run_finished", lambda: self.hook.run_finished(path=self.path))
+        self._tell("run_finished", path=self.path)
         self._trackers("finished", self.path, dict(tables), dict(figures))
         self._end(PATIENCE)
 
@@ -130,7 +131,7 @@ class Lifecycle:
 
     def _send(self, event: Event) -> None:
         self._write(event.kind, text=event.text, data=dict(event.data))
-        self._tell("run_event", lambda: self.hook.run_event(path=self.path, event=event))
+        self._tell("run_event", path=self.path, event=event)
         self._trackers("event", event)
 
     # --------------------------------------------------------------------------------------------- telling
@@ -160,13 +161,14 @@ class Lifecycle:
         for observer in self.observers:
             observer.wait(until)
 
-    def _tell(self, what: str, call: Callable[[], Any]) -> None:
-        try:
-            call()
-        except (Exception, SystemExit) as error:  # a third party's observer may raise anything; a run of days must not die of it
-            if what not in self._failed:
-                self._failed.add(what)
-                self.note(f"{what} failed and is passed over: {type(error).__name__}: {error}")
+    def _tell(self, hook: str, **facts: Any) -> None:
+        for package, call in self.plugins.observers(hook):
+            try:
+                call(facts)
+            except (Exception, SystemExit) as error:  # a third party's observer may raise anything; a run of days must not die of it
+                if (package, hook) not in self._failed:
+                    self._failed.add((package, hook))
+                    self.note(f"{package}: {hook}() failed and is passed over: {said(error)}")
 
 
 def _called(plugins: Plugins, tracker: Tracker[Any]) -> str:

@@ -6,13 +6,13 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from codi_engine.core.calling import calling
 from codi_engine.core.captures import position_block
 from codi_engine.core.conditions import Condition, build_intervention, layers_of
 from codi_engine.core.model import ModelInfo
 from codi_engine.core.plan import Plan
 from codi_engine.core.plugin import Intervention
 from codi_engine.core.plugins import Plugins
+from codi_engine.core.returned import edited_places
 from codi_engine.core.sites import Phase, Site
 from codi_engine.core.sources import array_name, read_from
 from codi_engine.core.vacuity import goes_elsewhere
@@ -56,8 +56,7 @@ def _chosen_places(needs: dict[str, Need], condition: Condition, plan: Plan, plu
                 continue
             seen.add(key)
             intervention = build_intervention(plugins, condition.plugin, options, condition.name, "")
-            with calling(intervention, "edits"):
-                edits = intervention.edits(condition.phase, addressed, latents)
+            edits = edited_places(intervention, condition.phase, addressed, latents)
             for phase, places in edits.items():
                 for layer, place in itertools.product(point.get("layer", (None,)), places):
                     site = Site(condition.site.component, layer, phase)

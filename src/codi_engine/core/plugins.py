@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import pluggy
 
 from codi_engine.core import hookspecs
 from codi_engine.core.calling import BUILTIN, calling, remember
-from codi_engine.core.contributed import Problem, called, fault, left_out, other_specification, said, unknown_hooks
+from codi_engine.core.contributed import Problem, called, fault, is_collection, left_out, other_specification, said, unknown_hooks
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.plugin import Analysis, Dataset, Intervention, Metric, Model, Plugin, SaeFormat, Tracker
 
@@ -59,6 +59,7 @@ class Plugins:
         self.problems: list[Problem] = []
         self.registered: list[Registered] = []
         self.hook = self.manager.hook
+        self._titles: dict[str, str] = {}
 
     # ------------------------------------------------------------------------------------- registering
 
@@ -71,18 +72,22 @@ class Plugins:
         package: the distribution it came with; the first half of its plugins' full names
         entry: name of the entry point, where a distribution has several
         """
-        if wrong := other_specification(module, package):
+        name = f"{package}:{entry}" if entry else package
+        try:
+            wrong, unknown = other_specification(module, package), unknown_hooks(module)
+        except Exception as error:  # whatever a module's own __getattr__ and __dir__ do
+            wrong = f"cannot be registered: {said(error)}"
+        if wrong:
             self._problem(package, version, wrong)
             return
-        name = f"{package}:{entry}" if entry else package
-        unknown = unknown_hooks(module)
         try:
             self.manager.register(module, name=name)
-        except (pluggy.PluginValidationError, ValueError) as error:
+        except Exception as error:  # signatures that do not fit, a name that stands twice, or what a module's own __getattr__ raises
             self._problem(package, version, f"cannot be registered: {_last_line(error)}")
-            if isinstance(error, pluggy.PluginValidationError):  # pluggy leaves it half registered
+            if not isinstance(error, ValueError) and self.manager.has_plugin(name):  # pluggy leaves it half registered
                 self.manager.unregister(name=name)
             return
+        self._titles[name] = f"{package} {version}"
         for _, what in unknown:
             self._problem(package, version, what)
         for kind in KINDS:
@@ -97,9 +102,13 @@ class Plugins:
         if function is None or not hasattr(function, f"{hookspecs.PROJECT}_impl"):
             return
         try:
-            classes = list(function())
+            returned = function()
+            classes = list(returned) if is_collection(returned) else None
         except (Exception, SystemExit) as error:  # a third party's code may raise anything; it must not take the engine down
             self._problem(package, version, f"{hook}() failed: {said(error)}")
+            return
+        if classes is None:
+            self._problem(package, version, f"{hook}() must return a list of classes; it returned {returned!r:.120}")
             return
         if getattr(module, hook, None) is not function:  # importing the submodule of that name put it in the function's place
             self._problem(package, version, f"{hook}() is hidden by the submodule '{hook}'; give the submodule another name")
@@ -111,6 +120,15 @@ class Plugins:
             else:
                 self.registered.append(Registered(kind, cls.name, package, version, cls))
                 remember(self.registered[-1])
+
+    def observers(self, hook: str) -> Iterator[tuple[str, Callable[[Mapping[str, Any]], Any]]]:
+        """Yield (package and version, call with the hook's arguments) of each that observes a moment, in pluggy's order: the last registered first.
+
+        One by one, so that one that fails is named and keeps no other from being called.
+        """
+        for one in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
+            if not (one.wrapper or one.hookwrapper):
+                yield self._titles.get(one.plugin_name, one.plugin_name), lambda facts, one=one: one.function(*(facts[name] for name in one.argnames))
 
     # --------------------------------------------------------------------------------------- answering
 
@@ -140,8 +158,13 @@ class Plugins:
         if len(found) > 1:
             raise UserError(f"{where}: '{name}' is in several packages; write one of {', '.join(r.full_name for r in found)}")
         if not found:
-            raise UserError(f"{where}: unknown {kind} '{name}'; {nearest(name, [self.written(r) for r in mine])}{left_out(self.problems)}")
+            raise UserError(f"{where}: unknown {kind} '{name}'; {nearest(name, self._written_or_short(mine))}{left_out(self.problems, name)}")
         return found[0]
+
+    def _written_or_short(self, items: Sequence[Registered]) -> list[str]:
+        """Return names as they are written; where several packages have one, the short one, whose error names them all."""
+        names = (self.written(r) if any(o.package == BUILTIN for o in items if o.name == r.name) else r.name for r in items)
+        return list(dict.fromkeys(names))
 
     def written(self, item: Registered) -> str:
         """Return how an experiment file names a plugin: by its short name where that is enough."""
@@ -167,12 +190,7 @@ class Plugins:
 
 
 def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]
-
-
-def _wrong(cls: Any, base: type[Plugin[Any]]) -> str:
-    """Say what keeps a class from being a plugin of the kind of ``base``; empty when nothing does."""
-    return fault(cls, next(kind for kind, known in KINDS.items() if known is base), base, schema=True)
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def plugin_manager(load: bool = True) -> Plugins:
@@ -198,7 +216,7 @@ def _load_installed(plugins: Plugins) -> None:
     if names is not None:
         wanted = {_normal(n): n.strip() for n in names.split(",") if n.strip()}
         found = [(d, e) for d, e in found if _normal(d.name) in wanted]
-        for name in wanted.keys() - {_normal(d.name) for d, _ in found}:
+        for name in wanted.keys() - {BUILTIN} - {_normal(d.name) for d, _ in found}:
             plugins.problems.append(Problem(wanted[name], "", f"named in {ENVIRONMENT}, but no such package with codi-engine plugins is installed"))
     for distribution, entry in sorted(found, key=lambda f: (_normal(f[0].name), f[1].name)):
         package, version = distribution.name, distribution.version

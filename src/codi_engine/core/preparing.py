@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from codi_engine.core.calling import calling
 from codi_engine.core.checks import Check, parse_checks
 from codi_engine.core.devices import on_first
 from codi_engine.core.errors import UserError, said_of
@@ -57,7 +58,7 @@ def prepare(experiment: Experiment, plugins: Plugins) -> Prepared:
     analyses = [plugins.build("analysis", a, where=f"analyses[{i}]", source=source) for i, a in enumerate(experiment.analyses)]
     trackers = [plugins.build("tracker", t, where=f"trackers[{i}]", source=source) for i, t in enumerate(experiment.trackers)]
     for number, tracker in enumerate(trackers):
-        with said_of(f"{source}: trackers[{number}]"):
+        with said_of(f"{source}: trackers[{number}]"), calling(tracker, "check"):
             tracker.check()
     with said_of(source):
         info = described(model)
@@ -83,7 +84,8 @@ def _check_analyses(prepared: Prepared, analyses: Sequence[Analysis[Any]]) -> No
     facts = foreseen(prepared)
     for number, analysis in enumerate(analyses):
         try:
-            analysis.check(facts)
+            with calling(analysis, "check"):
+                analysis.check(facts)
         except UserError as error:
             raise UserError(f"{prepared.experiment.source}: analyses[{number}] ({analysis.name}): {error}") from None
 

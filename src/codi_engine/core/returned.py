@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,11 +18,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from codi_engine.core.model import ModelAdapter, ModelInfo
-    from codi_engine.core.plugin import Analysis, AnalysisResult, Data, Dataset, Intervention, Metric, Model, Readings, Rows, SaeFormat
+    from codi_engine.core.plugin import Analysis, AnalysisResult, Data, Dataset, Example, Intervention, Metric, Model, Readings, Rows, SaeFormat
     from codi_engine.core.results import Run
     from codi_engine.core.sae import SAE
+    from codi_engine.core.sites import Phase
     from codi_engine.core.work import Work
 
+#: columns of cells that the engine writes
+TAKEN = frozenset({"example", "condition", "variant", "trial", "donor", "layer", "step", "position", "head", "answer", "answer_rule", "text", "key", "stage"})
+_COLUMN = re.compile(r"\w[\w.-]*")
+PHASES = ("prompt", "latent", "answer")
 #: the prompts that an example of each kind of data has
 VARIANTS = {"problems": {"main"}, "prompts": {"main"}, "pairs": {"clean", "corrupted"}}
 
@@ -57,7 +64,12 @@ def loaded(dataset: Dataset[Any]) -> Data:
         raise wrong(dataset, "load", f"must return a Data; it returned {_what(data)}")
     if data.kind not in VARIANTS:
         raise wrong(dataset, "load", f"returned data of kind {data.kind!r}; known: {', '.join(VARIANTS)}")
+    if not data.examples:
+        raise wrong(dataset, "load", "returned no examples", defect=False)
     for name, examples in (("examples", data.examples), ("pool", data.pool)):
+        unlike = next((said for e in examples if (said := _unlike(e))), None)
+        if unlike is not None:
+            raise wrong(dataset, "load", f"returned {unlike}", defect=False)
         twice = next((i for i, n in Counter(e.id for e in examples).items() if n > 1), None)
         if twice is not None:
             raise wrong(dataset, "load", f"returned two {name} with the id {twice!r}")
@@ -69,26 +81,71 @@ def loaded(dataset: Dataset[Any]) -> Data:
     return data
 
 
-def applied(intervention: Intervention[Any], rows: Rows, tried: bool = False) -> torch.Tensor:
-    """Return an intervention's new values: a tensor of the same shape, type and device.
+def _unlike(example: Example) -> str:
+    """Say what is wrong with an example's id, questions or answers; empty where nothing is."""
+    if not isinstance(example.id, str) or not example.id:
+        return f"an example with the id {example.id!r}; ids are text"
+    for variant, prompt in example.prompts.items():
+        if not isinstance(prompt.text, str):
+            return f"example '{example.id}', whose {variant} text is {_what(prompt.text)}"
+        answer = prompt.answer
+        if answer is not None and (isinstance(answer, bool) or not isinstance(answer, (int, float)) or not math.isfinite(answer)):
+            return f"example '{example.id}', whose {variant} answer is {answer!r}; write a finite number, or None where there is no answer"
+    return ""
 
-    ``tried``: by the gate, which also refuses what is not finite where the model's own values are.
-    """
+
+def applied(intervention: Intervention[Any], rows: Rows) -> torch.Tensor:
+    """Return an intervention's new values: a tensor of the same shape, type and device, finite where the model's own values are."""
     import torch
 
     old = rows.values
     with calling(intervention, "apply"):
         new = intervention.apply(rows)
-    at = f"at {rows.site} {rows.phase}[{rows.place}]"
+    at = f"at {rows.site}{'' if rows.layer is None else f'.{rows.layer}'}@{rows.phase}[{rows.place}]"
     if not isinstance(new, torch.Tensor):
         raise wrong(intervention, "apply", f"must return a tensor; it returned {_what(new)} {at}")
     if new.shape != old.shape or new.dtype != old.dtype:
         raise wrong(intervention, "apply", f"returned {list(new.shape)} {new.dtype} for {list(old.shape)} {old.dtype} {at}")
     if new.device != old.device:
         raise wrong(intervention, "apply", f"returned a tensor on {new.device} for one on {old.device} {at}")
-    if tried and not bool(torch.isfinite(new).all()) and bool(torch.isfinite(old).all()):
-        raise wrong(intervention, "apply", f"returned NaN or infinite values {at}")
+    if not bool(torch.isfinite(new).all()):  # one pass over the edited rows: far less than the block that computed them
+        _demand_finite(intervention, rows, new, at)
     return new
+
+
+def _demand_finite(intervention: Intervention[Any], rows: Rows, new: torch.Tensor, at: str) -> None:
+    """Refuse values that are not finite where the model's own are, naming the first cell; a model's own overflow passes."""
+    import torch
+
+    made = (torch.isfinite(rows.values).all(dim=-1) & ~torch.isfinite(new).all(dim=-1)).nonzero().flatten().tolist()
+    if not made:
+        return
+    examples = rows.labels.get("example", ())
+    who = f" for example '{examples[made[0]]}'" if len(examples) else ""
+    given = ", ".join(f"{k} {v}" for k, v in intervention.options.model_dump(exclude_none=True).items())
+    said = f" with {given[:160]}" if given else ""
+    raise wrong(intervention, "apply", f"returned NaN or infinite values {at}{who} ({len(made)} of {len(new)} rows){said}", defect=False)
+
+
+def edited_places(intervention: Intervention[Any], phase: Phase, places: Sequence[int], latents: int) -> Mapping[Phase, Sequence[int]]:
+    """Return where an intervention edits a cell that addresses these places, by phase."""
+    with calling(intervention, "edits"):
+        found = intervention.edits(phase, places, latents)
+        known = isinstance(found, Mapping) and all(p in PHASES and all(isinstance(x, int) for x in at) for p, at in found.items())
+    if not known:
+        raise wrong(
+            intervention, "edits", f"must return phase → places, such as {{'latent': [0, 2]}}, of the phases {', '.join(PHASES)}; it returned {found!r:.80}"
+        )
+    return found
+
+
+def neutral_of(intervention: Intervention[Any]) -> Intervention[Any] | None:
+    """Return the same intervention with options that change nothing, where it has such."""
+    with calling(intervention, "neutral"):
+        found = intervention.neutral()
+    if found is not None and not isinstance(found, type(intervention)):
+        raise wrong(intervention, "neutral", f"must return a {type(intervention).__name__} or None; it returned {_what(found)}")
+    return found
 
 
 def columns_of(metric: Metric[Any]) -> Sequence[str]:
@@ -97,6 +154,10 @@ def columns_of(metric: Metric[Any]) -> Sequence[str]:
         columns = metric.columns()
     if isinstance(columns, str) or not all(isinstance(c, str) and c for c in columns) or len(set(columns)) != len(columns) or not columns:
         raise wrong(metric, "columns", f"must return names, each once; it returned {columns!r}")
+    unfit = next((c for c in columns if c in TAKEN or not _COLUMN.fullmatch(c)), None)
+    if unfit is not None:
+        said = "is a column of every run already" if unfit in TAKEN else "must be letters, digits, dot, dash and underscore"
+        raise wrong(metric, "columns", f"names '{unfit}', which {said}; call it otherwise")
     return columns
 
 
@@ -105,7 +166,11 @@ def measured(metric: Metric[Any], read: Readings) -> Mapping[str, np.ndarray]:
     import numpy as np
 
     with calling(metric, "measure"):
-        values = dict(metric.measure(read))
+        found = metric.measure(read)
+    if not isinstance(found, Mapping):
+        raise wrong(metric, "measure", f"must return column → values, such as {{'{metric.name}': …}}; it returned {_what(found)}")
+    with calling(metric, "measure"):
+        values = dict(found)
         arrays = {column: np.asarray(v, np.float64) for column, v in values.items()}
     named = columns_of(metric)
     if set(arrays) != set(named):

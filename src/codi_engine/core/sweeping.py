@@ -20,6 +20,7 @@ from codi_engine.core.parts import Part, drawn_again, first_part, join
 from codi_engine.core.plan import Cell, axis_label, build_intervention, prompt_ref
 from codi_engine.core.plugin import Intervention, Outcome, Readings
 from codi_engine.core.reading import measure, outcome
+from codi_engine.core.returned import neutral_of
 from codi_engine.core.rollout import Want
 from codi_engine.core.sampling import redrawn
 from codi_engine.core.sources import Sources
@@ -40,8 +41,7 @@ def editor_for(
 
     def build(condition: Any, options: Mapping[str, Any]) -> Intervention[Any]:
         intervention = build_intervention(job.plugins, condition.plugin, options, f"conditions.{condition.name}", job.experiment.source)
-        with calling(intervention, "neutral"):
-            intervention = (intervention.neutral() or intervention) if neutral else intervention
+        intervention = (neutral_of(intervention) or intervention) if neutral else intervention
         with calling(intervention, "prepare"):
             intervention.prepare(values)
         return intervention
@@ -92,6 +92,7 @@ def run_sweep(job: Job, unit: Unit, bank: Bank, editor: Editor) -> tuple[dict[st
         part = drawn_again(batch, draw, job.fits, job.generate.retries)
         unusual = None if editor.naturals is None else editor.naturals.of(batch)
         columns.append(_metrics(job, batch, bank, part.done, unusual))
+        job.overflow.look([job.plan.conditions[p.cell.condition].name for p in batch], batch, part.done, columns[-1])
         parts.append(part)
 
     size = job.batch_rows(1)

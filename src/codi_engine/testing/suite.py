@@ -10,10 +10,11 @@ import pytest
 from hypothesis import settings
 
 from codi_engine.core import plugins as core_plugins
+from codi_engine.core.contributed import fault
 from codi_engine.core.errors import UserError
 from codi_engine.core.experiment import plugin_options
 from codi_engine.core.plugin import Options, Plugin
-from codi_engine.core.plugins import KINDS, Plugins, Registered, _wrong
+from codi_engine.core.plugins import KINDS, Plugins, Registered
 
 #: the package that a plugin which no installed package contributes is tried as
 UNDER_TEST = "under-test"
@@ -76,7 +77,7 @@ class Suite:
     # ---------------------------------------------------------------------------------- every kind of plugin
 
     def test_it_is_a_complete_plugin_class(self) -> None:
-        wrong = _wrong(self.plugin, KINDS[self.kind])
+        wrong = fault(self.plugin, self.kind, KINDS[self.kind], schema=True)
         demand(not wrong, f"{self.plugin!r} cannot be registered as {self.kind}: {wrong}")
 
     def test_its_docstrings_name_every_option(self) -> None:

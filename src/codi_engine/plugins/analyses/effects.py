@@ -34,7 +34,8 @@ def per_example(cells: pd.DataFrame, metric: str, axes: Sequence[str], by: str |
         shared = [k for k in ("example", "variant", "trial") if k in cells]
         base = cells[cells["condition"] == "baseline"].set_index(shared)[metric].astype(float)
         index = pd.MultiIndex.from_frame(edited[shared]) if len(shared) > 1 else pd.Index(edited[shared[0]])
-        edited["effect"] = edited[metric].astype(float).to_numpy() - base.reindex(index).to_numpy()
+        with np.errstate(invalid="ignore"):  # infinity minus infinity is undefined; that the metric is infinite was said when it was measured
+            edited["effect"] = edited[metric].astype(float).to_numpy() - base.reindex(index).to_numpy()
     edited["by"] = _WHOLE if by is None else edited[by].astype(str)
     groups = ["condition", "by", *axes, "example"]
     return edited.groupby(groups, dropna=False, sort=False, observed=True)["effect"].mean().reset_index()

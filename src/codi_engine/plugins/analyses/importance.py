@@ -37,6 +37,8 @@ class Importance(Analysis[ImportanceOptions]):
             facts.need_field(self.options.by, "by")
 
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
+        import numpy as np
+
         from codi_engine.plugins.analyses import controls, effects
 
         run = runs[0]
@@ -48,6 +50,8 @@ class Importance(Analysis[ImportanceOptions]):
         self._check_by(cells, run)
         axes = place_axes(run)
         per_example = effects.per_example(cells, metric, axes, self.options.by)
+        if not np.isfinite(per_example["effect"].to_numpy(float)).any():
+            raise UserError(f"importance: the effect on '{metric}' is undefined (NaN) or infinite in every cell; choose another with metric:")
         table = effects.effect_table(per_example, axes, self.options)
         tables = {
             "effects": table,

@@ -15,7 +15,10 @@ from codi_engine.plugins.datasets.records import Sample
 
 
 class DemoOptions(Options):
-    """Which of the packaged records: the first ``limit``, or a ``sample`` of each stratum."""
+    """Which of the packaged records.
+
+    ``limit``: the first so many examples. ``sample``: so many of each value of a field.
+    """
 
     limit: int | None = Field(default=None, ge=1)
     sample: Sample | None = None
