@@ -185,7 +185,7 @@ def test_the_command_lists_draws_and_refuses(
         assert main(["plot", run, *arguments]) == 2
         assert said in capsys.readouterr().err
     assert main(["plot", str(tmp_path / "nothing")]) == 2
-    assert "is no run directory" in capsys.readouterr().err
+    assert "holds no run" in capsys.readouterr().err
     assert not list(tmp_path.glob(".*partial*"))
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from codi_engine import Experiment
+from codi_engine.cli import inventory as cli_inventory
+from codi_engine.cli import show
 from codi_engine.cli.main import main
 from codi_engine.core.inventory import inventory
 from codi_engine.core.notes import add_note
@@ -49,3 +53,22 @@ def test_one_row_per_run(demo: Callable[..., Experiment], tmp_path: Path, capsys
     assert rows[2]["filters"] == {"limit": 3}
     assert main(["ls", "runs", "--json"]) == 0
     assert {r["name"]: r["hypothesis"] for r in json.loads(capsys.readouterr().out)}["zz"] == "early"
+
+
+@pytest.mark.parametrize("width", [60, 80, 300])
+def test_in_a_narrow_terminal_nothing_that_tells_runs_apart_is_cut(width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/first-of-them", "runs/second-of-them"):
+        write_synthetic(Synthetic(targets=2, trials=2, features=12, words=5), Path(name))
+    screen = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    monkeypatch.setattr(show, "console", lambda: screen)
+    monkeypatch.setattr(cli_inventory, "console", lambda: screen)
+    monkeypatch.setattr("codi_engine.cli.tables.console", lambda: screen)
+    entries = inventory(runs_in("runs"))
+    cli_inventory.show(entries, False)
+    out = screen.file.getvalue()  # type: ignore[attr-defined]
+    for entry in entries:
+        assert entry.run in out
+        assert entry.data_digest[:12] in out
+    assert max(map(len, out.splitlines())) <= width
+    assert (out.count("data digest") == 1) is (width == 300)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -47,11 +49,26 @@ def test_edits_by_hand(session: Session) -> None:
     [
         (At("resid_pots.1", "zero"), "did you mean"),
         (At("resid_post.1"), "a value or a source"),
-        (At("resid_post.1", np.zeros(7, np.float32)), "shape|size"),
+        (At("resid_post.1", np.zeros(7, np.float32)), r"resid_post.1: the value \(shape \[7\]\) does not fit the site, \d+ numbers wide"),
+        (At("resid_post.1", {"a": 1}), "does not fit the site"),
+        (At("latent_in@latent[99]", "zero"), r"^edits\[0\].site: step must be in"),
+        (At("resid_post.1", source=3), "source: give a text that is not empty; got 3"),
         (At("resid_post.1", "half"), "neither a vector"),
         (At("logits@answer[0]", "zero"), "read, not edited"),
     ],
 )
 def test_bad_edits(session: Session, edit: At, message: str) -> None:
-    with pytest.raises((UserError, RuntimeError), match=message):
+    with pytest.raises(UserError, match=message):
         session.edit(QUESTION, [edit])
+
+
+@pytest.mark.parametrize("question", ["", "  ", 3, None])
+def test_a_question_without_text_is_refused(session: Session, question: Any) -> None:
+    with pytest.raises(UserError, match="question: give a text that is not empty"):
+        session.generate(question)
+
+
+def test_one_edit_and_one_site_need_no_list(session: Session) -> None:
+    edit = At("latent_in@latent[0]", "zero")
+    assert torch.equal(session.edit(QUESTION, edit).logits, session.edit(QUESTION, [edit]).logits)
+    assert list(session.capture(QUESTION, "latent_out")) == ["latent_out"]

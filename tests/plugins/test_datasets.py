@@ -83,6 +83,8 @@ def test_pairs_in_both_layouts(tmp_path: Path) -> None:
         ([pair(0), pair(0, 3, 4)], "duplicates|same id"),
         ([{"pair_id": 0, "clean": {"question": "a", "answer": 1}}], "without their corrupted side"),
         ([pair(0, "x", 1)], "unparsable"),
+        ([{"question": "a", "answer": 1}], "holds problems, not pairs; `codi-engine pairs generate .*p.jsonl pairs.jsonl` makes"),
+        ([{"clean": {"question": "a"}, "corrupted": {"question": "b", "answer": 2}}], r"1 pairs without an answer: p.jsonl:1 \(clean\)"),
         ([{"clean": {"question": "", "answer": 1}, "corrupted": {"question": "b", "answer": 2}}], "must be text"),
     ],
 )
@@ -108,6 +110,8 @@ def test_a_choice_that_nothing_fits_is_said(tmp_path: Path, where: dict[str, Any
     [
         (b"", "holds no records"),
         (b'{"question": "a", "answer": 1}\n{"question": ', "p.jsonl:2: not valid JSON"),
+        (b"{'question': 1}\n", r"p.jsonl:1: not valid JSON: [^:]*\(column 2\)$"),
+        (b'{"question": "a", "answer": 1},\n', r"Extra data \(column 31\); a line holds one record"),
         (b"[1]\n", "must be an object"),
         (b'{"question": "a", "answer": NaN}\n', "not valid JSON"),
         (b"\xff\xfe\x00", "not UTF-8"),

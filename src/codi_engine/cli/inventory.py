@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from codi_engine.cli.show import console, plain
+from codi_engine.cli.show import console, plain, table
 from codi_engine.cli.tables import grid
 from codi_engine.core.costs import size_text
 
@@ -25,10 +25,23 @@ def show(entries: Sequence[Entry], as_json: bool) -> None:
         console().print(plain("no runs here"))
         return
     heads = ["name", "data", "filters", "n", "data digest", "model digest", "cells", "disk", "run"]
-    grid(heads, [_row(e) for e in entries], left=3)
+    rows = [_row(e) for e in entries]
+    widths = [max(len(head), *(len(row[n]) for row in rows)) for n, head in enumerate(heads)]
+    if console().is_terminal and sum(widths) + 2 * len(widths) > console().width:
+        _stacked(heads, rows)
+    else:
+        grid(heads, rows, left=3)
     for entry in entries:
         if entry.problem:
             console().print(plain(entry.problem, "yellow"), soft_wrap=True)
+
+
+def _stacked(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print one block per run: in a narrow terminal a table would lose the columns that tell runs apart."""
+    for number, row in enumerate(rows):
+        if number:
+            console().print()
+        table([(heads[-1], row[-1]), *zip(heads[:-1], row[:-1], strict=True)])
 
 
 def _row(entry: Entry) -> list[str]:

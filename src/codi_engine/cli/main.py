@@ -160,7 +160,7 @@ def status(directory: str, as_json: bool, debug: bool) -> None:
 
 
 @cli.command()
-@click.argument("directory", metavar="DIR", default="runs")
+@click.argument("directory", metavar="[DIR]", default="runs")
 @click.option("--cost", is_flag=True, help="Add time, GPU-hours, money, and estimate against actual.")
 @click.option("--inventory", is_flag=True, help="Show what each run was made of: data, origin, filters, examples, digests, size.")
 @_JSON

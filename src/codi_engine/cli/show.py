@@ -85,9 +85,16 @@ def imported(done: Imported) -> None:
     table([("run", str(done.path)), ("python", f'codi_engine.open_run("{done.path}").cells')])
 
 
+def _in_words(value: object) -> str:
+    """Say an option's value without the brackets of Python: ``by reasoning_steps per_stratum 40``."""
+    if isinstance(value, dict):
+        return " ".join(f"{k} {_in_words(v)}" for k, v in value.items())
+    return "yes" if value is True else "no" if value is False else str(value)
+
+
 def _reference(ref: PluginRef) -> str:
     """Say a plugin and its options in one line: ``codi: checkpoint demo``."""
-    options = ", ".join(f"{key} {'yes' if value is True else 'no' if value is False else value}" for key, value in ref.options.items())
+    options = ", ".join(f"{key} {_in_words(value)}" for key, value in ref.options.items())
     return f"{ref.plugin}: {options}" if options else ref.plugin
 
 

@@ -46,6 +46,10 @@ class Analysed:
     files: dict[str, Path] = field(default_factory=dict)
     result: AnalysisResult | None = field(default=None, repr=False)
 
+    def __repr__(self) -> str:
+        parts = [f"{kind} {', '.join(found)}" for kind, found in (("tables", self.tables), ("figures", self.figures)) if found]
+        return f"<analysis '{self.name}' in '{self.folder}'{': ' if parts else ''}{'; '.join(parts)}>"
+
 
 def analyze(
     runs: str | Path | Run | Sequence[str | Path | Run], analysis: str | None = None, *, progress: Progress | None = None, **options: Any

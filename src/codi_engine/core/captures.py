@@ -52,11 +52,11 @@ class Capture:
         return {**layers, place: steps}
 
 
-def parse_captures(texts: Sequence[str], info: ModelInfo, available: frozenset[str], longest: int, source: str) -> list[Capture]:
-    """Resolve the experiment's ``capture`` list against the model (``longest``: tokens of the longest prompt)."""
+def parse_captures(texts: Sequence[str], info: ModelInfo, available: frozenset[str], longest: int, source: str, names: Sequence[str] = ()) -> list[Capture]:
+    """Resolve the experiment's ``capture`` list against the model (``longest``: tokens of the longest prompt; ``names``: what errors call them)."""
     out = []
     for number, text in enumerate(texts):
-        where = f"{source}: capture[{number}]"
+        where = names[number] if names else f"{source}: capture[{number}]"
         site = parse_site(text, where, info.layers)
         if (site.component in LATENT_ONLY and not info.latents) or (site.phase == "latent" and not info.latents):
             raise UserError(f"{where}: '{text}' needs a model with latent steps; this one has none")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from codi_engine.core.errors import UserError
+from codi_engine.core.places import no_run
 from codi_engine.store.layout import EXPERIMENT, LEDGER
 
 FILE = "notes.md"
@@ -97,7 +98,7 @@ def folder_of(run: str | Path) -> Path:
     """
     path = Path(run)
     if not (path / LEDGER).is_file() and not (path / EXPERIMENT).is_file():
-        raise UserError(f"{path}: holds no run; `codi-engine ls` lists the runs in runs/")
+        raise no_run(path)
     return path
 
 

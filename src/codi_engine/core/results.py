@@ -13,10 +13,11 @@ import numpy as np
 from codi_engine.core.controls import control_rows
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.notes import Note, notes_of
+from codi_engine.core.places import no_run
 from codi_engine.core.sites import parse_site
 from codi_engine.core.stored import StoredResult, stored_results
 from codi_engine.store.errors import StoreError
-from codi_engine.store.layout import EXPERIMENT, PROVENANCE
+from codi_engine.store.layout import EXPERIMENT, LEDGER, PROVENANCE
 from codi_engine.store.reader import RunReader
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def open_run(path: str | Path) -> Run:
         found = [p.name for p in runs_below(Path(path))]
         if found:
             raise UserError(f"{path}: holds the runs {', '.join(found[:6])}{', …' if len(found) > 6 else ''}; open_runs opens all of them") from None
+        if not (Path(path) / LEDGER).exists():
+            raise no_run(path) from None
         raise UserError(str(error)) from None
 
 
@@ -259,6 +262,10 @@ class Run:
         return data
 
 
+def _remedy(site: str, known: Sequence[str]) -> str:
+    return nearest(site, known) if known else f"add capture: [{site}] to the experiment"
+
+
 def captured_name(site: str, known: Sequence[str]) -> str:
     """Return which of the ``known`` captured arrays a site is, or is a part of.
 
@@ -269,7 +276,7 @@ def captured_name(site: str, known: Sequence[str]) -> str:
     if site in known:
         return site
     if not any(_is_site(name) for name in known):
-        raise UserError(f"activations of '{site}' were not captured; {nearest(site, known)}")
+        raise UserError(f"activations of '{site}' were not captured; {_remedy(site, known)}")
     wanted = parse_site(site)
     if str(wanted) in known:
         return str(wanted)
@@ -279,7 +286,7 @@ def captured_name(site: str, known: Sequence[str]) -> str:
         same_places = have.index is None or set(wanted.index or have.index) <= set(have.index)
         if have.component == wanted.component and have.layer in (None, wanted.layer) and same_places and same_phase:
             return name
-    raise UserError(f"activations of '{site}' were not captured; {nearest(site, known)}")
+    raise UserError(f"activations of '{site}' were not captured; {_remedy(site, known)}")
 
 
 def _is_site(name: str) -> bool:

@@ -340,9 +340,9 @@ def open_writer(prepared: Prepared, path: Path) -> RunWriter:
     try:
         return RunWriter.open(path, identity=experiment.identity(), unit_cells=size, experiment=experiment.to_yaml(), provenance={})
     except IdentityMismatch as mismatch:
+        shown = "; ".join(mismatch.differences[:3]) + ("; …" if len(mismatch.differences) > 3 else "")
         raise DifferentRun(
-            f"{path}: holds another experiment ({'; '.join(mismatch.differences[:3])}).\n"
-            'Choose a new output, for example --output "runs/{date}_{name}_s{seed}".'
+            f'{path}: holds another experiment ({shown}).\nChoose a new output, for example --output "runs/{{date}}_{{name}}_s{{seed}}".'
         ) from None
 
 

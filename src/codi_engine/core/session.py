@@ -79,12 +79,13 @@ class Session:
         """Answer a question unedited, greedily."""
         return self._generated(self._run([question], [Task(0)], max_new_tokens), 0)
 
-    def capture(self, question: str, sites: Sequence[str]) -> dict[str, xr.DataArray]:
+    def capture(self, question: str, sites: Sequence[str] | str) -> dict[str, xr.DataArray]:
         """Return site → labelled values ([layer ×] step or position × width) of the unedited run."""
         import xarray as xr
 
-        ids = [self.adapter.encode_prompt(question)]
-        captures = parse_captures(sites, self.adapter.info, self.net.components, len(ids[0]), "capture")
+        sites = [sites] if isinstance(sites, str) else sites
+        ids = [self._encoded(question)]
+        captures = parse_captures(sites, self.adapter.info, self.net.components, len(ids[0]), "capture", [f"capture[{n}]" for n in range(len(sites))])
         wanted = merge(captures, ())
         answered = any(phase == "answer" for c in captures for phase, _ in c.places)
         want = Want(wanted, generate=False, read=False, first=answered)
@@ -98,7 +99,7 @@ class Session:
         return out
 
     def edit(
-        self, question: str, edits: Sequence[At | Mapping[str, Any]], max_new_tokens: int = 64,
+        self, question: str, edits: At | Sequence[At | Mapping[str, Any]], max_new_tokens: int = 64,
         downstream: Literal["propagate", "freeze"] = "propagate",
     ) -> Generated:  # fmt: skip
         """Answer a question with edits. ``downstream: freeze`` pins the latents after the first edited step.
@@ -107,8 +108,8 @@ class Session:
         ------
         UserError: unknown site, a value of another width, an edit without value and source
         """
-        given = [e if isinstance(e, At) else At(**e) for e in edits]
-        ids = self.adapter.encode_prompt(question)
+        given = [e if isinstance(e, At) else At(**e) for e in ([edits] if isinstance(edits, At) else edits)]
+        ids = self._encoded(question)
         placed: list[tuple[At, Site, Phase, int]] = []
         for number, at in enumerate(given):
             placed += [(at, *rest) for rest in self._places(at, number, len(ids))]
@@ -133,12 +134,17 @@ class Session:
 
     # ------------------------------------------------------------------------------------------- pieces
 
+    def _encoded(self, question: object, what: str = "question") -> list[int]:
+        if not isinstance(question, str) or not question.strip():
+            raise UserError(f"{what}: give a text that is not empty; got {question!r}")
+        return self.adapter.encode_prompt(question)
+
     def _places(self, at: At, number: int, length: int) -> list[tuple[Site, Phase, int]]:
         where = f"edits[{number}].site"
         info = self.adapter.info
         if at.value is None and at.source is None:
             raise UserError(f"edits[{number}]: give a value or a source question")
-        captures = parse_captures([at.site], info, self.net.components, length, where)
+        captures = parse_captures([at.site], info, self.net.components, length, where, [where])
         site = parse_site(at.site, where, info.layers)
         if site.component == "logits":
             raise UserError(f"{where}: logits are read, not edited")
@@ -148,7 +154,7 @@ class Session:
     def _source(self, at: At, site: Site, phase: Phase, place: int) -> torch.Tensor | None:
         if at.source is None:
             return None
-        ids = [self.adapter.encode_prompt(at.source)]
+        ids = [self._encoded(at.source, "source")]
         want = Want({(site.component, phase): ((site.layer,), (place,))}, generate=False, read=phase == "answer", first=False, prefix=self.answers.prefix)
         return self.rollout.run(ids, [Task(0)], want).captures[site.component, site.layer, phase][0, 0]
 
@@ -162,7 +168,7 @@ class Session:
                 tasks.setdefault("latent", []).append(Edit(Site("latent_in"), step, len(values) - 1, "frozen"))
 
     def _run(self, questions: Sequence[str], tasks: Sequence[Task], max_new_tokens: int, apply: Any = None) -> Produced:
-        ids = [self.adapter.encode_prompt(q) for q in questions]
+        ids = [self._encoded(q) for q in questions]
         want = Want(prefix=self.answers.prefix, max_new_tokens=max_new_tokens)
         return self.rollout.run(ids, tasks, want) if apply is None else self.rollout.run(ids, tasks, want, apply)
 
@@ -184,7 +190,11 @@ def _new_value(at: At, source: torch.Tensor | None, old: torch.Tensor, head_dim:
     elif isinstance(at.value, str):
         raise UserError(f"{at.site}: value '{at.value}' is neither a vector nor 'zero'")
     else:
-        new = torch.as_tensor(at.value, dtype=old.dtype, device=old.device).expand_as(old)
+        try:
+            new = torch.as_tensor(at.value, dtype=old.dtype, device=old.device).expand_as(old)
+        except (RuntimeError, TypeError, ValueError) as error:
+            said = f"shape {list(at.value.shape)}" if hasattr(at.value, "shape") else repr(at.value)[:60]
+            raise UserError(f"{at.site}: the value ({said}) does not fit the site, {old.shape[-1]} numbers wide") from error
     if new.shape != old.shape:
         raise UserError(f"{at.site}: the value has shape {list(new.shape)}; the site has {list(old.shape)}")
     if at.heads is None:

@@ -13,6 +13,7 @@ from codi_engine.core.costs import Costs, StageCost
 from codi_engine.core.errors import UserError
 from codi_engine.core.eventlog import read_events
 from codi_engine.core.generations import Unit, units_of
+from codi_engine.core.places import no_run
 from codi_engine.core.recording import actual_of, estimate_of, invocations_of
 from codi_engine.store.errors import StoreError
 from codi_engine.store.layout import LEDGER, LOCK
@@ -97,9 +98,9 @@ def status_of(path: str | Path) -> Status:
     """
     root = Path(path)
     try:
-        content = read_ledger(root / LEDGER)
-        if not content.records:
-            raise StoreError(f"{root}: holds no run (there is no ledger)")
+        content = read_ledger(root / LEDGER) if not root.is_file() else None
+        if content is None or not content.records:
+            raise no_run(root)
         state = State.of(content.records, str(root))
         provenance = read_provenance(root)
     except StoreError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.errors import UserError, nearest
+from codi_engine.core.places import no_run
 from codi_engine.store.files import write_durably
 from codi_engine.store.layout import EXPERIMENT, LEDGER, RESULTS
 
@@ -82,11 +83,18 @@ def about(analysis: Analysis[Any], runs: Sequence[Run]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+class Results(dict[str, StoredResult]):
+    """Analysis → what it left; a name that is not there is answered with those that are."""
+
+    def __missing__(self, name: object) -> StoredResult:
+        raise UserError(f"no results of '{name}'; {nearest(str(name), self) if self else 'no analysis of this run has results yet'}")
+
+
 def stored_results(path: str | Path) -> dict[str, StoredResult]:
     """Return analysis → what it left in a run's directory (or in that of an experiment with checkpoints)."""
     root = Path(path) / RESULTS
     folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-    return {folder.name: _stored(folder) for folder in folders}
+    return Results({folder.name: _stored(folder) for folder in folders})
 
 
 def results_home(path: str | Path) -> Path:
@@ -98,7 +106,7 @@ def results_home(path: str | Path) -> Path:
     """
     home = Path(path)
     if not (home / LEDGER).exists() and not (home / RESULTS).is_dir() and not (home / EXPERIMENT).is_file():
-        raise UserError(f"'{path}' is no run directory; runs lie in runs/<name>")
+        raise no_run(home)
     return home
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 
 from codi_engine.core.errors import UserError
+from codi_engine.core.places import similar
+from codi_engine.store.layout import EXPERIMENT
 
 LARGEST = 1_000_000
 DEEPEST = 30
@@ -95,11 +97,13 @@ def _join(path: str, key: Any) -> str:
 def read_yaml(path: Path) -> tuple[Any, Lines]:
     """Read a YAML file; see :func:`parse_yaml`."""
     if path.is_dir():
-        raise UserError(f"{path}: is a directory; give an experiment file")
+        held = f": {path / EXPERIMENT} is the file that it was made with" if (path / EXPERIMENT).is_file() else ""
+        raise UserError(f"{path}: is a directory; give an experiment file{held}")
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        hint = similar(path)
+        raise UserError(f"{path}: no such file{'; ' if hint else ''}{hint}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:

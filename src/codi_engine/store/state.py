@@ -219,11 +219,13 @@ def _hashable(value: Any) -> Any:
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Return ``dotted.key: old → new`` for everything that differs between two JSON values."""
+    """Return ``dotted.key: old → new`` for everything that differs between two JSON values; of whole sections, which side has them."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted({*old, *new})
         return [d for key in keys for d in differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)]
     if canonical(old) == canonical(new):
         return []
+    if (isinstance(old, dict) and new is None) or (isinstance(new, dict) and old is None):
+        return [f"{path or 'identity'}: {'not in the run' if old is None else 'only in the run'}"]
     shown = [text if len(text) <= 40 else text[:37] + "…" for text in (json.dumps(old), json.dumps(new))]
     return [f"{path or 'identity'}: {shown[0]} → {shown[1]}"]

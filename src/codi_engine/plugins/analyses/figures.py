@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -151,7 +152,7 @@ def _panel(figure: Figure, ax: Any, bar: Any, panel: _Panel, columns: int, metri
     colourbar.locator = few_ticks()
     colourbar.update_ticks()
     if down or columns == 1:
-        colourbar.set_label(WORDS.get(metric, metric), fontsize=7.5, color=QUIET)
+        colourbar.set_label("\n".join(wrap(WORDS.get(metric, metric), 26)), fontsize=7.5, color=QUIET)
 
 
 def tick(label: Any) -> str:

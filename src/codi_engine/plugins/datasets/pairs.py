@@ -34,6 +34,8 @@ def load_pairs(options: PairsOptions) -> Data:
     records, digest = read_records(options.path)
     source = records[0][0].split(":")[0].split("[")[0]
     findings = Findings(source, options.on_invalid == "drop")
+    if all("question" in r and not {*SIDES, "variant"} & set(r) for _, r in records):
+        raise UserError(f"{source}: holds problems, not pairs; `codi-engine pairs generate {options.path} pairs.jsonl` makes pairs of them")
     read: list[tuple[str, Example]] = []
     grouped = _flat(records, findings) if "variant" in records[0][1] else [(place, r, r) for place, r in records]
     kept = 0
@@ -57,7 +59,7 @@ def load_pairs(options: PairsOptions) -> Data:
     examples = without_duplicates(items, lambda e: tuple(folded(e.prompts[s].text) for s in SIDES), findings)
     equal = findings.found.get("pairs with equal answers", [])
     if not examples and equal and len(equal) == kept:
-        raise UserError(f"{source}: all {kept} pairs have equal answers: nothing can be patched between them")
+        raise UserError(f"{source}: {f'all {kept} pairs have' if kept > 1 else 'its one pair has'} equal answers: nothing can be patched between them")
     return finish("pairs", examples, findings, digest, options.limit, options.sample)
 
 
@@ -68,7 +70,10 @@ def _pair(record: Record, sides: Record, place: str, number: int, findings: Find
         if not isinstance(part, dict):
             findings.add(f"pairs without their {side} side", place)
             return None
-        answer = answer_of(part.get("answer"))
+        if "answer" not in part:
+            findings.add("pairs without an answer", f"{place} ({side})")
+            return None
+        answer = answer_of(part["answer"])
         if answer is None:
             findings.add("unparsable answers", f"{place} ({side})")
             return None

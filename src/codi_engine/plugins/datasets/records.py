@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import Field
 
 from codi_engine.core.errors import UserError, nearest
+from codi_engine.core.places import similar
 from codi_engine.core.plugin import Data, Example, Options
 from codi_engine.core.sampling import generator
 
@@ -39,7 +40,8 @@ def read_records(path: str) -> tuple[list[tuple[str, Record]], str]:
     try:
         raw = file.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"data.path: no such file: '{path}'") from None
+        hint = similar(file)
+        raise UserError(f"data.path: no such file: '{path}'{'; ' if hint else ''}{hint}") from None
     except OSError as error:
         raise UserError(f"data.path: '{path}' cannot be read: {error.strerror}") from None
     digest = hashlib.sha256(raw).hexdigest()
@@ -63,7 +65,15 @@ def _parse(text: str, place: str) -> Any:
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{place}: not valid JSON: {str(error)[:120]}") from None
+        raise UserError(f"{place}: not valid JSON: {_said(error)}") from None
+
+
+def _said(error: Exception) -> str:
+    """Say what is wrong with one line of JSON; the decoder counts lines within it, which would contradict the file's."""
+    if isinstance(error, json.JSONDecodeError) and error.lineno == 1:
+        extra = "; a line holds one record and nothing after it" if error.msg == "Extra data" else ""
+        return f"{error.msg} (column {error.colno}){extra}"
+    return str(error)[:120]
 
 
 def _jsonl(text: str, name: str) -> list[tuple[str, Record]]:

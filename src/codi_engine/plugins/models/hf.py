@@ -16,6 +16,7 @@ from torch import nn
 from codi_engine.core.devices import resolve_device as resolve_device
 from codi_engine.core.errors import UserError
 from codi_engine.core.model import ModelInfo
+from codi_engine.core.places import similar
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -55,7 +56,8 @@ def find(name: str, where: str) -> str:
     if path.exists():
         return str(path)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise UserError(f"{where}: no such file or directory: '{name}'")
+        hint = similar(path)
+        raise UserError(f"{where}: no such file or directory: '{name}'{'; ' if hint else ''}{hint}")
     return name
 
 
