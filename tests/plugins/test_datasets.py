@@ -116,6 +116,7 @@ def test_a_choice_that_nothing_fits_is_said(tmp_path: Path, where: dict[str, Any
         (b'{"question": "a", "answer": NaN}\n', "not valid JSON"),
         (b"\xff\xfe\x00", "not UTF-8"),
         (b'{"qestion": "a", "answer": 1}\n', "no field 'question'; did you mean 'qestion'"),
+        (b'{"question": "a \\ud800 b", "answer": 1}\n', r"p.jsonl:1: holds .ud800, half of a character"),
         (b"[" * 100_000, "not valid JSON"),
     ],
 )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from codi_engine.reporting.heatmaps import LEVELS, Scale, heatmap_of, level
+from codi_engine.reporting.palette import contrast, rules
 
 
 def table(values: dict[str, float], steps: int = 3, layers: int | None = 2, **more: object) -> pd.DataFrame:
@@ -36,7 +39,7 @@ def test_every_value_stands_at_its_place() -> None:
     made = heatmap_of(frame, "effects", {"q": 0.1}, "kl")
     assert made is not None
     (panel,) = made.panels
-    assert (panel.down, panel.across, panel.columns) == ("layer", "step", ["0", "1", "2"])
+    assert (panel.down, panel.across, panel.columns) == ("layer", "latent step", ["0", "1", "2"])
     assert [label for label, _ in panel.rows] == ["1", "0"]  # later layers stand above
     for label, cells in panel.rows:
         for step, cell in enumerate(cells):
@@ -81,7 +84,26 @@ def test_a_metric_is_named_where_it_is_known_only() -> None:
     assert dict(cell.facts)["edited"] == "2.00"
 
 
+def test_a_map_says_its_n_and_what_an_analysis_measures() -> None:
+    frame = table({"a": 0.1})
+    frame.loc[0, "n"] = 4
+    drawn = heatmap_of(frame.assign(effect="total"), "effects", {}, None, "step_effects")
+    assert drawn is not None
+    assert drawn.size == "4–9"
+    assert drawn.value == "‖edited − unedited‖ / ‖unedited‖ of a later state: mean over examples"
+    assert drawn.panels[0].across == "latent step"
+
+
+def test_letters_can_be_read_on_every_colour() -> None:
+    for rule in rules().split("}"):
+        names = dict(re.findall(r"--([sd]\d+t?):(#[0-9a-f]{6});", rule))
+        for name in [n for n in names if not n.endswith("t")]:
+            assert contrast(names[name], names[f"{name}t"]) >= 4.0, name
+    assert contrast("#000000", "#ffffff") == pytest.approx(21.0)
+
+
 def test_what_is_no_map_is_none() -> None:
+    assert heatmap_of(table({"a": 0.1, "b": 0.2}, steps=1, layers=1), "x", {}) is None  # one column each
     assert heatmap_of(pd.DataFrame({"word": ["a"], "n": [3], "mean": [1.0], "q": [0.1]}), "x", {}) is None
     assert heatmap_of(table({"a": 0.1}).drop(columns=["n"]), "x", {}) is None
     twice = pd.concat([table({"a": 0.1})] * 2)

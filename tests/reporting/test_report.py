@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +16,9 @@ import codi_engine
 from codi_engine import open_run
 from codi_engine.cli.main import main
 from codi_engine.reporting import SECTIONS, Section, render_page
+from codi_engine.reporting.plain import conditions
 from codi_engine.reporting.section import render
+from codi_engine.reporting.words import said
 
 
 def test_it_is_written_without_torch(demo_run: Path, tmp_path: Path) -> None:
@@ -69,6 +72,29 @@ def test_what_it_says_of_a_run(demo_page: Path, demo_run: Path) -> None:
     assert f"<strong>{len(run.cells):,}</strong>" in text
     assert text.count(">passed<") == 2
     assert "plugin: demo-pairs" in text
+
+
+def test_a_condition_s_sweep_stands_in_place_of_the_common_one() -> None:
+    sweep = {"layer": "all", "step": "all"}
+    spec = {"plugin": "zero", "site": "latent_in"}
+    experiment = {"intervention": spec, "sweep": sweep, "conditions": {"own": {"sweep": {"step": [0]}}, "common": {"sweep": None}, "bare": None}}
+    found = {name: where for name, _, where in conditions(SimpleNamespace(experiment=experiment))}  # type: ignore[arg-type]
+    assert found == {"own": {"step": [0]}, "common": sweep, "bare": sweep}
+
+
+@pytest.mark.parametrize(("value", "shown"), [
+    (True, "yes"), ([["a", "b"], ["c", "d"]], "a − b, c − d"), ({"step": [0, 1]}, "step 0, 1"), (["flip"], "flip"), (0.05, "0.05"),
+])  # fmt: skip
+def test_options_are_written_in_words(value: object, shown: str) -> None:
+    assert said(value) == shown
+
+
+def test_the_gate_is_kept_and_shown(demo_page: Path, demo_run: Path) -> None:
+    gate = open_run(demo_run).provenance["gate"]
+    assert [g["condition"] for g in gate][:2] == ["patch", "zero"]
+    assert all(g["rows edited"] >= g["rows changed"] > 0 for g in gate)
+    assert gate[0]["put back"] == "exact"
+    assert ">Gate<" in demo_page.read_text(encoding="utf-8")
 
 
 def test_stale_results_say_so(demo_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,12 @@ class Arrangement:
         labels = self.targets[target]
         if len(labels) == 1 and isinstance(labels[0], str):
             return labels[0]
-        return " ".join(f"{a} {v}" for a, v in zip(self.axes, labels, strict=True) if v is not None) or "all"
+        at = dict(zip(self.axes, labels, strict=True))
+        if at.get("layer") is not None and layer_of(str(at.get("feature"))) == at["layer"]:  # L2-17 says its layer
+            at.pop("layer")
+        if [v for v in at.values() if v is not None] == [at.get("feature")]:
+            return str(at["feature"])
+        return " ".join(f"{a} {v}" for a, v in at.items() if v is not None) or "all"
 
     def layer(self, target: int) -> int | None:
         """Return the layer of a target: its ``layer`` axis, or the ``L9`` in its label."""

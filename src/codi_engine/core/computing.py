@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from codi_engine.core.bank import Bank
-from codi_engine.core.gate import run_gate
+from codi_engine.core.gate import run_gate, verdicts
 from codi_engine.core.generations import Unit
 from codi_engine.core.job import Job
 from codi_engine.core.sweeping import editor_for, run_sweep
@@ -48,9 +48,9 @@ class Computer:
         """Token rows that went through the model so far."""
         return self.job.forwarded + self.job.rollout.fed
 
-    def gate(self, exact: bool) -> None:
-        """Check every condition on a few examples."""
-        run_gate(self.job, self._bank, exact)
+    def gate(self, exact: bool) -> list[dict[str, Any]]:
+        """Check every condition on a few examples; return what was found, one record per condition."""
+        return verdicts(run_gate(self.job, self._bank, exact))
 
     def compute(self, unit: Unit) -> Made:
         """Return the arrays and texts of a unit."""
@@ -63,8 +63,8 @@ class Hands(AbstractContextManager["Hands"], ABC):
     """What the runner hands its units to."""
 
     @abstractmethod
-    def gate(self) -> None:
-        """Check every condition on a few examples; all unedited units are committed.
+    def gate(self) -> list[dict[str, Any]]:
+        """Check every condition on a few examples; all unedited units are committed. Return one record per condition.
 
         Raises
         ------
@@ -85,8 +85,8 @@ class Here(Hands):
     def __init__(self, computer: Computer, exact: bool) -> None:
         self.computer, self.exact = computer, exact
 
-    def gate(self) -> None:
-        self.computer.gate(self.exact)
+    def gate(self) -> list[dict[str, Any]]:
+        return self.computer.gate(self.exact)
 
     def results(self, units: Sequence[Unit]) -> Iterator[Made]:
         for unit in units:

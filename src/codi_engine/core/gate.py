@@ -59,6 +59,16 @@ def run_gate(job: Job, bank: Bank, exact: bool = True) -> list[dict[str, Any]]:
     return records
 
 
+def verdicts(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return one record per condition: rows edited and changed over its sites, and what putting back the site's own value did."""
+    found: dict[str, dict[str, Any]] = {}
+    for r in records:
+        at = found.setdefault(r["condition"], {"condition": r["condition"], "sites": 0, "rows edited": 0, "rows changed": 0, "put back": r["self_patch"]})
+        for key, more in (("sites", 1), ("rows edited", r["rows"]), ("rows changed", r["changed"])):
+            at[key] += int(more)
+    return list(found.values())
+
+
 def _is_identity(intervention: Intervention[Any]) -> bool:
     with calling(intervention, "identity"):
         return bool(intervention.identity())

@@ -234,7 +234,7 @@ class Runner:
                     self.cost.begin("sweep")
                     if gate:
                         self.progress.start("gate: does every edit fire where it should?", 0, "")
-                        hands.gate()
+                        self.facts["gate"] = hands.gate()
                     self._stage("sweep", "cells", sweep, hands, writer)
                 self.cost.end()
             writer.set_provenance({**self._provenance(writer), "finished": _now()})
@@ -362,8 +362,9 @@ class Runner:
 
         versions = {"codi-engine": __version__, "python": platform.python_version(), "torch": torch.__version__}
         versions |= {"transformers": transformers.__version__, "numpy": np.__version__, "zarr": zarr.__version__}
+        kept = {k: writer.provenance[k] for k in ("gate",) if k in writer.provenance}  # of an earlier call, unless this one runs it again
         return {
-            "versions": versions, **self.facts, "data_digest": self.plan.data.digest, "data": list(self.plan.data.report),
+            "versions": versions, **kept, **self.facts, "data_digest": self.plan.data.digest, "data": list(self.plan.data.report),
             "threads": torch.get_num_threads(), "seed": self.experiment.seed, "git": _git_commit(),
             "reproducible_bits": self.reproducible, "started": writer.provenance.get("started", _now()),
             KEY: self.cost.into(writer.provenance)[KEY],

@@ -184,7 +184,7 @@ class _Bench:
             self.view.refresh()  # every unedited unit is committed before the first edited one is handed out
             self._edited = True
         if number == GATE:
-            self.computer.gate(exact)
-            return Result(GATE, {}, {}, self.computer.forwarded - before, peak_bytes(self.device))
+            found = self.computer.gate(exact)
+            return Result(GATE, {}, {"gate": found}, self.computer.forwarded - before, peak_bytes(self.device))
         made = self.computer.compute(self.units[number])
         return Result(number, made.arrays, made.texts, self.computer.forwarded - before, peak_bytes(self.device))

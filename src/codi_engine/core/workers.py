@@ -153,9 +153,8 @@ class Workers(Hands):
 
     # ------------------------------------------------------------------------------------------ computing
 
-    def gate(self) -> None:
-        for _ in self._in_order([GATE]):
-            pass
+    def gate(self) -> list[dict[str, Any]]:
+        return [record for result in self._in_order([GATE]) for record in result.texts["gate"]]
 
     def results(self, units: Sequence[Unit]) -> Iterator[Made]:
         for unit, result in zip(units, self._in_order([u.number for u in units]), strict=True):

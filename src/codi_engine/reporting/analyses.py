@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.costs import size_text
-from codi_engine.reporting.facts import Facts
+from codi_engine.reporting.facts import Facts, metric_of
 from codi_engine.reporting.heatmaps import LEVELS, heatmap_of
 from codi_engine.reporting.section import Section, render
 from codi_engine.reporting.words import number, tick
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from codi_engine.core.stored import StoredResult
 
+#: a table that a section of its own shows
+FILM = "film"
+_TITLES = {"synth": "What was planted (the truth of a synthetic run)"}
 #: results that have a section of their own
 ELSEWHERE = ("checks",)
 #: figures that show what a heatmap of the page shows
@@ -71,34 +74,34 @@ class Table:
 def sections(facts: Facts) -> list[Section]:
     """Return a section per result."""
     room = Room()
-    found = [_section(facts, result, room) for name, result in facts.run.results.items() if name not in ELSEWHERE]
+    results = [result for name, result in facts.run.results.items() if name not in ELSEWHERE]
+    results.sort(key=lambda r: FILM in r.tables)  # beside the film itself, which follows
+    found = [_section(facts, result, room) for result in results]
     return [s for s in found if s is not None]
 
 
 def _section(facts: Facts, result: StoredResult, room: Room) -> Section | None:
     options = dict(result.about.get("options") or {})
     tables = {name: result.table(name) for name in result.tables}
-    metric = _metric(facts, result)
-    maps = {n: m for n, t in tables.items() if n not in ("top", "examples") and (m := heatmap_of(t, n, options, metric)) is not None}
+    metric = metric_of(facts, result)
+    maps = {
+        n: m
+        for n, t in tables.items()
+        if n not in ("top", "examples")
+        and (m := heatmap_of(t, n, options, metric if n != "metric" else options.get("metric"), result.about.get("analysis", result.name))) is not None
+    }
     figures = [_figure(facts, n, p, room) for n, p in result.figures.items() if not ("effects" in maps and n in _SAME)]
     shown = [table_of(n, t, _relative(facts, result.tables[n])) for n, t in tables.items()]
     if not (result.summary or figures or shown):
         return None
     set_options = [(k, v) for k, v in options.items() if v not in (None, {}, [])]
+    title = _TITLES.get(result.name, result.name.replace("_", " ").capitalize()) + (": summary and tables" if FILM in result.tables else "")
     html = render(
         "analysis.html", name=result.name, summary=result.summary, maps=list(maps.values()), figures=figures, tables=shown,
         stale=not result.is_of(facts.run.digest), options=set_options, made=result.about.get("made"),
         files=[(n, _relative(facts, p)) for n, p in result.files.items()], levels=range(LEVELS),
     )  # fmt: skip
-    return Section(f"analysis-{anchor(result.name)}", result.name.replace("_", " ").capitalize(), html)
-
-
-def _metric(facts: Facts, result: StoredResult) -> str | None:
-    """Return the metric whose change an ``importance`` shows; means of other analyses are of what they define themselves."""
-    if result.about.get("analysis", result.name) != "importance":
-        return None
-    named = (result.about.get("options") or {}).get("metric")
-    return str(named) if named else next((m for m in facts.run.metrics if f"mean {m} " in result.summary), None)
+    return Section(f"analysis-{anchor(result.name)}", title, html)
 
 
 def anchor(text: str) -> str:
@@ -114,12 +117,12 @@ def _figure(facts: Facts, name: str, path: Path, room: Room) -> Figure:
     size = path.stat().st_size
     where = _relative(facts, path)
     if not room.takes(size):
-        return Figure(name, "", where, size_text(size))
+        return Figure(name.replace("_", " "), "", where, size_text(size))
     raw = path.read_bytes()
     if raw[:8] != _PNG:
-        return Figure(name, "", where, size_text(size))
+        return Figure(name.replace("_", " "), "", where, size_text(size))
     width, height = (int.from_bytes(raw[i : i + 4], "big") for i in (16, 20))
-    return Figure(name, f"data:image/png;base64,{base64.b64encode(raw).decode()}", where, size_text(size), width, height)
+    return Figure(name.replace("_", " "), f"data:image/png;base64,{base64.b64encode(raw).decode()}", where, size_text(size), width, height)
 
 
 def table_of(name: str, table: pd.DataFrame, path: str) -> Table:
@@ -130,7 +133,7 @@ def table_of(name: str, table: pd.DataFrame, path: str) -> Table:
     columns = [(str(c), bool(types.is_numeric_dtype(table[c]) and not types.is_bool_dtype(table[c]))) for c in chosen]
     whole = [numeric and bool((table[c].dropna() % 1 == 0).all()) for c, (_, numeric) in zip(chosen, columns, strict=True)]
     rows = [[_entry(v, w) for v, w in zip(row, whole, strict=True)] for row in table[chosen].head(_ROWS).itertuples(index=False, name=None)]
-    return Table(name, columns, rows, len(table), path, len(table.columns) - len(chosen))
+    return Table(name.replace("_", " "), columns, rows, len(table), path, len(table.columns) - len(chosen))
 
 
 def _entry(value: Any, whole: bool = False) -> tuple[str, str]:

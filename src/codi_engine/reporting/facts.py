@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from codi_engine.core.plugin import Data
     from codi_engine.core.results import Run
+    from codi_engine.core.stored import StoredResult
 
 #: columns that are neither axes nor fields of the data
 _OWN = ("key", "text", "answer", "answer_rule")
@@ -103,3 +104,11 @@ class Facts:
     def question(self, row: Mapping[Any, Any]) -> tuple[str, float | None] | None:
         """Return text and right answer of a cell's prompt."""
         return self.questions.get((str(row["example"]), str(row.get("variant") or "main")))
+
+
+def metric_of(facts: Facts, result: StoredResult) -> str | None:
+    """Return the metric whose change an ``importance`` shows; means of other analyses are of what they define themselves."""
+    if result.about.get("analysis", result.name) != "importance":
+        return None
+    named = (result.about.get("options") or {}).get("metric")
+    return str(named) if named else next((m for m in facts.run.metrics if f"mean {m} " in result.summary), None)

@@ -24,6 +24,13 @@ _PANELS = ("condition", "control", "by", "stratum", "effect", "variant", "metric
 _NAMES = ("condition", "control", "effect")
 #: place axes of tables that cells know by another name
 _CELLS = {"edited": "step", "steps": "step"}
+#: axes in words; others go by their name
+_AXES = {"step": "latent step", "state": "state out of step", "edited": "edited step", "by": "stratum"}
+#: what the tables of analyses hold that have no metric of the run
+_MEASURES = {
+    ("step_effects", "effects"): "‖edited − unedited‖ / ‖unedited‖ of a later state",
+    ("step_effects", "mediated"): "total minus direct effect on a later state",
+}
 #: what is drawn: the first there is, the interval belongs to it
 _VALUES = ("difference", "mean")
 #: colours of a scale, odd so that a two-sided one has a middle
@@ -39,7 +46,6 @@ class Cell:
 
     text: str
     level: str
-    dark: bool
     faint: bool
     value: float
     facts: Sequence[tuple[str, str]]
@@ -75,10 +81,11 @@ class Heatmap:
     scales: Sequence[Scale]
     numbers: bool
     dots: str
+    size: str
 
 
-def heatmap_of(table: pd.DataFrame, name: str, options: Mapping[str, Any], metric: str | None = None) -> Heatmap | None:
-    """Return a table (of a metric) as a heatmap; None where it has no places, no values, more than one row a place, or too many cells."""
+def heatmap_of(table: pd.DataFrame, name: str, options: Mapping[str, Any], metric: str | None = None, analysis: str = "") -> Heatmap | None:
+    """Return a table (of a metric, of an analysis) as a heatmap; None where it has no places, no values, more than one row a place, or too many cells."""
     value = next((v for v in _VALUES if v in table.columns), None)
     if value is None or "n" not in table or not len(table) or not {"ci_low", "q", "significant", "p"} & set(table.columns):
         return None
@@ -97,9 +104,20 @@ def heatmap_of(table: pd.DataFrame, name: str, options: Mapping[str, Any], metri
         return None
     scales, which, said = _scales(drawn, value, keys)
     wide = max(part[x].nunique() if x else 1 for _, part, _, x in drawn)
+    if wide < 2:  # single columns side by side are no map
+        return None
     panels = [_panel(title, part, d, x, value, scales[i], i, _called(d or "", options)) for (title, part, d, x), i in zip(drawn, which, strict=True)]
     panels.sort(key=lambda p: len(p.rows) == 1)
-    return Heatmap(name, _named(value, metric, "control" in table), said, panels, scales, wide <= _WIDE, _dots(table, options))
+    return Heatmap(
+        name,
+        _named(value, _MEASURES.get((analysis, name), metric), "control" in table),
+        said,
+        panels,
+        scales,
+        wide <= _WIDE,
+        _dots(table, options),
+        _size(table),
+    )
 
 
 def _axes(table: pd.DataFrame) -> tuple[str | None, str | None, list[str]] | None:
@@ -182,6 +200,15 @@ def _dots(table: pd.DataFrame, options: Mapping[str, Any]) -> str:
     )
 
 
+def _size(table: pd.DataFrame) -> str:
+    """Return the examples of a place, as a range where places differ."""
+    known = table["n"].dropna()
+    if not len(known):
+        return ""
+    low, high = int(known.min()), int(known.max())
+    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+
+
 def _sign(table: pd.DataFrame) -> str | None:
     return next((c for c in ("significant", "exceeds") if c in table.columns), None)
 
@@ -241,7 +268,14 @@ def _panel(title: str, part: pd.DataFrame, down: str | None, across: str | None,
     if down == "layer":
         ys.reverse()  # as in a drawing of the network: what comes later stands above
     rows = [(tick(y), [grid.get((y, x)) for x in xs]) for y in ys]
-    return Panel(title, called, across or "", [_column(across, x) for x in xs], rows, index)
+    return Panel(
+        title,
+        _AXES.get(called, called.replace("_", " ")),
+        _AXES.get(across or "", (across or "").replace("_", " ")),
+        [_column(across, x) for x in xs],
+        rows,
+        index,
+    )
 
 
 def _column(axis: str | None, label: Any) -> str:
@@ -266,11 +300,10 @@ def _cell(row: Mapping[Any, Any], value: str, scale: Scale, sign: str | None, do
     if row.get("note"):
         facts.append(("note", str(row["note"])))
     if not math.isfinite(mean):
-        return Cell("", "none", False, False, mean, facts, "")
+        return Cell("", "none", False, mean, facts, "")
     at = level(mean, scale)
     faint = sign is not None and row[sign] is not None and row[sign] == row[sign] and not bool(row[sign])
-    dark = abs(at - LEVELS // 2) > 0.34 * LEVELS if scale.kind == "d" else at > 0.46 * LEVELS
     colour = f"{'d' if scale.kind == 'd' else 's'}{at}"
     there = [(a, _CELLS.get(a, called if a == down else a)) for a in ("condition", down, across) if a]
     go = urlencode({name: tick(row[a]) for a, name in there if row.get(a) is not None and row[a] == row[a]})
-    return Cell(short(mean), colour, dark, faint, mean, facts, go)
+    return Cell(short(mean), colour, faint, mean, facts, go)

@@ -9,7 +9,7 @@ import numpy as np
 
 from codi_engine.core.costs import time_text
 from codi_engine.reporting import plain
-from codi_engine.reporting.facts import Facts
+from codi_engine.reporting.facts import Facts, metric_of
 from codi_engine.reporting.section import Section, render
 from codi_engine.reporting.words import count, number, plural
 
@@ -71,7 +71,8 @@ def strongest(facts: Facts) -> dict[str, str] | None:
         bounds = f"[{number(low, 2)}, {number(high, 2)}]" if np.isfinite(low) else ""
         value = ("+" if row["mean"] > 0 else "") + number(float(row["mean"]), 2)
         note = " · ".join(t for t in (f"{row['condition']} {where}".strip(), bounds, f"n = {row['n']}") if t)
-        return {"label": f"strongest effect ({result.name})", "value": value, "note": note}
+        metric = metric_of(facts, result)
+        return {"label": f"strongest effect ({(metric or result.name).replace('_', ' ')})", "value": value, "note": note}
     return None
 
 

@@ -22,15 +22,38 @@ def between(stops: tuple[str, ...], share: float) -> str:
     return "#" + "".join(f"{c:02x}" for c in mixed)
 
 
+#: letters on light and dark cells
+_LETTERS = ("#1c2129", "#ffffff")
+
+
+def luminance(colour: str) -> float:
+    """Return the relative luminance of ``#rrggbb`` (WCAG 2)."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    """Return the contrast of two colours, 1 … 21."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def letters(colour: str) -> str:
+    """Return the colour in which letters are read best on a colour."""
+    return max(_LETTERS, key=lambda ink: contrast(ink, colour))
+
+
 def _variables(sequential: tuple[str, ...], diverging: tuple[str, ...]) -> str:
-    return "".join(f"--{kind}{i}:{between(stops, i / (LEVELS - 1))};" for kind, stops in (("s", sequential), ("d", diverging)) for i in range(LEVELS))
+    shades = [(f"{kind}{i}", between(stops, i / (LEVELS - 1))) for kind, stops in (("s", sequential), ("d", diverging)) for i in range(LEVELS)]
+    return "".join(f"--{name}:{colour};--{name}t:{letters(colour)};" for name, colour in shades)
 
 
 @cache
 def rules() -> str:
     """Return the rules: one class per colour, whose value depends on the theme; print is light."""
     light, dark = _variables(_SEQUENTIAL, _DIVERGING), _variables(_SEQUENTIAL_DARK, _DIVERGING_DARK)
-    classes = "\n".join(f".{kind}{i}{{background:var(--{kind}{i})}}" for kind in "sd" for i in range(LEVELS))
+    classes = "\n".join(f".{kind}{i}{{background:var(--{kind}{i})}}.map .{kind}{i}{{color:var(--{kind}{i}t)}}" for kind in "sd" for i in range(LEVELS))
     return (
         f":root{{{light}}}\n@media screen and (prefers-color-scheme:dark){{:root:not([data-theme=light]){{{dark}}}}}\n"
         f"@media screen{{:root[data-theme=dark]{{{dark}}}}}\n{classes}"

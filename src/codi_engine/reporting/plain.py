@@ -21,6 +21,12 @@ _DOES = {
     "sae": "changes a feature of a sparse autoencoder in it",
     "early_decode": "ends the latent steps there, so that the answer begins",
 }
+#: what stands in for the edit's value in its controls
+_CONTROLS = {
+    "random": "a random vector of the same length",
+    "wrong_step": "the value of another latent step",
+    "shuffled": "the value of an unrelated example",
+}
 _KINDS = {"problems": "problem", "pairs": "pair", "prompts": "prompt"}
 _ADDRESS = ("plugin", "site", "layer", "step", "position", "head", "direction", "on", "downstream", "tokens")
 _DIRECTIONS = {"denoise": "clean values into the corrupted prompt", "noise": "corrupted values into the clean prompt"}
@@ -37,9 +43,16 @@ def summary(facts: Facts) -> str:
     parts = [f"The model {_model(facts)} on {plural(examples, kind)} of {data}"]
     done = list(dict.fromkeys(_doing(spec) for _, spec, _ in conditions(facts) if spec))
     parts.append(f": {listing(done)}" if done else ": unedited, no intervention")
-    swept = [plural(int(facts.cells[a].nunique()), a) for a in facts.places if facts.cells[a].nunique() > 1]
+    swept = [_swept(facts.cells[a], a) for a in facts.places if facts.cells[a].nunique() > 1]
     parts.append(f", over {' × '.join(swept)}" if swept and done else "")
     return "".join(parts) + "."
+
+
+def _swept(values: Any, axis: str) -> str:
+    """Return ``6 steps``, or ``63 sets of steps`` where an edit is of several at once."""
+    found = values.dropna().unique()
+    several = axis in ("layer", "step", "position", "head") and any("+" in str(v) for v in found)
+    return f"{len(found):,} sets of {axis}s" if several else plural(len(found), axis)
 
 
 def _model(facts: Facts) -> str:
@@ -63,7 +76,8 @@ def conditions(facts: Facts) -> list[tuple[str, Mapping[str, Any], Mapping[str, 
     named = experiment.get("conditions") or {}
     if not named:
         return [(facts.conditions[0] if facts.conditions else "edited", top, sweep)] if top else []
-    return [(n, (c or {}).get("intervention") or top, {**sweep, **((c or {}).get("sweep") or {})}) for n, c in named.items()]
+    found = [(n, c or {}) for n, c in named.items()]  # a condition's sweep stands in place of the common one
+    return [(n, c.get("intervention") or top, sweep if c.get("sweep") is None else c["sweep"]) for n, c in found]
 
 
 def condition_rows(facts: Facts) -> list[dict[str, Any]]:
@@ -79,7 +93,7 @@ def condition_rows(facts: Facts) -> list[dict[str, Any]]:
         if name in known or name == "baseline":
             continue
         control = control_of(str(name))
-        does = f"control of {control[0]}: {in_words(control[1])}" if control else ""
+        does = f"control of {control[0]}: {_CONTROLS.get(control[1], in_words(control[1]))}" if control else ""
         out.append({"name": str(name), "does": does, "where": "", "cells": int(counts[name])})
     return out
 
@@ -87,9 +101,11 @@ def condition_rows(facts: Facts) -> list[dict[str, Any]]:
 def _sentence(spec: Mapping[str, Any], prompt: str | None) -> str:
     """Say what a condition does: its intervention, options, direction, and its prompt where it has one."""
     parts = [_DOES.get(str(spec.get("plugin")), str(spec.get("plugin")))] if spec else ["unedited"]
+    if spec.get("plugin") == "sae" and spec.get("mode") == "reconstruct":
+        parts = ["puts it through a sparse autoencoder without changing a feature"]
     options = {k: v for k, v in spec.items() if k not in _ADDRESS}
     if options:
-        parts.append(", ".join(f"{k} {v}" for k, v in options.items()))
+        parts.append(", ".join(f"{k} {_short(v)}" for k, v in options.items()))
     if spec.get("direction"):
         parts.append(_DIRECTIONS.get(str(spec["direction"]), str(spec["direction"])))
     if spec.get("on"):
@@ -110,8 +126,10 @@ def _where(spec: Mapping[str, Any], sweep: Mapping[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, Mapping):
-        return ", ".join(f"{k} {v}" for k, v in value.items())
+        return ", ".join(f"{k} {_short(v)}" for k, v in value.items())
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
@@ -120,8 +138,8 @@ def model_rows(facts: Facts) -> list[tuple[str, str]]:
     """Return label and value of what is known of the model."""
     model, provenance = facts.experiment.get("model") or {}, facts.provenance
     rows = [("model", str(model["plugin"]))] if "plugin" in model else []
-    rows += [(str(k), str(v)) for k, v in model.items() if k not in ("plugin", "device")]
-    rows += [(k, str(provenance[k])) for k in ("layers", "latents", "device") if provenance.get(k) is not None]
+    rows += [(str(k).replace("_", " "), _short(v)) for k, v in model.items() if k not in ("plugin", "device")]
+    rows += [(k, str(provenance[k])) for k in ("layers", "latents", "device") if provenance.get(k)]
     return rows + [("weights", str(line)) for line in provenance.get("model") or []]
 
 
@@ -129,7 +147,7 @@ def data_rows(facts: Facts) -> list[tuple[str, str]]:
     """Return label and value of what is known of the data."""
     data = facts.experiment.get("data") or {}
     rows = [("data", str(data["plugin"]))] if "plugin" in data else []
-    rows += [(str(k), _short(v)) for k, v in data.items() if k != "plugin"]
+    rows += [(str(k).replace("_", " "), _short(v)) for k, v in data.items() if k != "plugin"]
     if "example" in facts.cells:
         rows.append(("examples", count(int(facts.cells["example"].nunique()))))
     if facts.fields:

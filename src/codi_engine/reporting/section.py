@@ -31,7 +31,14 @@ def environment() -> Environment:
     made = Environment(
         loader=PackageLoader("codi_engine.reporting", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.filters |= {"seen": visible, "number": words.number, "count": words.count, "data": lambda value: Markup(json_text(value))}
+    made.filters |= {
+        "seen": visible,
+        "number": words.number,
+        "count": words.count,
+        "said": words.said,
+        "tick": words.tick,
+        "data": lambda value: Markup(json_text(value)),
+    }
     return made
 
 

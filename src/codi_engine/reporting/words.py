@@ -10,9 +10,9 @@ from typing import Any
 METRICS = {
     "normalized_effect": "normalised effect (0: as the unedited run, 1: the other prompt's answer restored)",
     "kl": "KL divergence from the unedited run (nats)",
-    "logit_diff": "logit difference",
+    "logit_diff": "logit difference: right answer's first token minus the other's",
     "flip": "share of answers that changed",
-    "accuracy": "accuracy",
+    "accuracy": "share of answers that are right",
     "cross_entropy": "cross-entropy (nats)",
     "prob": "probability of the right answer",
     "perplexity": "perplexity of the right answer",
@@ -36,6 +36,18 @@ def number(value: Any, digits: int = 3) -> str:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{mantissa}e{int(exponent)}".replace("-", "−")
     return f"{value:.{max(digits - 1 - math.floor(math.log10(size)), 0)}f}".replace("-", "−")
+
+
+def said(value: Any) -> str:
+    """Return an option's value: yes and no, lists with commas, pairs of conditions as ``a − b``."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {said(v)}" for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        pairs = bool(value) and all(isinstance(v, (list, tuple)) and len(v) == 2 for v in value)
+        return ", ".join(f"{said(v[0])} − {said(v[1])}" if pairs else said(v) for v in value)
+    return str(value)
 
 
 def short(value: float) -> str:

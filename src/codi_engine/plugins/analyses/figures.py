@@ -33,6 +33,8 @@ WORDS = {
 }
 #: effects that are none
 FLAT = 1e-12
+#: own scales where the conditions' largest effects differ by more than this
+ORDERS = 10.0
 NUMBERS = 220  # cells that still get their value printed
 
 
@@ -60,16 +62,28 @@ class _Panel:
 def _panels(table: pd.DataFrame, axes: Sequence[str]) -> list[_Panel]:
     """Return a panel per condition; one for each stratum where there are layers, else strata are its rows. Wide maps come first."""
     panels = []
+    scales = condition_scales(table)
     for condition, whole in table.groupby("condition", sort=False):
         varying = [a for a in axes if whole[a].notna().any() and whole[a].nunique() > 1]
         across = next((a for a in ("step", "position") if a in varying), varying[-1] if varying else None)
         down = next((a for a in varying if a != across), None)
-        scale = colour_scale(whole["mean"].to_numpy(float), True)
+        scale = scales[str(condition)]
         if "by" in table and down is not None:
             panels += [_Panel(f"{condition} · {by}", part, down, across, scale) for by, part in whole.groupby("by", sort=False)]
         else:
             panels.append(_Panel(str(condition), whole, "by" if "by" in table else down, across, scale))
     return sorted(panels, key=lambda p: p.down is None)
+
+
+def condition_scales(table: pd.DataFrame) -> dict[str, tuple[Colormap, Normalize]]:
+    """Return each condition's colours: one scale for all, so that equal colours are equal effects, unless they differ by orders of magnitude."""
+    groups = {str(name): part["mean"].to_numpy(float) for name, part in table.groupby("condition", sort=False)}
+    sizes = [float(np.nanmax(np.abs(v))) for v in groups.values() if np.isfinite(v).any()]
+    sizes = [s for s in sizes if s > FLAT]
+    if sizes and max(sizes) > ORDERS * min(sizes):
+        return {name: colour_scale(values, True) for name, values in groups.items()}
+    common = colour_scale(table["mean"].to_numpy(float), True)
+    return dict.fromkeys(groups, common)
 
 
 def colour_scale(values: np.ndarray, symmetric: bool) -> tuple[Colormap, Normalize]:
@@ -137,7 +151,7 @@ def _panel(figure: Figure, ax: Any, bar: Any, panel: _Panel, columns: int, metri
     ax.set_xticks(range(len(xs)), [tick(x) for x in xs] if len(xs) <= 24 else [tick(x) if i % (len(xs) // 12) == 0 else "" for i, x in enumerate(xs)])
     ax.set_yticks(range(len(ys)), [tick(y) for y in ys])
     ax.set_xlabel({"step": "latent step"}.get(across or "", across or ""), fontsize=9, color=QUIET, labelpad=3)
-    ax.set_ylabel(by if down == "by" else down or "", fontsize=9, color=QUIET)
+    ax.set_ylabel(by.replace("_", " ") if down == "by" else down or "", fontsize=9, color=QUIET)
     ax.tick_params(length=0, labelsize=9, colors=INK)
     for side in ax.spines.values():
         side.set_visible(False)
@@ -202,7 +216,7 @@ def bars(table: pd.DataFrame, axes: Sequence[str], metric: str, options: Importa
         ax.axhline(0, color=QUIET, linewidth=0.8)
         ax.set_xticks(range(len(groups)), [tick(g[0]) for g in groups], fontsize=8.5)
         ax.set_title(f"{condition} by {axis}" if axis else str(condition), loc="left", fontsize=10, color=INK)
-        ax.set_ylabel(metric, fontsize=8.5, color=QUIET)
+        ax.set_ylabel(metric.replace("_", " "), fontsize=8.5, color=QUIET)
         ax.tick_params(length=0, labelsize=8.5, colors=INK)
         ax.grid(axis="y", color=GRID, zorder=0)
         for side in ("top", "right", "left"):
@@ -230,7 +244,7 @@ def example_map(per: pd.DataFrame, axes: Sequence[str], metric: str) -> Figure |
     ax.set_yticks(np.arange(len(grid)) + 0.5, [str(e) for e in grid.index], fontsize=6)
     ax.set_xlabel("latent step" if across == "step" else across, fontsize=9, color=QUIET)
     ax.set_ylabel("example (strongest on top)", fontsize=9, color=QUIET)
-    ax.set_title(f"{part['condition'].iloc[0]}: {metric} per example", loc="left", fontsize=10, color=INK)
+    ax.set_title(f"{part['condition'].iloc[0]}: {metric.replace('_', ' ')} per example", loc="left", fontsize=10, color=INK)
     ax.tick_params(length=0, colors=INK)
     for side in ax.spines.values():
         side.set_visible(False)

@@ -17,7 +17,7 @@ _FILM_ROWS = 300_000
 #: axes that say whose cell it is; every other axis says how it was edited
 _OWN = ("example", "condition", "variant")
 #: what the console shows at most
-_STRIPS, _GRIDS = 6, 4
+_STRIPS, _GRIDS, _COLUMNS = 6, 4, 24
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,8 @@ def _grid(part: pd.DataFrame, condition: str) -> list[str]:
     if len(varying) > 1:
         head += f"; mean over {', '.join(v.replace('_', ' ') for v in varying[:-1])}"
     mean = mean.rename(columns={"step": "state"}).assign(state=["bot" if s < 0 else str(s) for s in mean["step"]])
+    if across is not None and mean[across].nunique() > _COLUMNS:
+        return [head, f"  {mean[across].nunique()} columns, too many for here; the table changes and the figure have them"]
     if across is None:
         return [head, *place_grid(mean.assign(edited="edited"), "changed", "state", "edited")]
     return [head, *place_grid(mean, "changed", "state", across)]

@@ -78,7 +78,7 @@ def _metric_column(ax: Any, table: pd.DataFrame, kind: str, edited: list[int], m
     margin = 0.06 * (high - low) or 1.0
     ax.set_xlim(low - margin, high + margin)
     ax.set_ylim(len(part), 0)
-    pieces.plain(ax, metric, grid=False)
+    pieces.plain(ax, "KL (nats)" if metric == "kl" else metric.replace("_", " "), grid=False)
     ax.set_yticks([])
     ax.locator_params(axis="x", nbins=3)
     ax.axvline(0, color=QUIET, linewidth=0.8)

@@ -164,10 +164,10 @@ class Words(Analysis[WordsOptions]):
         sides = [_side(counts, rows) for rows in groups]
         terms = np.union1d(sides[0].term, sides[1].term)
         (x, dx), (y, dy) = (_spread(side, terms) for side in sides)
-        enough = dx + dy >= self.options.least
-        terms, x, y, dx, dy = (v[enough] for v in (terms, x, y, dx, dy))
         total = [int(counts.total[rows].sum()) for rows in groups]
         size = [int(counts.size[rows].sum()) for rows in groups]
+        enough = (dx + dy >= self.options.least) & (min(size) > 0)  # a target without a text of one side says nothing of its words
+        terms, x, y, dx, dy = (v[enough] for v in (terms, x, y, dx, dy))
         odds, z = log_odds(x, y, np.array(total[0]), np.array(total[1]), prior[terms], self.options.prior)
         columns = {
             "count": x, "count_against": y, "texts": dx, "texts_against": dy, "share": dx / max(size[0], 1), "share_against": dy / max(size[1], 1),

@@ -63,7 +63,13 @@ def _refuse_constant(name: str) -> Any:
 
 def _parse(text: str, place: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant)
+        if "\\ud" in text or "\\uD" in text:  # half of a character is no text: no tokenizer and no file takes it
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise UserError(f"{place}: holds {half}, half of a character (a lone surrogate), which is no text; remove it or write the whole pair") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: not valid JSON: {_said(error)}") from None
 

@@ -102,11 +102,12 @@
   const layout = [
     ...labelled.filter(c => c.kind === "axis" && !(c.labels.length < 2 && c.name !== "example")),
     ...(questioned ? [long("question", data.questions.map(q => q[0]), i => question[i], "q")] : []),
-    ...(answered ? [long("unedited answer", data.texts, i => base[i] ? text[base[i] - 1] : 0, "b"), long("answer", data.texts, i => text[i], "e")] : []),
+    ...(answered && base.some(b => b) ? [long("unedited answer", data.texts, i => base[i] ? text[base[i] - 1] : 0, "b")] : []),
+    ...(answered ? [long("answer", data.texts, i => text[i], "e")] : []),
     ...metrics,
   ];
   const wordy = data.texts.reduce((sum, t) => sum + t.length, 0) > 32 * data.texts.length;  // answers are solutions, not numbers
-  const width = c => c.kind === "text" ? (c.extra === "q" ? "minmax(" + (wordy ? 12 : 15) + "rem, 2.2fr)" : wordy ? "minmax(13rem, 2fr)" : "minmax(9rem, 1fr)") : c.kind === "metric" ? "minmax(" + Math.max(5.1, c.name.length * 0.46 + 1.5) + "rem, .3fr)" : "minmax(" + Math.min(Math.max(3.4, c.name.length * 0.46 + 1.5, Math.max(...c.labels.slice(0, 200).map(l => String(l).length)) * 0.52 + 1.5), 9) + "rem, .3fr)";
+  const width = c => c.kind === "text" ? (c.extra === "q" ? "minmax(" + 11 + "rem, 2.2fr)" : wordy ? "minmax(10.5rem, 2fr)" : "minmax(7.5rem, 1fr)") : c.kind === "metric" ? "minmax(" + Math.max(5.1, c.name.length * 0.46 + 1.5) + "rem, .3fr)" : "minmax(" + Math.min(Math.max(3.4, c.name.length * 0.46 + 1.5, Math.max(...c.labels.slice(0, 200).map(l => String(l).length)) * 0.52 + 1.5), 9) + "rem, .3fr)";
   const template = layout.map(width).join(" ");
   const least = layout.map(width).reduce((sum, w) => sum + parseFloat(w.slice(7)), 0) + "rem";  // all rows are as wide as their columns need
   function heading() {
