@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from codi_engine.core import drawing
 from tests.support.pages import Block, Page, _close, blocks, compare, exists, validate
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +28,8 @@ README_LEFT_OUT = {
 }
 PAGES = [README, *sorted(p for p in DOCS.rglob("*.md") if p.relative_to(DOCS).as_posix() not in GENERATED)]
 TUTORIAL = DOCS / "tutorial.md"
+#: dots per inch of the figures that pages make
+SMALL = 30
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +54,7 @@ def test_page(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reque
     text = path.read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(drawing.save, "__defaults__", ("", SMALL))  # most of a page's time would be pixels that nobody looks at
     if "runs/demo" in text or "codi-engine run\n" in text:
         shutil.copytree(request.getfixturevalue("demo_run") / "runs", tmp_path / "runs")
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("plugins", "runs"))

@@ -84,7 +84,11 @@ def test_every_built_in_analysis_is_drawn_here() -> None:
     assert {*WHERE, "across", "tuned_lens"} == EVERY  # the last one needs more examples: tests/plugins/test_tuned_lens.py
 
 
-@pytest.mark.parametrize("name", sorted(WHERE))
+#: as users meet it, files and all; every analysis goes through `AnalysisSuite`, which holds redrawn pixels against the first ones
+QUICK = {"importance", "attribution", "probes", "shapley"}
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in sorted(WHERE)])
 def test_a_figure_drawn_again_is_the_same(name: str, runs: dict[str, Run]) -> None:
     which, options = WHERE[name]
     done = analyze_runs([runs[which].path], [name], options)[0]

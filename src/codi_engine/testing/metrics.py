@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codi_engine import Experiment
+from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import Metric, Outcome, Readings
 from codi_engine.core.reading import take
-from codi_engine.core.run import run_experiment
+from codi_engine.core.run import plan_experiment, run_experiment
 from codi_engine.testing.runs import small_data
 from codi_engine.testing.suite import DEMO, TRIES, Suite, demand, offered
 
@@ -31,7 +32,8 @@ _ALLOWED = {
     "captures": {"captures"},
     "natural": set(),
 }
-KINDS = ("problems", "pairs")
+#: what an experiment can be on
+_DATA = ("problems", "pairs", "prompts")
 
 
 class MetricSuite(Suite):
@@ -57,11 +59,14 @@ class MetricSuite(Suite):
 
     # ------------------------------------------------------------------------------------ where it is tried
 
-    def swept(self, setting: Mapping[str, Any]) -> tuple[list[Readings], pd.DataFrame | None, Exception | None]:
+    def swept(self, setting: Mapping[str, Any], batch_size: int | str = "auto") -> tuple[list[Readings], pd.DataFrame | None, Exception | None]:
         """Return what a tiny sweep of the demo model gave it to read, the run's cells, and what stopped it; run once per setting."""
-        key = (type(self), repr(sorted(setting.items(), key=str)))
+        key = (type(self), repr(sorted(setting.items(), key=str)), batch_size)
         if key not in self._swept:
-            self._swept[key] = _sweep(self.plugin, setting, self.keys(setting))
+            keys = {**self.keys(setting), "batch_size": batch_size}
+            if batch_size == 1 and "limit" in keys["data"]:
+                keys["data"] = {**keys["data"], "limit": 2}  # a limit takes the first examples: their cells are among the others'
+            self._swept[key] = _sweep(self.plugin, setting, keys)
         return self._swept[key]
 
     def keys(self, setting: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,11 +85,11 @@ class MetricSuite(Suite):
         }
 
     def readings(self, setting: Mapping[str, Any]) -> list[Readings]:
-        """Return the readings that the sweep gave: unedited rows first."""
+        """Return copies of the readings that the sweep gave: unedited rows first."""
         seen, _, error = self.swept(setting)
         if not seen:
             raise error or AssertionError("the engine never called measure")
-        return seen
+        return [rows_of(read, range(len(read.gold))) for read in seen]
 
     # ------------------------------------------------------------------------------------------- demands
 
@@ -93,7 +98,7 @@ class MetricSuite(Suite):
         unknown = set(metric.needs) - set(_ALLOWED)
         demand(not unknown, f"needs: {sorted(unknown)} is nothing that the engine can produce; it knows {', '.join(_ALLOWED)}")
         applies = set(metric.applies_to)
-        demand(applies and applies <= {"problems", "pairs", "prompts"}, f"applies_to: {sorted(applies)} must be some of problems, pairs, prompts")
+        demand(applies and applies <= set(_DATA), f"applies_to: {sorted(applies)} must be some of problems, pairs, prompts")
 
     def test_it_returns_the_columns_that_it_declares(self, setting: Mapping[str, Any]) -> None:
         metric = self.build(setting)
@@ -164,6 +169,34 @@ class MetricSuite(Suite):
         columns = list(self.build(setting).columns())
         stored = [c for c in map(str, cells) if any(c == name or c.startswith(f"{name}_") for name in columns)]
         demand(len(stored) >= len(columns), f"the run must have the columns {columns}; it has {list(cells)}")
+
+    def test_batches_of_one_give_the_same_cells(self, setting: Mapping[str, Any]) -> None:
+        found = [self.swept(setting, size) for size in ("auto", 1)]
+        for _, _, error in found:
+            if error is not None:
+                raise error
+        (_, batched, _), (_, single, _) = found
+        assert batched is not None
+        assert single is not None
+        part = batched[batched["example"].isin(single["example"])]
+        demand(len(part) == len(single), "a sweep must have the same cells with any batch size")
+        columns = [c for c in single if pd.api.types.is_float_dtype(single[c])]
+        apart = [c for c in columns if not np.array_equal(part[c], single[c], equal_nan=True)]
+        demand(not apart, f"cells measured in batches and one at a time must be the same, bit for bit; {', '.join(map(str, apart))} differ")
+
+    def test_it_is_refused_where_it_does_not_apply(self, setting: Mapping[str, Any]) -> None:
+        """Planned for data of every kind; nothing is computed."""
+        applies = self.build(setting).applies_to
+        with offered("metric", self.plugin) as name:
+            for kind in _DATA:
+                data = {"plugin": f"demo-{kind}", "limit": 2}
+                value = {"name": "conformance", "model": dict(DEMO), "data": data, "capture": list(self.capture), "metrics": [{"plugin": name, **setting}]}
+                try:
+                    plan_experiment(Experiment.from_dict(value))
+                except UserError as error:
+                    demand(kind not in applies, f"applies_to names {kind}, but the engine refuses it there: {error}")
+                else:
+                    demand(kind in applies, f"applies_to is {sorted(applies)}, but an experiment on {kind} is let pass")
 
 
 # ----------------------------------------------------------------------------------------------- readings

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 
+from codi_engine.core.errors import UserError
 from codi_engine.core.rollout import Task, Want
 from codi_engine.core.session import At, Session
 from codi_engine.core.sites import Site
@@ -17,6 +19,8 @@ from codi_engine.testing.suite import Suite, demand
 
 #: how far logits may differ between a batch and a row by itself
 CLOSE = 2e-4
+WORDS = {"missing": "that is missing", "extra": "too many", "shape": "of another shape"}
+DAMAGES = tuple(WORDS)
 
 
 class ModelSuite(Suite):
@@ -105,8 +109,54 @@ class ModelSuite(Suite):
             gap = float(np.abs(captured - seen[0].reshape(-1)).max())
             demand(gap <= CLOSE, f"{place}: what is captured there must be what an edit there sees; they differ by {gap:.2g}")
 
+    def weights(self, folder: Path) -> Path | None:
+        """Return the file of weights of a checkpoint that :meth:`written` wrote below ``folder``; None where there is none to damage."""
+        found = [p for p in folder.rglob("*") if p.is_file() and (p.suffix in (".safetensors", ".bin", ".pt", ".pth") or p.name.startswith("checkpoint"))]
+        return max(found, key=lambda p: p.stat().st_size, default=None)
+
+    @pytest.mark.parametrize("damage", DAMAGES)
+    def test_a_damaged_checkpoint_is_refused(self, setting: Mapping[str, Any], tmp_path: Path, damage: str) -> None:
+        """One key missing, one too many, or one of another shape: no number may come of it."""
+        options = self.written(setting, tmp_path)
+        file = self.weights(tmp_path)
+        if file is None:
+            pytest.skip("no checkpoint is written: there is nothing to damage")
+        name = damaged(file, damage)
+        try:
+            self.build(options).load()
+        except UserError as error:
+            demand(len(str(error).splitlines()) <= 2, f"an error must be one or two lines; it is: {error}")
+            known = ".".join(name.split(".")[-3:]) in str(error)
+            demand(known or damage == "shape", f"the error must name the {damage} key {name}; it says: {error}")
+            return
+        raise AssertionError(f"load() must refuse a checkpoint with a key {WORDS[damage]} ({name}) with a UserError: what it computes is of another model")
+
     def test_texts_survive_encoding(self, loaded: tuple[Any, Session]) -> None:
         adapter = loaded[1].adapter
         for question in self.questions:
             text = adapter.decode(adapter.encode(question))
             demand(text.split() == question.split(), f"decode(encode(text)) must give the text: {question!r} became {text!r}")
+
+
+def damaged(file: Path, damage: str) -> str:
+    """Damage one key of a file of weights; returns its name. A matrix that is no embedding: those may be tied, and named once."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    safe = file.suffix == ".safetensors"
+    state = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
+    name: str = next(k for k, v in state.items() if v.ndim == 2 and not any(part in k for part in ("emb", "wte", "wpe", "head")))
+    if damage == "missing":
+        del state[name]
+    elif damage == "shape":
+        state[name] = state[name][:-1].clone()
+    else:
+        name = "of.another.model"
+        state[name] = torch.zeros(2)
+    if safe:
+        with safe_open(file, "pt") as opened:
+            about = opened.metadata()
+        save_file(state, file, metadata=about)
+    else:
+        torch.save(state, file)
+    return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ import pandas as pd
 import pytest
 
 from codi_engine import Experiment
+from codi_engine.core.analyzing import write_result
+from codi_engine.core.plugin import AnalysisResult, Event
 from codi_engine.core.run import run_experiment
+from codi_engine.testing.runs import shared_run
 from codi_engine.testing.suite import DEMO, Suite, demand, offered
 
-EXPERIMENT: Mapping[str, Any] = {"name": "conformance", "model": dict(DEMO), "seed": 0}
+KINDS = ("note", "warning", "disk", "paused", "resumed", "failed", "of a later version")
 
 
 class TrackerSuite(Suite):
@@ -31,31 +35,49 @@ class TrackerSuite(Suite):
         monkeypatch.chdir(tmp_path)
 
     def test_a_life_from_start_to_finish(self, setting: Mapping[str, Any], tmp_path: Path) -> None:
-        lived(self.build(setting), tmp_path, range(3))
+        lived(self.build(setting), finished_run(tmp_path / "run"), range(3))
 
     def test_a_second_start_goes_on(self, setting: Mapping[str, Any], tmp_path: Path) -> None:
-        lived(self.build(setting), tmp_path, range(2), finished=False)
-        lived(self.build(setting), tmp_path, range(2, 4))
-        steps = self.steps(tmp_path)
-        demand(steps is None or (steps == sorted(steps) and len(set(steps)) == len(steps)), f"a resumed run's steps must go on and never back: {steps}")
+        run = finished_run(tmp_path / "run")
+        lived(self.build(setting), run, range(2), whole=False)
+        before = self.steps(run)
+        lived(self.build(setting), run, range(2, 4))
+        steps = self.steps(run)
+        if steps is None or before is None:
+            return
+        demand(steps == sorted(steps) and len(set(steps)) == len(steps), f"a resumed run's steps must go on and never back: {steps}")
+        demand(steps[: len(before)] == before and len(steps) > len(before), f"what was written before a pause must stay: {before} became {steps}")
+
+    def test_any_event_is_taken(self, setting: Mapping[str, Any], tmp_path: Path) -> None:
+        """Kinds that it does not know too: later versions add some."""
+        tracker, run = self.build(setting), finished_run(tmp_path / "run")
+        _call(tracker, "started", run, _experiment(run))
+        for kind in KINDS:
+            _call(tracker, "event", Event(kind, "something happened", {"cells": 3}, "2030-01-01T00:00:00Z"))
+        _call(tracker, "close")
 
     def test_closing_twice_or_unstarted_is_harmless(self, setting: Mapping[str, Any]) -> None:
         tracker = self.build(setting)
         for _ in range(2):
             _call(tracker, "close")
 
+    def test_it_leaves_the_run_alone(self, setting: Mapping[str, Any], tmp_path: Path) -> None:
+        """It may add files of its own; what the run holds stays what it is, byte for byte."""
+        run = finished_run(tmp_path / "run")
+        before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+        lived(self.build(setting), run, range(1))
+        changed = [str(p.relative_to(run)) for p, content in before.items() if not p.is_file() or p.read_bytes() != content]
+        demand(not changed, f"a tracker must never change a run's own files; it changed {', '.join(changed[:3])}")
+
     def test_a_run_goes_on_where_it_cannot_write(self, setting: Mapping[str, Any], tmp_path: Path) -> None:
-        """Its folder is a file; whatever it raises, the run is whole."""
-        self.build(setting)
-        path = tmp_path / "run"
-        with offered("tracker", self.plugin) as name:
+        """Whatever it raises, the run is whole."""
+        with offered("tracker", self.plugin) as name, pytest.MonkeyPatch.context() as patch:
             value = {
                 "name": "conformance", "model": dict(DEMO), "data": {"plugin": "demo-problems", "limit": 1}, "metrics": ["accuracy"],
                 "generate": {"max_new_tokens": 2}, "controls": "none", "trackers": [{"plugin": name, **setting}],
             }  # fmt: skip
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(self.plugin, "started", _refused)
-                run = run_experiment(Experiment.from_dict(value), path).open()
+            patch.setattr(self.plugin, "started", _refused)
+            run = run_experiment(Experiment.from_dict(value), tmp_path / "run").open()
         demand(len(run.cells) == 1, "a tracker that fails must not harm the run")
 
 
@@ -70,12 +92,43 @@ def _call(tracker: Any, method: str, *arguments: Any) -> None:
         function(*arguments)
 
 
-def lived(tracker: Any, run: Path, units: range, finished: bool = True) -> None:
-    """Tell a tracker of a run's life."""
-    _call(tracker, "started", run, EXPERIMENT)
+def finished_run(path: Path) -> Path:
+    """Return the directory of a small finished and analysed run, a copy."""
+    import matplotlib.pyplot as plt
+
+    shutil.copytree(shared_run().path, path)
+    figure, axes = plt.subplots(figsize=(1, 1))
+    axes.plot([0, 1])
+    write_result(path / "results" / "conformance", AnalysisResult({"effects": pd.DataFrame({"layer": [0, 1], "mean": [0.25, 0.5]})}, {"line": figure}, "two"))
+    plt.close(figure)
+    return path
+
+
+def _experiment(run: Path) -> Mapping[str, Any]:
+    from codi_engine.core.results import open_run
+
+    return open_run(run).experiment
+
+
+def lived(tracker: Any, run: Path, units: range, whole: bool = True) -> None:
+    """Tell a tracker of a run's life, in the order in which the engine does; not ``whole``: it is paused.
+
+    Parameters
+    ----------
+    run: a finished run
+    units: those that are committed in this invocation, of four
+    """
+    results = run / "results" / "conformance"
+    _call(tracker, "check")
+    _call(tracker, "started", run, _experiment(run))
+    if units.start:
+        _call(tracker, "event", Event("resumed", f"{units.start} of 4 units are there", {}, "2030-01-01T00:00:00Z"))
     for unit in units:
-        _call(tracker, "committed", unit, 4, {"kl": 0.5 + unit, "flip": 0.0})
-    if finished:
-        _call(tracker, "analysed", "importance", run)
-        _call(tracker, "finished", run, {"effects": pd.DataFrame({"layer": [0, 1], "mean": [0.25, 0.5]})}, {})
+        cells = {"cells": 8.0 * (unit + 1), "planned_cells": 32.0, "seconds": 1.5, "cells_per_second": 6.0, "memory_bytes": 1e9}
+        _call(tracker, "committed", unit, 4, {**cells, "patch/kl": 0.5 + unit, "patch/flip": 0.0})
+    if whole:
+        _call(tracker, "analysed", "conformance", results)
+        _call(tracker, "finished", run, {"effects": results / "effects.parquet"}, {"line": results / "line.png"})
+    else:
+        _call(tracker, "event", Event("paused", "stopped", {}, "2030-01-01T00:00:00Z"))
     _call(tracker, "close")
