@@ -143,7 +143,7 @@ def test_one_target_and_hostile_text(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_bad_input(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no texts"):
+    with pytest.raises(UserError, match="needs generated texts"):
         one(synthetic(tmp_path / "none", words=0))
     run = synthetic(tmp_path / "run")
     with pytest.raises(UserError, match="condition 'risky'"):
