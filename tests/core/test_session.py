@@ -52,7 +52,7 @@ def test_edits_by_hand(session: Session) -> None:
         (At("resid_post.1", np.zeros(7, np.float32)), r"resid_post.1: the value \(shape \[7\]\) does not fit the site, \d+ numbers wide"),
         (At("resid_post.1", {"a": 1}), "does not fit the site"),
         (At("latent_in@latent[99]", "zero"), r"^edits\[0\].site: step must be in"),
-        (At("resid_post.1", source=3), "source: give a text that is not empty; got 3"),
+        (At("resid_post.1", source=3), "source: give a text that is not empty; got 3"),  # type: ignore[arg-type]
         (At("resid_post.1", "half"), "neither a vector"),
         (At("logits@answer[0]", "zero"), "read, not edited"),
     ],

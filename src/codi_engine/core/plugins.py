@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pluggy
@@ -128,7 +129,7 @@ class Plugins:
         """
         for one in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
             if not (one.wrapper or one.hookwrapper):
-                yield self._titles.get(one.plugin_name, one.plugin_name), lambda facts, one=one: one.function(*(facts[name] for name in one.argnames))
+                yield self._titles.get(one.plugin_name, one.plugin_name), partial(_called_with, one)
 
     # --------------------------------------------------------------------------------------- answering
 
@@ -191,6 +192,11 @@ class Plugins:
 
 def _last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+def _called_with(one: Any, facts: Mapping[str, Any]) -> Any:
+    """Call a hook's implementation with the arguments that it names."""
+    return one.function(*(facts[name] for name in one.argnames))
 
 
 def plugin_manager(load: bool = True) -> Plugins:
