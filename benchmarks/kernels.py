@@ -316,9 +316,9 @@ def correlation(rows: int, threads: int, rounds: int) -> None:
         run = written(Path(folder) / "run", x)
 
         def from_zarr() -> np.ndarray:
-            from codi_engine.core.results import open_run
-            from codi_engine.core.vectors import Vectors
-            from codi_engine.core.work import Work
+            from codi_engine.core.runs.results import open_run
+            from codi_engine.core.runs.vectors import Vectors
+            from codi_engine.core.runs.work import Work
 
             vectors, work = Vectors(open_run(run), None, "benchmark"), Work(memory=1_000_000_000, threads=threads)
             read = work.read_ahead("benchmark", vectors.parts(work.piece), vectors.read_own)
@@ -465,9 +465,9 @@ def disk(run: Path, threads: int, rounds: int, shares: Sequence[float]) -> None:
 
 def child(what: str, run: Path, share: float, threads: int) -> None:
     """Print (GB, seconds, peak GB) of reading a share of a run's targets raw, or of testing them."""
-    from codi_engine.core.results import open_run
-    from codi_engine.core.vectors import Vectors
-    from codi_engine.core.work import Work
+    from codi_engine.core.runs.results import open_run
+    from codi_engine.core.runs.vectors import Vectors
+    from codi_engine.core.runs.work import Work
     from codi_engine.plugins.analyses.comparing import Comparison, Design
 
     vectors = Vectors(open_run(run), None, "benchmark")
@@ -506,8 +506,8 @@ def fdr(seeds: int) -> None:
     """Count false discoveries of pathways and words at q = 0.05 over seeds, with independent and with correlated trials."""
     import pandas as pd
 
-    from codi_engine.core.analyzing import analyze
-    from codi_engine.core.synthetic import Synthetic, write_synthetic
+    from codi_engine.core.runs.analyzing import analyze
+    from codi_engine.core.runs.synthetic import Synthetic, write_synthetic
 
     def shares(analysis: str, keys: dict[str, Any], options: dict[str, Any], truth: list[str]) -> np.ndarray:
         found = []

@@ -34,9 +34,9 @@ import numpy as np
 import torch
 
 from codi_engine import Experiment
-from codi_engine.core.answers import extract
+from codi_engine.core.planning.preparing import prepare
 from codi_engine.core.plugins import plugin_manager
-from codi_engine.core.preparing import prepare
+from codi_engine.core.solutions.answers import extract
 from codi_engine.plugins.models.codi import Codi, CodiOptions
 
 LATENTS, DONORS, NEW, LAYER = 6, 10, 12, 2

@@ -27,10 +27,10 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 
 from codi_engine.core.model import ModelAdapter
-from codi_engine.core.network import Network
-from codi_engine.core.rollout import Rollout, Task, Want
+from codi_engine.core.rollout.network import Network
+from codi_engine.core.rollout.rollout import Rollout, Task, Want
+from codi_engine.core.rollout.wavefront import Edit
 from codi_engine.core.sites import Site
-from codi_engine.core.wavefront import Edit
 from codi_engine.plugins.models.hf import describe, quiet
 
 SIZES = {"small": (6, 256, 8, 2000), "gpt2": (12, 768, 12, 50257)}

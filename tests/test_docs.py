@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from codi_engine.cli.main import cli
-from codi_engine.core.checkpoints import plan_checkpoints
 from codi_engine.core.experiment import Condition, Experiment, Generate, InterventionSpec
+from codi_engine.core.planning.checkpoints import plan_checkpoints
 from codi_engine.core.plugins import plugin_manager
-from codi_engine.core.run import plan_experiment
+from codi_engine.core.running.run import plan_experiment
 from codi_engine.core.sites import _TRANSFORMERLENS, COMPONENTS, parse_site
 
 ROOT = Path(__file__).parents[1]
@@ -86,6 +86,6 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 def test_paths_named_in_the_architecture_exist() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    named = re.findall(r"`((?:core|plugins|store|cli)/\w+\.py)`", text)
+    named = re.findall(r"`((?:core|plugins|store|cli|reporting|testing)(?:/\w+)+\.py)`", text)
     assert len(named) > 20
     assert [n for n in named if not (ROOT / "src/codi_engine" / n).is_file()] == []

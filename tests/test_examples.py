@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from codi_engine import Experiment
-from codi_engine.core.run import Finished
+from codi_engine.core.running.run import Finished
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NAMES = sorted(p.stem for p in EXAMPLES.glob("*.yaml"))

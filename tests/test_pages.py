@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codi_engine.core import drawing
+from codi_engine.core.runs import drawing
 from tests.support.pages import Block, Page, _close, blocks, compare, exists, validate
 
 ROOT = Path(__file__).parents[1]

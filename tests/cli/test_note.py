@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from codi_engine.cli.main import main
-from codi_engine.core.synthetic import Synthetic, write_synthetic
+from codi_engine.core.runs.synthetic import Synthetic, write_synthetic
 
 Capture = pytest.CaptureFixture[str]
 

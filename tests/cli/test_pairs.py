@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from codi_engine import open_run
 from codi_engine.cli.main import main
 from codi_engine.cli.pairs import pairs as group
-from codi_engine.core.pairfile import read_pairs
+from codi_engine.core.pairs.pairfile import read_pairs
 from codi_engine.core.plugins import plugin_manager
 from tests.support.lines import write_lines
 

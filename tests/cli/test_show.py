@@ -12,8 +12,8 @@ from rich.console import Console
 from codi_engine.cli.progress import progress
 from codi_engine.cli.show import _ranges, plain
 from codi_engine.core.progress import Progress
-from codi_engine.core.showing import TerminalProgress
 from codi_engine.core.text import neutral
+from codi_engine.core.watching.showing import TerminalProgress
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codi_engine.core.algebra import Solution, parse_solution
-from codi_engine.core.expressions import read_expression
-from codi_engine.core.quantities import quantities
+from codi_engine.core.solutions.algebra import Solution, parse_solution
+from codi_engine.core.solutions.expressions import read_expression
+from codi_engine.core.solutions.quantities import quantities
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 JANET = (

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codi_engine.core.answers import equal, extract, numbers, reference
+from codi_engine.core.solutions.answers import equal, extract, numbers, reference
 
 TABLE = [
     ("The answer is: 2,000.50", 2000.5, "marked"),

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from codi_engine import open_run
-from codi_engine.core.arrange import arrange, layer_of
 from codi_engine.core.errors import UserError
-from codi_engine.core.synthetic import Synthetic, write_synthetic
+from codi_engine.core.runs.arrange import arrange, layer_of
+from codi_engine.core.runs.synthetic import Synthetic, write_synthetic
 
 
 def test_a_sweep_over_pairs(demo: Any, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ import torch
 
 from codi_engine import Experiment, hookimpl
 from codi_engine.core import plugins as manager_module
-from codi_engine.core.analyzing import analyze_runs
 from codi_engine.core.calling import calling, titled, wrong
 from codi_engine.core.errors import AnalysesFailed, PluginError, UserError
 from codi_engine.core.plugin import (
@@ -34,8 +33,9 @@ from codi_engine.core.plugin import (
 )
 from codi_engine.core.plugins import Plugins, plugin_manager
 from codi_engine.core.returned import applied, columns_of, edited_places, loaded, measured, neutral_of
-from codi_engine.core.worker import Failed
-from codi_engine.core.workers import _raised
+from codi_engine.core.running.worker import Failed
+from codi_engine.core.running.workers import _raised
+from codi_engine.core.runs.analyzing import analyze_runs
 
 Make = Callable[..., Experiment]
 
@@ -326,7 +326,7 @@ def digests(path: Path) -> dict[str, str]:
 
 
 def test_a_run_stops_where_an_intervention_fails_and_goes_on_when_it_is_mended(demo: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("codi_engine.core.generations.UNIT_CELLS", 16)
+    monkeypatch.setattr("codi_engine.core.running.generations.UNIT_CELLS", 16)
     keys: dict[str, Any] = {"intervention": {"plugin": "halve", "site": "resid_post", "on": "clean"}, "sweep": {"layer": [0, 3], "step": "all"}}
     demo(**keys).run(tmp_path / "whole")
     calls, Halve.calls = Halve.calls, 0

@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from codi_engine import Experiment, all_cells, open_run, open_runs
 from codi_engine.cli.main import main
-from codi_engine.core.analyzing import analyze, expand
-from codi_engine.core.checkpoints import family_of, plan_checkpoints, runs_below
 from codi_engine.core.errors import DifferentRun, UserError
-from codi_engine.core.labels import check_labels, in_order, label_of, numbers_of
+from codi_engine.core.planning.checkpoints import family_of, plan_checkpoints, runs_below
+from codi_engine.core.planning.labels import check_labels, in_order, label_of, numbers_of
 from codi_engine.core.plugins import plugin_manager
 from codi_engine.core.progress import Progress
-from codi_engine.core.run import plan_experiment, run_experiment
+from codi_engine.core.running.run import plan_experiment, run_experiment
+from codi_engine.core.runs.analyzing import analyze, expand
 from codi_engine.store.errors import StoreError
 
 Maker = Callable[..., Experiment]

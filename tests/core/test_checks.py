@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 
 from codi_engine import Experiment
-from codi_engine.core.checking import check_run
-from codi_engine.core.checks import Check, GoCheck, SinglesCheck, parse_bound
 from codi_engine.core.errors import UserError
+from codi_engine.core.planning.checks import Check, GoCheck, SinglesCheck, parse_bound
+from codi_engine.core.planning.preparing import prepare
 from codi_engine.core.plugins import plugin_manager
-from codi_engine.core.preparing import prepare
-from codi_engine.core.results import Run
-from codi_engine.core.run import try_experiment
+from codi_engine.core.running.run import try_experiment
+from codi_engine.core.runs.checking import check_run
+from codi_engine.core.runs.results import Run
 from codi_engine.kernels.intervals import mean_interval
 
 Maker = Callable[..., Experiment]
@@ -197,7 +197,7 @@ def test_changes_are_taken_against_the_unedited_prompt(tmp_path: Path) -> None:
 
 
 def test_flat_maps_fail(tmp_path: Path) -> None:
-    from codi_engine.core.checks import EffectMapCheck
+    from codi_engine.core.planning.checks import EffectMapCheck
 
     def result(table: np.ndarray, least: float = 0.0) -> pd.Series:
         options = EffectMapCheck(metric="flip", condition="zero", min_range=least)

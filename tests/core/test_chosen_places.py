@@ -11,7 +11,7 @@ import pytest
 from codi_engine import Experiment
 from codi_engine.core.errors import GateError
 from codi_engine.core.plugin import Readings
-from codi_engine.core.run import check_experiment, plan_experiment
+from codi_engine.core.running.run import check_experiment, plan_experiment
 from codi_engine.core.sites import Site
 from codi_engine.plugins.interventions.ablate import Mean, Noise
 from codi_engine.plugins.interventions.replace import Patch, Resample

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codi_engine import Experiment, load, open_run
-from codi_engine.core import natural
-from codi_engine.core.arrange import arrange
-from codi_engine.core.controls import AUTO_EXAMPLES, control_of, is_control
 from codi_engine.core.errors import UserError
-from codi_engine.core.natural import Population
-from codi_engine.core.results import Run
-from codi_engine.core.run import plan_experiment, run_experiment
+from codi_engine.core.planning.controls import AUTO_EXAMPLES, control_of, is_control
+from codi_engine.core.running import natural
+from codi_engine.core.running.natural import Population
+from codi_engine.core.running.run import plan_experiment, run_experiment
+from codi_engine.core.runs.arrange import arrange
+from codi_engine.core.runs.results import Run
 
 Maker = Callable[..., Experiment]
 PATCH = {"plugin": "patch", "site": "resid_post", "direction": "denoise"}

@@ -16,15 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codi_engine import Experiment
-from codi_engine.core.costs import Costs, StageCost, size_text, time_text, total_of
 from codi_engine.core.errors import UserError
-from codi_engine.core.estimate import estimate
-from codi_engine.core.machine import Preparing, peak_bytes, reset_peak
+from codi_engine.core.planning.costs import Costs, StageCost, size_text, time_text, total_of
+from codi_engine.core.planning.estimate import estimate
+from codi_engine.core.planning.machine import Preparing, peak_bytes, reset_peak
+from codi_engine.core.planning.preparing import prepare
 from codi_engine.core.plugins import plugin_manager
-from codi_engine.core.preparing import prepare
-from codi_engine.core.recording import Recorder, actual_of, estimate_of, invocations_of
-from codi_engine.core.run import plan_experiment, run_experiment
-from codi_engine.core.status import runs_in, status_of
+from codi_engine.core.running.run import plan_experiment, run_experiment
+from codi_engine.core.watching.recording import Recorder, actual_of, estimate_of, invocations_of
+from codi_engine.core.watching.status import runs_in, status_of
 from codi_engine.store.ledger import read_ledger
 from codi_engine.store.lock import RunLock, holder
 
@@ -255,7 +255,7 @@ def test_the_lock_is_read_and_left_alone(tmp_path: Path) -> None:
 
 
 def test_runs_that_were_not_recorded_and_damaged_ones_are_listed(tmp_path: Path) -> None:
-    from codi_engine.core.synthetic import Synthetic, write_synthetic
+    from codi_engine.core.runs.synthetic import Synthetic, write_synthetic
 
     write_synthetic(Synthetic(targets=3, features=8, trials=2, words=0), tmp_path / "runs" / "synth")
     (tmp_path / "runs" / "bad").mkdir()

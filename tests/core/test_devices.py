@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from codi_engine import Experiment
-from codi_engine.core.costs import Costs, StageCost, total_of
-from codi_engine.core.devices import devices_of, held
 from codi_engine.core.errors import UserError
-from codi_engine.core.estimate import spread
+from codi_engine.core.planning.costs import Costs, StageCost, total_of
+from codi_engine.core.planning.estimate import spread
+from codi_engine.core.planning.preparing import prepare
 from codi_engine.core.plugins import plugin_manager
-from codi_engine.core.preparing import prepare
-from codi_engine.core.recording import Recorder
-from codi_engine.core.run import plan_experiment
+from codi_engine.core.rollout.devices import devices_of, held
+from codi_engine.core.running.run import plan_experiment
+from codi_engine.core.watching.recording import Recorder
 
 Maker = Callable[..., Experiment]
 

@@ -12,10 +12,10 @@ import pytest
 
 from codi_engine import Experiment
 from codi_engine.core.errors import UserError
+from codi_engine.core.planning.preparing import Prepared
 from codi_engine.core.plugin import Example
-from codi_engine.core.preparing import Prepared
-from codi_engine.core.run import plan_experiment, run_experiment
-from codi_engine.core.sampling import generator
+from codi_engine.core.rollout.sampling import generator
+from codi_engine.core.running.run import plan_experiment, run_experiment
 
 Maker = Callable[..., Experiment]
 

@@ -16,16 +16,16 @@ from matplotlib.image import imread
 import codi_engine
 from codi_engine import Experiment, open_run
 from codi_engine.cli.main import main
-from codi_engine.core import drawing, resizing
-from codi_engine.core.analyzing import analyze_one, analyze_runs, write_result
 from codi_engine.core.errors import PluginError, UserError
 from codi_engine.core.plugin import Analysis, AnalysisResult, NoOptions
 from codi_engine.core.plugins import plugin_manager
 from codi_engine.core.progress import Progress
-from codi_engine.core.results import Run
-from codi_engine.core.stored import stored_results
-from codi_engine.core.synthetic import Synthetic, write_synthetic
-from codi_engine.core.work import Work
+from codi_engine.core.runs import drawing, resizing
+from codi_engine.core.runs.analyzing import analyze_one, analyze_runs, write_result
+from codi_engine.core.runs.results import Run
+from codi_engine.core.runs.stored import stored_results
+from codi_engine.core.runs.synthetic import Synthetic, write_synthetic
+from codi_engine.core.runs.work import Work
 
 EVERY = {r.name for r in plugin_manager(load=False).registered if r.kind == "analysis"}
 OPTIONS = {"attribution": ["condition=one"], "probes": ["target=reasoning_steps", "task=regression", "folds=3", "repeats=3", "site=resid_post@latent"]}

@@ -12,8 +12,8 @@ import torch
 
 from codi_engine import Experiment
 from codi_engine.core.errors import UserError
-from codi_engine.core.results import Run
-from codi_engine.core.run import check_experiment, plan_experiment, run_experiment
+from codi_engine.core.running.run import check_experiment, plan_experiment, run_experiment
+from codi_engine.core.runs.results import Run
 from codi_engine.plugins.models.codi import Codi, CodiOptions
 
 Maker = Callable[..., Experiment]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from codi_engine import Experiment, open_run
-from codi_engine.core.run import plan_experiment, run_experiment
+from codi_engine.core.running.run import plan_experiment, run_experiment
 from codi_engine.plugins.models.codi import Codi, CodiOptions
 from tests.support import saes
 

@@ -15,11 +15,11 @@ import torch
 
 from codi_engine import Experiment, open_run
 from codi_engine.cli.main import main
-from codi_engine.core import exportfiles
 from codi_engine.core.errors import UserError
-from codi_engine.core.exporting import FORMATS, export
-from codi_engine.core.results import Run
-from codi_engine.core.synthetic import Synthetic, write_synthetic
+from codi_engine.core.runs import exportfiles
+from codi_engine.core.runs.exporting import FORMATS, export
+from codi_engine.core.runs.results import Run
+from codi_engine.core.runs.synthetic import Synthetic, write_synthetic
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def dense(run: Run) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("kind", ["npz", "pt", "netcdf", "parquet", "jsonl", "csv"])
 @pytest.mark.parametrize("block", [1, 1 << 25])
 def test_activations_come_back(kind: str, block: int, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from codi_engine.core import exportrows
+    from codi_engine.core.runs import exportrows
 
     monkeypatch.setattr(exportrows, "BLOCK", block)
     if kind == "csv" and block == 1:

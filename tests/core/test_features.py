@@ -17,10 +17,10 @@ from codi_engine.cli.main import main
 from codi_engine.core.errors import UserError
 from codi_engine.core.experiment import CodeSpec
 from codi_engine.core.model import ModelInfo
-from codi_engine.core.plan import build_plan
+from codi_engine.core.planning.plan import build_plan
 from codi_engine.core.plugin import Data, Example, Prompt
 from codi_engine.core.plugins import plugin_manager
-from codi_engine.core.run import plan_experiment, run_experiment
+from codi_engine.core.running.run import plan_experiment, run_experiment
 from codi_engine.testing import tiny
 from tests.support import saes
 from tests.support.lines import write_lines

@@ -13,11 +13,11 @@ import torch
 
 from codi_engine import Experiment, hookimpl
 from codi_engine.core import plugins as manager_module
-from codi_engine.core.finite import Overflow, overflowed
 from codi_engine.core.plugin import Intervention, NoOptions, Outcome, Rows
 from codi_engine.core.plugins import Plugins, plugin_manager
 from codi_engine.core.progress import Progress
-from codi_engine.core.run import run_experiment
+from codi_engine.core.running.finite import Overflow, overflowed
+from codi_engine.core.running.run import run_experiment
 
 
 def outcome(number: torch.Tensor, first: torch.Tensor, rows: int) -> Outcome:

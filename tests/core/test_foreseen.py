@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from codi_engine import Experiment
-from codi_engine.core.analyzing import analyze_runs
 from codi_engine.core.errors import UserError
-from codi_engine.core.foreseen import facts_of, foreseen
+from codi_engine.core.planning.preparing import prepare
 from codi_engine.core.plugins import plugin_manager
-from codi_engine.core.preparing import prepare
+from codi_engine.core.runs.analyzing import analyze_runs
+from codi_engine.core.runs.foreseen import facts_of, foreseen
 
 PATCH = {"plugin": "patch", "site": "resid_post", "direction": "denoise"}
 KEYS: dict[str, Any] = {"intervention": PATCH, "sweep": {"step": [0, 1], "layer": [1, 2]}, "metrics": ["kl", "accuracy"]}

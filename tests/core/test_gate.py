@@ -15,7 +15,7 @@ from codi_engine import Experiment
 from codi_engine.core import hookspecs, plugins
 from codi_engine.core.errors import GateError, PluginError
 from codi_engine.core.plugin import Intervention, NoOptions, Options, Rows
-from codi_engine.core.run import check_experiment, run_experiment
+from codi_engine.core.running.run import check_experiment, run_experiment
 from codi_engine.core.sites import Phase, Site
 
 Maker = Callable[..., Experiment]

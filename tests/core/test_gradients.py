@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from codi_engine.core import gradients
 from codi_engine.core.errors import UserError
-from codi_engine.core.gradients import Target, Tracer, in_single_precision, relative_difference
 from codi_engine.core.model import ModelAdapter
-from codi_engine.core.network import Network
-from codi_engine.core.rollout import Rollout, Task, Want
+from codi_engine.core.rollout import gradients
+from codi_engine.core.rollout.gradients import Target, Tracer, in_single_precision, relative_difference
+from codi_engine.core.rollout.network import Network
+from codi_engine.core.rollout.rollout import Rollout, Task, Want
+from codi_engine.core.rollout.wavefront import Edit
 from codi_engine.core.sites import LAYERED, Site
-from codi_engine.core.wavefront import Edit
 from codi_engine.plugins.models.codi import Codi, CodiOptions
 from codi_engine.plugins.models.hf import describe
 from codi_engine.testing import tiny

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from codi_engine.core.errors import UserError
-from codi_engine.core.importing import import_files
-from codi_engine.core.importmap import read_map
+from codi_engine.core.imports.importing import import_files
+from codi_engine.core.imports.importmap import read_map
 from tests.support.imports import STATES, VALUES, imported, lines, peak, refused
 
 

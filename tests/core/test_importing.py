@@ -20,10 +20,10 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
 from codi_engine import open_run
-from codi_engine.core import foreign_records, importing
 from codi_engine.core.errors import DifferentRun, UserError
-from codi_engine.core.foreign_records import Record, RecordFile, RecordPath
-from codi_engine.core.importing import import_files
+from codi_engine.core.imports import foreign_records, importing
+from codi_engine.core.imports.foreign_records import Record, RecordFile, RecordPath
+from codi_engine.core.imports.importing import import_files
 from codi_engine.store.writer import RunWriter
 from tests.support.imports import STATES, VALUES, imported, lines, peak, refused
 

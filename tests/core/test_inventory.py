@@ -15,10 +15,10 @@ from codi_engine import Experiment
 from codi_engine.cli import inventory as cli_inventory
 from codi_engine.cli import show
 from codi_engine.cli.main import main
-from codi_engine.core.inventory import inventory
-from codi_engine.core.notes import add_note
-from codi_engine.core.status import runs_in
-from codi_engine.core.synthetic import Synthetic, write_synthetic
+from codi_engine.core.runs.synthetic import Synthetic, write_synthetic
+from codi_engine.core.watching.inventory import inventory
+from codi_engine.core.watching.notes import add_note
+from codi_engine.core.watching.status import runs_in
 
 
 def test_one_row_per_run(demo: Callable[..., Experiment], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

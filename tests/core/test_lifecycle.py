@@ -14,15 +14,15 @@ from codi_engine import Experiment, hookimpl
 from codi_engine.cli.main import cli
 from codi_engine.core import plugins as plugin_module
 from codi_engine.core.errors import UserError
-from codi_engine.core.eventlog import read_events
-from codi_engine.core.generations import units_of
-from codi_engine.core.lifecycle import Lifecycle
 from codi_engine.core.plugin import Event, Options, Tracker
 from codi_engine.core.plugins import Plugins, plugin_manager
 from codi_engine.core.progress import Progress
-from codi_engine.core.run import run_experiment
-from codi_engine.core.status import status_of
-from codi_engine.core.tally import tally_of
+from codi_engine.core.running.generations import units_of
+from codi_engine.core.running.run import run_experiment
+from codi_engine.core.watching.eventlog import read_events
+from codi_engine.core.watching.lifecycle import Lifecycle
+from codi_engine.core.watching.status import status_of
+from codi_engine.core.watching.tally import tally_of
 
 SEEN: list[str] = []
 TOLD: list[str] = []

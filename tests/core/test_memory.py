@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from codi_engine import Experiment, open_run
-from codi_engine.core import memory, rollout
 from codi_engine.core.errors import UserError
-from codi_engine.core.memory import in_batches
-from codi_engine.core.run import run_experiment
+from codi_engine.core.rollout import memory, rollout
+from codi_engine.core.rollout.memory import in_batches
+from codi_engine.core.running.run import run_experiment
 
 
 def test_batches_halve_until_they_fit() -> None:
@@ -58,8 +58,8 @@ def test_results_do_not_depend_on_the_batch_size_or_on_a_back_off(demo: Callable
 
     monkeypatch.setattr(rollout.Rollout, "run", small)
     monkeypatch.setattr(memory, "ROWS_ON_CPU", 32)
-    monkeypatch.setattr("codi_engine.core.gate.EXAMPLES", 1)
-    monkeypatch.setattr("codi_engine.core.gate._chosen", lambda job, condition: [])
+    monkeypatch.setattr("codi_engine.core.running.gate.EXAMPLES", 1)
+    monkeypatch.setattr("codi_engine.core.running.gate._chosen", lambda job, condition: [])
     run_experiment(make("auto"), "squeezed")
     for other in ("five", "squeezed"):
         pd.testing.assert_frame_equal(open_run("auto").cells, open_run(other).cells, check_exact=True)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from codi_engine import Experiment
-from codi_engine.core.run import Finished
-from codi_engine.core.stored import StoredResult
+from codi_engine.core.running.run import Finished
+from codi_engine.core.runs.stored import StoredResult
 
 VOID = {"img", "br"}
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from codi_engine import open_run
 from codi_engine.core.errors import UserError
-from codi_engine.core.notes import FILE, add_note, notes_of, stated
-from codi_engine.core.synthetic import Synthetic, write_synthetic
+from codi_engine.core.runs.synthetic import Synthetic, write_synthetic
+from codi_engine.core.watching.notes import FILE, add_note, notes_of, stated
 
 
 @pytest.fixture(scope="module")

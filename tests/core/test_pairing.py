@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from codi_engine.core.algebra import parse_solution
-from codi_engine.core.alter import Bounds, changeable, choices, written
 from codi_engine.core.errors import UserError
-from codi_engine.core.pair_checks import check_pairs, differences
-from codi_engine.core.pair_review import export_csv, import_csv, open_for_review, refusal, set_answer
-from codi_engine.core.pairfile import Pair, read_pairs
-from codi_engine.core.pairing import generate_pairs
+from codi_engine.core.pairs.alter import Bounds, changeable, choices, written
+from codi_engine.core.pairs.pair_checks import check_pairs, differences
+from codi_engine.core.pairs.pair_review import export_csv, import_csv, open_for_review, refusal, set_answer
+from codi_engine.core.pairs.pairfile import Pair, read_pairs
+from codi_engine.core.pairs.pairing import generate_pairs
 from codi_engine.core.plugins import plugin_manager
-from codi_engine.core.quantities import quantities
+from codi_engine.core.solutions.algebra import parse_solution
+from codi_engine.core.solutions.quantities import quantities
 from tests.support.lines import write_lines
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

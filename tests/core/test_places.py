@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from codi_engine.core.errors import UserError
-from codi_engine.core.places import no_run, similar
-from codi_engine.core.results import open_run
-from codi_engine.core.status import status_of
-from codi_engine.core.stored import stored_results
+from codi_engine.core.runs.places import no_run, similar
+from codi_engine.core.runs.results import open_run
+from codi_engine.core.runs.stored import stored_results
+from codi_engine.core.watching.status import status_of
 from codi_engine.core.yamlfile import read_yaml
 from codi_engine.store.layout import EXPERIMENT, LEDGER, LOCK
 

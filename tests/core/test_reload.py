@@ -13,10 +13,10 @@ import torch
 import codi_engine
 from codi_engine import Experiment
 from codi_engine.core.errors import UserError
-from codi_engine.core.reload import gold_answers, reload_data, reload_model
-from codi_engine.core.results import Run
-from codi_engine.core.run import run_experiment
-from codi_engine.core.synthetic import Synthetic, write_synthetic
+from codi_engine.core.running.run import run_experiment
+from codi_engine.core.runs.reload import gold_answers, reload_data, reload_model
+from codi_engine.core.runs.results import Run
+from codi_engine.core.runs.synthetic import Synthetic, write_synthetic
 from codi_engine.testing import tiny
 from tests.support.lines import write_lines
 

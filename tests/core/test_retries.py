@@ -19,8 +19,8 @@ import torch
 
 from codi_engine import Experiment, open_run
 from codi_engine.core.errors import UserError
-from codi_engine.core.run import plan_experiment, run_experiment
-from codi_engine.core.sampling import Sampler, generator, key_of, sample
+from codi_engine.core.rollout.sampling import Sampler, generator, key_of, sample
+from codi_engine.core.running.run import plan_experiment, run_experiment
 from codi_engine.plugins.models.codi import Codi, CodiOptions
 
 Maker = Callable[..., Experiment]

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codi_engine.core.model import ModelAdapter
-from codi_engine.core.network import Network
-from codi_engine.core.rollout import Rollout, Task, Want
-from codi_engine.core.sampling import Sampler
-from codi_engine.core.selftest import self_test
+from codi_engine.core.rollout.network import Network
+from codi_engine.core.rollout.rollout import Rollout, Task, Want
+from codi_engine.core.rollout.sampling import Sampler
+from codi_engine.core.rollout.selftest import self_test
+from codi_engine.core.rollout.wavefront import Edit
 from codi_engine.core.sites import Site
-from codi_engine.core.wavefront import Edit
 from codi_engine.plugins.models.codi import Codi, CodiOptions
 from codi_engine.plugins.models.hf import describe
 from codi_engine.testing import tiny

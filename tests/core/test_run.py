@@ -18,7 +18,7 @@ import pytest
 
 from codi_engine import Experiment, open_run
 from codi_engine.core.errors import DifferentRun, GateError, UserError
-from codi_engine.core.run import check_experiment, plan_experiment, run_experiment
+from codi_engine.core.running.run import check_experiment, plan_experiment, run_experiment
 
 Maker = Callable[..., Experiment]
 PATCH = {"plugin": "patch", "site": "resid_post", "direction": "denoise"}
@@ -171,8 +171,8 @@ def test_mean_noise_and_steer_do_what_they_say(demo: Maker) -> None:
 
 def test_resample_takes_the_recorded_donor_at_the_same_step(demo: Maker) -> None:
     from codi_engine import load
+    from codi_engine.core.planning.preparing import prepare
     from codi_engine.core.plugins import plugin_manager
-    from codi_engine.core.preparing import prepare
 
     data = {"plugin": "demo-problems", "limit": 2}
     experiment = demo(intervention={"plugin": "resample", "site": "latent_in"}, sweep={"step": "all", "donor": 2}, data=data, capture=["latent_in"])
@@ -285,7 +285,7 @@ def test_the_gate_stops_an_edit_that_changes_nothing(demo: Maker, monkeypatch: p
 
 
 def test_the_gate_stops_a_swap_one_step_late(demo: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
-    from codi_engine.core.sources import Sources
+    from codi_engine.core.rollout.sources import Sources
 
     right = Sources.values
 

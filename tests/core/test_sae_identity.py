@@ -10,7 +10,7 @@ import pytest
 
 from codi_engine import Experiment, open_run
 from codi_engine.core.errors import DifferentRun, UserError
-from codi_engine.core.run import run_experiment
+from codi_engine.core.running.run import run_experiment
 from tests.support.saes import write_sae
 
 

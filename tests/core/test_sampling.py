@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from codi_engine.core.sampling import Sampler, sample, uniform
+from codi_engine.core.rollout.sampling import Sampler, sample, uniform
 
 
 def test_draws_follow_the_distribution() -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from codi_engine.core import progress, showing
+from codi_engine.core import progress
 from codi_engine.core.progress import Meter, Progress, clock, memory_text, resident
-from codi_engine.core.showing import NotebookProgress, TerminalProgress, in_notebook, usual
+from codi_engine.core.watching import showing
+from codi_engine.core.watching.showing import NotebookProgress, TerminalProgress, in_notebook, usual
 
 
 class Clock:

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 
 import codi_engine
 from codi_engine import Experiment
-from codi_engine.core.analyzing import write_result
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import AnalysisResult
-from codi_engine.core.stored import stored_results
+from codi_engine.core.runs.analyzing import write_result
+from codi_engine.core.runs.stored import stored_results
 
 
 def test_a_run_knows_its_results(demo: Callable[..., Experiment]) -> None:

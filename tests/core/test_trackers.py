@@ -20,18 +20,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codi_engine import Experiment, hookimpl
-from codi_engine.core import disk, lifecycle, observer
 from codi_engine.core import plugins as plugin_module
-from codi_engine.core.disk import DiskWatch
 from codi_engine.core.errors import UserError
-from codi_engine.core.eventlog import EVENTS, EventLog, read_events
-from codi_engine.core.lifecycle import Lifecycle
-from codi_engine.core.observer import MOST, Observer
 from codi_engine.core.plugin import Event, NoOptions, Tracker
 from codi_engine.core.plugins import Plugins, plugin_manager
 from codi_engine.core.progress import Progress
-from codi_engine.core.run import plan_experiment, run_experiment
-from codi_engine.core.tally import Tally, _aligned
+from codi_engine.core.running.run import plan_experiment, run_experiment
+from codi_engine.core.watching import disk, lifecycle, observer
+from codi_engine.core.watching.disk import DiskWatch
+from codi_engine.core.watching.eventlog import EVENTS, EventLog, read_events
+from codi_engine.core.watching.lifecycle import Lifecycle
+from codi_engine.core.watching.observer import MOST, Observer
+from codi_engine.core.watching.tally import Tally, _aligned
 
 RELEASE = threading.Event()
 

@@ -13,9 +13,9 @@ import pytest
 
 from codi_engine import Experiment
 from codi_engine.core.errors import UserError
-from codi_engine.core.results import Run
-from codi_engine.core.run import plan_experiment, run_experiment
-from codi_engine.core.vacuity import effective
+from codi_engine.core.planning.vacuity import effective
+from codi_engine.core.running.run import plan_experiment, run_experiment
+from codi_engine.core.runs.results import Run
 
 Maker = Callable[..., Experiment]
 PAIRS = {"plugin": "demo-pairs", "limit": 2}

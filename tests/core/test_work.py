@@ -11,7 +11,7 @@ import pytest
 
 from codi_engine.core.errors import UserError
 from codi_engine.core.progress import Progress
-from codi_engine.core.work import Partial, Work
+from codi_engine.core.runs.work import Partial, Work
 
 
 @dataclass(frozen=True)

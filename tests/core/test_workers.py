@@ -15,15 +15,15 @@ import pytest
 
 from codi_engine import Experiment
 from codi_engine.cli.main import main
-from codi_engine.core import workers
 from codi_engine.core.errors import GateError, UserError, WorkerDied
+from codi_engine.core.planning.preparing import prepare
 from codi_engine.core.plugins import plugin_manager
-from codi_engine.core.preparing import prepare
 from codi_engine.core.progress import Progress
-from codi_engine.core.run import run_experiment
-from codi_engine.core.runner import Runner
-from codi_engine.core.worker import Failed, Ready
-from codi_engine.core.workers import WorkerFailed, Workers, _raised, _Worker
+from codi_engine.core.running import workers
+from codi_engine.core.running.run import run_experiment
+from codi_engine.core.running.runner import Runner
+from codi_engine.core.running.worker import Failed, Ready
+from codi_engine.core.running.workers import WorkerFailed, Workers, _raised, _Worker
 from codi_engine.store.errors import StoreError
 from codi_engine.store.reader import RunReader
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from codi_engine import Experiment
-from codi_engine.core.drawing import drawn
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import AnalysisResult
-from codi_engine.core.results import Run
-from codi_engine.core.work import Work
+from codi_engine.core.runs.drawing import drawn
+from codi_engine.core.runs.results import Run
+from codi_engine.core.runs.work import Work
 from codi_engine.kernels.intervals import wilson
 from codi_engine.plugins.analyses.across import Across, AcrossOptions
 from codi_engine.plugins.analyses.across_tables import matched

@@ -18,12 +18,12 @@ from scipy import stats
 import codi_engine
 from codi_engine import Experiment, open_run
 from codi_engine.core.errors import UserError
-from codi_engine.core.gradients import Target, Tracer
 from codi_engine.core.plugin import AnalysisResult
-from codi_engine.core.reading import Answers
-from codi_engine.core.reload import reload_model
-from codi_engine.core.results import Run
-from codi_engine.core.work import Work
+from codi_engine.core.rollout.gradients import Target, Tracer
+from codi_engine.core.running.reading import Answers
+from codi_engine.core.runs.reload import reload_model
+from codi_engine.core.runs.results import Run
+from codi_engine.core.runs.work import Work
 from codi_engine.plugins.analyses import attribution_estimates, attribution_setting, attribution_tables
 from codi_engine.plugins.analyses.attribution import Attribution, AttributionOptions
 from codi_engine.testing import tiny

@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 import codi_engine
 from codi_engine import Experiment
 from codi_engine.core.errors import UserError
-from codi_engine.core.network import Network
-from codi_engine.core.reading import Answers
-from codi_engine.core.rollout import Produced, Rollout, Task, Want
+from codi_engine.core.rollout.network import Network
+from codi_engine.core.rollout.rollout import Produced, Rollout, Task, Want
+from codi_engine.core.rollout.wavefront import Edit
+from codi_engine.core.running.reading import Answers
 from codi_engine.core.sites import Site
-from codi_engine.core.wavefront import Edit
 from codi_engine.plugins.models.coconut import Coconut, CoconutOptions
 from codi_engine.testing.coconut import FAMILIES, tiny_coconut, write_base
 from tests.support import coconut

@@ -13,15 +13,15 @@ import pytest
 from scipy import stats
 
 from codi_engine import Experiment, open_run
-from codi_engine.core.analyzing import analyze_runs
-from codi_engine.core.drawing import drawn
 from codi_engine.core.errors import UserError
 from codi_engine.core.experiment import plugin_options
 from codi_engine.core.plugin import AnalysisResult
 from codi_engine.core.plugins import plugin_manager
-from codi_engine.core.results import Run
-from codi_engine.core.sampling import generator
-from codi_engine.core.work import Work
+from codi_engine.core.rollout.sampling import generator
+from codi_engine.core.runs.analyzing import analyze_runs
+from codi_engine.core.runs.drawing import drawn
+from codi_engine.core.runs.results import Run
+from codi_engine.core.runs.work import Work
 from codi_engine.plugins.analyses import association
 from codi_engine.plugins.analyses.compare import Compare, CompareOptions
 from codi_engine.plugins.analyses.compare_figures import place_labels, short

@@ -13,8 +13,8 @@ import pytest
 
 from codi_engine import open_run
 from codi_engine.core.plugins import plugin_manager
-from codi_engine.core.results import Run
-from codi_engine.core.synthetic import Synthetic, write_synthetic
+from codi_engine.core.runs.results import Run
+from codi_engine.core.runs.synthetic import Synthetic, write_synthetic
 from codi_engine.testing import AnalysisSuite
 from codi_engine.testing.runs import shared_run, small_data
 

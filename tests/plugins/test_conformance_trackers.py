@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from codi_engine.core import lifecycle
 from codi_engine.core.plugins import plugin_manager
+from codi_engine.core.watching import lifecycle
 from codi_engine.plugins.trackers.announce import Command, Webhook
 from codi_engine.plugins.trackers.tensorboard_files import FOLDER, TensorBoard
 from codi_engine.plugins.trackers.weights_and_biases import Wandb

@@ -11,8 +11,8 @@ import pytest
 from scipy import stats
 
 from codi_engine import Experiment
-from codi_engine.core.analyzing import analyze_runs
 from codi_engine.core.errors import UserError
+from codi_engine.core.runs.analyzing import analyze_runs
 from codi_engine.plugins.analyses import control_figures, controls, effects
 from codi_engine.plugins.analyses.options import ImportanceOptions
 from codi_engine.plugins.analyses.selection import edited_conditions

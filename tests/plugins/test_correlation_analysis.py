@@ -9,11 +9,11 @@ import pytest
 from scipy import stats
 
 from codi_engine import analyze, open_run
-from codi_engine.core.analyzing import Analysed
 from codi_engine.core.errors import UserError
-from codi_engine.core.synthetic import Synthetic, write_synthetic
-from codi_engine.core.vectors import Vectors
-from codi_engine.core.work import Work
+from codi_engine.core.runs.analyzing import Analysed
+from codi_engine.core.runs.synthetic import Synthetic, write_synthetic
+from codi_engine.core.runs.vectors import Vectors
+from codi_engine.core.runs.work import Work
 from codi_engine.plugins.analyses import correlation
 
 SMALL = {"targets": 6, "features": 40, "conditions": 2, "trials": 20, "words": 0, "density": 0.3}

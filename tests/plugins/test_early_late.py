@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from codi_engine.core.analyzing import analyze_runs
-from codi_engine.core.results import Run
+from codi_engine.core.runs.analyzing import analyze_runs
+from codi_engine.core.runs.results import Run
 from codi_engine.plugins.analyses.early_late import EarlyLate, EarlyLateOptions, is_cumulative
 from tests.support.steps import analysed, by_steps, demo_run, planted, refused
 

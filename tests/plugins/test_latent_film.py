@@ -12,9 +12,9 @@ import torch
 import codi_engine
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import AnalysisResult
-from codi_engine.core.reload import reload_model
-from codi_engine.core.results import Run
-from codi_engine.core.work import Work
+from codi_engine.core.runs.reload import reload_model
+from codi_engine.core.runs.results import Run
+from codi_engine.core.runs.work import Work
 from codi_engine.plugins.analyses import film_tables
 from codi_engine.plugins.analyses.latent_film import LatentFilm, LatentFilmOptions
 from tests.support.captured import captured_run

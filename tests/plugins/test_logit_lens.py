@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 import codi_engine
 from codi_engine.core.errors import UserError
-from codi_engine.core.network import Network
-from codi_engine.core.reading import Answers
-from codi_engine.core.reload import gold_answers, reload_data, reload_model
-from codi_engine.core.results import Run
+from codi_engine.core.rollout.network import Network
+from codi_engine.core.running.reading import Answers
+from codi_engine.core.runs.reload import gold_answers, reload_data, reload_model
+from codi_engine.core.runs.results import Run
 from codi_engine.plugins.analyses import lens_tables, readout, sought
 from codi_engine.plugins.analyses.chain import results
 from codi_engine.plugins.analyses.states import States

@@ -62,7 +62,7 @@ def test_kl_is_never_negative_and_zero_only_for_equal_logits(rows: int, seed: in
 
 
 def _row(o: Outcome, i: int) -> Outcome:
-    from codi_engine.core.reading import take
+    from codi_engine.core.running.reading import take
 
     return take(o, [i])
 

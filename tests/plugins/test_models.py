@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from codi_engine import Experiment, open_run
 from codi_engine.core.errors import UserError
-from codi_engine.core.network import Network
-from codi_engine.core.rollout import Rollout, Task, Want
-from codi_engine.core.run import run_experiment
+from codi_engine.core.rollout.network import Network
+from codi_engine.core.rollout.rollout import Rollout, Task, Want
+from codi_engine.core.running.run import run_experiment
 from codi_engine.plugins.models.causal_lm import CausalLM, CausalLMOptions
 from codi_engine.plugins.models.codi import Codi, CodiOptions
 from codi_engine.plugins.models.hf import download

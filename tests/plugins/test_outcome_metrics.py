@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from codi_engine import Experiment
 from codi_engine.core.errors import UserError
 from codi_engine.core.patterns import explosive
+from codi_engine.core.planning.preparing import metric_names
 from codi_engine.core.plugin import Outcome, Readings
-from codi_engine.core.preparing import metric_names
-from codi_engine.core.run import run_experiment
+from codi_engine.core.running.run import run_experiment
 from codi_engine.plugins.metrics.outcome import ANSWER_CLASSES
 from codi_engine.store.layout import ArraySpec
 from tests.plugins.test_metrics import metric, outcome, readings

@@ -11,11 +11,11 @@ import pytest
 from scipy import stats
 
 from codi_engine import analyze, open_run
-from codi_engine.core.analyzing import Analysed
 from codi_engine.core.errors import UserError
-from codi_engine.core.synthetic import Synthetic, write_synthetic
-from codi_engine.core.vectors import Vectors
-from codi_engine.core.work import Work
+from codi_engine.core.runs.analyzing import Analysed
+from codi_engine.core.runs.synthetic import Synthetic, write_synthetic
+from codi_engine.core.runs.vectors import Vectors
+from codi_engine.core.runs.work import Work
 from codi_engine.kernels.multiple import adjust
 from codi_engine.plugins.analyses.pathway_graph import chains, graph
 from codi_engine.store.errors import StoreError

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import codi_engine
 from codi_engine.core.errors import UserError
-from codi_engine.core.reload import gold_answers, reload_data
-from codi_engine.core.results import Run
+from codi_engine.core.runs.reload import gold_answers, reload_data
+from codi_engine.core.runs.results import Run
 from codi_engine.plugins.analyses import linear, probes, targets
 from codi_engine.plugins.analyses.states import States
 from tests.support.captured import captured_run
@@ -303,7 +303,7 @@ def test_states_are_the_runs_activations(run: Run, site: str) -> None:
 
 
 def test_sparse_codes_are_states_too(tmp_path: Path) -> None:
-    from codi_engine.core.synthetic import Synthetic, write_synthetic
+    from codi_engine.core.runs.synthetic import Synthetic, write_synthetic
 
     made = codi_engine.open_run(write_synthetic(Synthetic(targets=2, conditions=2, trials=6, features=12, words=0), tmp_path / "s"))
     name = made.store.arrays[0].split("/")[1]

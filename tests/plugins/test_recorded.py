@@ -11,7 +11,7 @@ import pytest
 
 from codi_engine import Experiment, open_run
 from codi_engine.core.errors import GateError, UserError
-from codi_engine.core.run import run_experiment
+from codi_engine.core.running.run import run_experiment
 
 Maker = Callable[..., Experiment]
 PAIRS = {"plugin": "demo-pairs", "limit": 3}

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from codi_engine.core.analyzing import analyze_runs
-from codi_engine.core.results import Run
-from codi_engine.core.sampling import generator
+from codi_engine.core.rollout.sampling import generator
+from codi_engine.core.runs.analyzing import analyze_runs
+from codi_engine.core.runs.results import Run
 from codi_engine.plugins.analyses.resampling import Resampling, ResamplingOptions, Rule, variance_parts
 from codi_engine.plugins.analyses.resampling_tables import bootstrap, decide
 from tests.support.steps import analysed, by_steps, demo_run, planted, refused

@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 
 from codi_engine import Experiment, analyze, open_run
-from codi_engine.core.drawing import drawn
 from codi_engine.core.errors import UserError
-from codi_engine.core.importing import import_files
+from codi_engine.core.imports.importing import import_files
 from codi_engine.core.plugin import AnalysisResult
 from codi_engine.core.plugins import plugin_manager
-from codi_engine.core.run import run_experiment
-from codi_engine.core.work import Work
+from codi_engine.core.running.run import run_experiment
+from codi_engine.core.runs.drawing import drawn
+from codi_engine.core.runs.work import Work
 from codi_engine.kernels.multiple import adjust
 from codi_engine.plugins.analyses.select_features import SelectFeatures, SelectFeaturesOptions
 

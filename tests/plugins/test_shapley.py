@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from codi_engine.core.analyzing import analyze_runs
-from codi_engine.core.drawing import drawn
-from codi_engine.core.results import Run
+from codi_engine.core.runs.analyzing import analyze_runs
+from codi_engine.core.runs.drawing import drawn
+from codi_engine.core.runs.results import Run
 from codi_engine.plugins.analyses import coalitions, stepping
 from codi_engine.plugins.analyses.shapley import Shapley
 from tests.support.steps import ZERO, analysed, by_steps, demo_run, planted, refused

@@ -14,8 +14,8 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from codi_engine import Experiment
-from codi_engine.core.analyzing import analyze_runs
-from codi_engine.core.results import Run
+from codi_engine.core.runs.analyzing import analyze_runs
+from codi_engine.core.runs.results import Run
 from codi_engine.plugins.analyses import effect_matrix, latent_states
 from codi_engine.plugins.analyses.importance import Importance
 from codi_engine.plugins.analyses.step_effects import Moves, StepEffects, StepEffectsOptions

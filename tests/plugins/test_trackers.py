@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 from codi_engine import Experiment
-from codi_engine.core import lifecycle
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import Event, NoOptions
 from codi_engine.core.progress import Progress
-from codi_engine.core.results import Run
-from codi_engine.core.run import run_experiment
+from codi_engine.core.running.run import run_experiment
+from codi_engine.core.runs.results import Run
+from codi_engine.core.watching import lifecycle
 from codi_engine.plugins.trackers import weights_and_biases
 from codi_engine.plugins.trackers.announce import Command, CommandOptions, Webhook, WebhookOptions
 from codi_engine.plugins.trackers.places import effects_of, scalar_names

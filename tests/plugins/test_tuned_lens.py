@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 import codi_engine
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import AnalysisResult
-from codi_engine.core.reload import reload_data, reload_model
-from codi_engine.core.results import Run
-from codi_engine.core.work import Work
+from codi_engine.core.runs.reload import reload_data, reload_model
+from codi_engine.core.runs.results import Run
+from codi_engine.core.runs.work import Work
 from codi_engine.plugins.analyses.tuned_lens import TunedLens, TunedLensOptions, divide
 from codi_engine.plugins.analyses.tuning import Fitted, Place, Translator
 from tests.support.captured import captured_run
@@ -190,8 +190,8 @@ def test_tables_of_both_lenses_are_of_the_same_held_out_examples(result: Analysi
 
 def test_target_answer_is_the_engines_own_distribution(run: Run) -> None:
     """The prompts are run again; the first token of the distribution is the number that the run has written."""
-    from codi_engine.core.network import Network
-    from codi_engine.core.reading import Answers
+    from codi_engine.core.rollout.network import Network
+    from codi_engine.core.running.reading import Answers
     from codi_engine.plugins.analyses.readout import Readout
     from codi_engine.plugins.analyses.states import States
     from codi_engine.plugins.analyses.tuned_targets import goal

@@ -11,10 +11,10 @@ import pytest
 from scipy import stats
 
 from codi_engine import analyze, open_run
-from codi_engine.core.analyzing import Analysed
 from codi_engine.core.errors import UserError
-from codi_engine.core.synthetic import Synthetic, write_synthetic
-from codi_engine.core.work import Work
+from codi_engine.core.runs.analyzing import Analysed
+from codi_engine.core.runs.synthetic import Synthetic, write_synthetic
+from codi_engine.core.runs.work import Work
 from codi_engine.plugins.analyses.counting import Corpus
 from codi_engine.store.errors import StoreError
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from codi_engine import Experiment
-from codi_engine.core.importing import import_files
-from codi_engine.core.run import run_experiment
+from codi_engine.core.imports.importing import import_files
+from codi_engine.core.running.run import run_experiment
 from codi_engine.reporting import report
 from tests.reporting.runs import patched, planted  # noqa: F401 - fixtures
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from codi_engine.core.results import Run
+from codi_engine.core.runs.results import Run
 
 WORDS = [" 12", "4", " the", "answer", "<b>", "\u202e23", "\n", "16", " eggs", "7"]
 

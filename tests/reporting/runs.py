@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from codi_engine import Experiment, open_run
-from codi_engine.core.analyzing import analyze_runs
-from codi_engine.core.results import Run
-from codi_engine.core.synthetic import Synthetic, write_synthetic
+from codi_engine.core.runs.analyzing import analyze_runs
+from codi_engine.core.runs.results import Run
+from codi_engine.core.runs.synthetic import Synthetic, write_synthetic
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from codi_engine import open_run
-from codi_engine.core.importing import import_files
+from codi_engine.core.imports.importing import import_files
 from codi_engine.reporting import report
 from tests.reporting.conftest import HOSTILE
 

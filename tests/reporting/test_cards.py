@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from codi_engine import open_run
-from codi_engine.core.results import Run
+from codi_engine.core.runs.results import Run
 from codi_engine.reporting import cards
 from codi_engine.reporting.card_texts import _read, _tables
 from codi_engine.reporting.text import texts_of, visible

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from codi_engine import open_run
-from codi_engine.core.results import Run
+from codi_engine.core.runs.results import Run
 from codi_engine.reporting import film
 from codi_engine.reporting.text import visible
 from tests.reporting.films import write_film

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from codi_engine import open_run
-from codi_engine.core.status import status_of
+from codi_engine.core.watching.status import status_of
 from codi_engine.reporting.serve import Viewer
 from tests.reporting.test_serve import serving
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from codi_engine import open_run
 from codi_engine.core.errors import UserError
-from codi_engine.core.notes import add_note
-from codi_engine.core.results import Run
+from codi_engine.core.runs.results import Run
+from codi_engine.core.watching.notes import add_note
 from codi_engine.reporting import mistakes as module
 from codi_engine.reporting.escape import block, code, md
 from codi_engine.reporting.markdown import _strongest, markdown, write_markdown

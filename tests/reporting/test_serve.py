@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from codi_engine.core.errors import UserError
-from codi_engine.core.results import Run
-from codi_engine.core.synthetic import Synthetic, write_synthetic
+from codi_engine.core.runs.results import Run
+from codi_engine.core.runs.synthetic import Synthetic, write_synthetic
 from codi_engine.reporting.serve import Viewer, render_report
 from codi_engine.reporting.watch import Watch
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from codi_engine import Experiment
-from codi_engine.core.results import Run
-from codi_engine.core.run import run_experiment
+from codi_engine.core.running.run import run_experiment
+from codi_engine.core.runs.results import Run
 
 
 def captured_run(folder: Path, capture: list[str], limit: int, **keys: Any) -> Run:

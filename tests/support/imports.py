@@ -13,8 +13,8 @@ import pytest
 
 from codi_engine import open_run
 from codi_engine.core.errors import UserError
-from codi_engine.core.importing import Imported, import_files
-from codi_engine.core.results import Run
+from codi_engine.core.imports.importing import Imported, import_files
+from codi_engine.core.runs.results import Run
 
 STATES = "activations/latent_out=states[example ; step, width]"
 VALUES = np.random.default_rng(0).normal(size=(7, 3, 4)).astype(np.float32)

@@ -13,8 +13,8 @@ import pytest
 from codi_engine import Experiment, open_run
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import Analysis
-from codi_engine.core.results import Run
-from codi_engine.core.work import Work
+from codi_engine.core.runs.results import Run
+from codi_engine.core.runs.work import Work
 
 ZERO = {"plugin": "zero", "site": "latent_in"}
 

@@ -16,8 +16,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from codi_engine.core.plugin import Analysis, AnalysisResult, NoOptions
-from codi_engine.core.results import Run
-from codi_engine.core.work import Work
+from codi_engine.core.runs.results import Run
+from codi_engine.core.runs.work import Work
 from codi_engine.testing import AnalysisSuite
 from codi_engine.testing.runs import shared_run
 from tests.support.clauses import failures, suite

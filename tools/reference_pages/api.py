@@ -25,9 +25,9 @@ import codi_engine
 """
 #: what belongs to the public names although it is reached through them
 RETURNED = {
-    "codi_engine.core.run": ["Finished"],
-    "codi_engine.core.stored": ["StoredResult"],
-    "codi_engine.core.analyzing": ["Analysed"],
+    "codi_engine.core.running.run": ["Finished"],
+    "codi_engine.core.runs.stored": ["StoredResult"],
+    "codi_engine.core.runs.analyzing": ["Analysed"],
     "codi_engine.core.session": ["Session", "Generated"],
     "codi_engine.core.errors": ["UserError"],
 }

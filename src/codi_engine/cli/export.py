@@ -27,8 +27,8 @@ def export(directory: str, to: str, what: str, output: str | None, raw: bool, fo
     """
     from codi_engine.cli import show
     from codi_engine.cli.tables import as_text, grid
-    from codi_engine.core import exporting
-    from codi_engine.core.results import open_run
+    from codi_engine.core.runs import exporting
+    from codi_engine.core.runs.results import open_run
 
     done = exporting.export(open_run(directory), to, output, what, force=force, raw=raw)
     if as_json:

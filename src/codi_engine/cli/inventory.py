@@ -10,10 +10,10 @@ import click
 
 from codi_engine.cli.show import console, plain, table
 from codi_engine.cli.tables import grid
-from codi_engine.core.costs import size_text
+from codi_engine.core.planning.costs import size_text
 
 if TYPE_CHECKING:
-    from codi_engine.core.inventory import Entry
+    from codi_engine.core.watching.inventory import Entry
 
 
 def show(entries: Sequence[Entry], as_json: bool) -> None:
@@ -45,7 +45,7 @@ def _stacked(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _row(entry: Entry) -> list[str]:
-    from codi_engine.core.inventory import SHORT
+    from codi_engine.core.watching.inventory import SHORT
 
     if entry.problem:
         return [entry.name, "cannot be read", "–", "–", "–", "–", "–", size_text(entry.bytes), entry.run]

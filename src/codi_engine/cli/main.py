@@ -81,7 +81,7 @@ def run(
     if dry_run:
         return _plan(experiment, output, {"limit": limit, "device": device}, quiet, as_json=False)
     from codi_engine.cli.progress import progress
-    from codi_engine.core.run import run_experiment, try_experiment
+    from codi_engine.core.running.run import run_experiment, try_experiment
 
     with progress(quiet) as shown:
         tried = try_experiment if test else run_experiment
@@ -135,13 +135,13 @@ def plan(
 def _plan(experiment: Experiment, output: str | None, options: dict[str, Any], quiet: bool, as_json: bool) -> int:
     from codi_engine.cli import tables
     from codi_engine.cli.progress import progress
-    from codi_engine.core.run import plan_experiment
+    from codi_engine.core.running.run import plan_experiment
 
     with progress(quiet) as shown:
         if experiment.checkpoints is None:
             tables.plan(plan_experiment(experiment, output, progress=shown, **options), as_json)
             return 0
-        from codi_engine.core.checkpoints import plan_checkpoints
+        from codi_engine.core.planning.checkpoints import plan_checkpoints
 
         tables.plans(plan_checkpoints(experiment, output, progress=shown, **options), as_json)
     return 0
@@ -154,7 +154,7 @@ def _plan(experiment: Experiment, output: str | None, options: dict[str, Any], q
 def status(directory: str, as_json: bool, debug: bool) -> None:
     """Show how far a RUN is, who writes it, and what it was estimated to take and took; another process may be running it."""
     from codi_engine.cli import tables
-    from codi_engine.core.status import status_of
+    from codi_engine.core.watching.status import status_of
 
     tables.status(status_of(directory), as_json)
 
@@ -168,14 +168,14 @@ def status(directory: str, as_json: bool, debug: bool) -> None:
 def ls(directory: str, cost: bool, inventory: bool, as_json: bool, debug: bool) -> None:
     """List the runs in DIR (default: runs) and below."""
     from codi_engine.cli import tables
-    from codi_engine.core.status import runs_in
+    from codi_engine.core.watching.status import runs_in
 
     found = runs_in(directory)
     if not inventory:
         tables.runs(found, cost, as_json)
         return
     from codi_engine.cli.inventory import show
-    from codi_engine.core.inventory import inventory as made_of
+    from codi_engine.core.watching.inventory import inventory as made_of
 
     show(made_of(found), as_json)
 
@@ -192,7 +192,7 @@ def check(file: str | None, overrides: tuple[str, ...], limit: int | None, devic
     from codi_engine.cli import show
     from codi_engine.cli.files import read_experiment
     from codi_engine.cli.progress import progress
-    from codi_engine.core.run import check_experiment
+    from codi_engine.core.running.run import check_experiment
 
     experiment = read_experiment(file, overrides)
     problems(quiet)
@@ -213,8 +213,8 @@ def analyze(runs: tuple[str, ...], options: tuple[str, ...], quiet: bool, debug:
     """
     from codi_engine.cli import show
     from codi_engine.cli.progress import progress
-    from codi_engine.core.analyzing import Analysed, analyze_runs, expand, split
     from codi_engine.core.errors import AnalysesFailed
+    from codi_engine.core.runs.analyzing import Analysed, analyze_runs, expand, split
 
     patterns, names = split(runs)
     problems(quiet)
@@ -247,7 +247,7 @@ def synth(directory: str, dense: bool, gaussian: bool, quiet: bool, debug: bool,
     """Write a synthetic run to DIRECTORY, with planted pathways, words and correlations (the truth in results/synth)."""
     from codi_engine.cli import show
     from codi_engine.cli.progress import progress
-    from codi_engine.core.synthetic import Synthetic, write_synthetic
+    from codi_engine.core.runs.synthetic import Synthetic, write_synthetic
 
     what = Synthetic(sparse=not (dense or gaussian), gaussian=gaussian, **sizes)
     with progress(quiet) as shown:
@@ -286,7 +286,7 @@ def import_(
     """
     from codi_engine.cli import show
     from codi_engine.cli.progress import progress
-    from codi_engine.core.importing import import_files
+    from codi_engine.core.imports.importing import import_files
 
     with progress(quiet) as shown:
         done = import_files(files, mapping, name, output, baseline, shown)

@@ -21,7 +21,7 @@ def note(directory: str, words: tuple[str, ...], edit: bool, as_json: bool, debu
     can be noted too. The experiment's own `hypothesis:` and `notes:` are shown first.
     """
     from codi_engine.core.errors import UserError
-    from codi_engine.core.notes import add_note, folder_of
+    from codi_engine.core.watching.notes import add_note, folder_of
 
     folder_of(directory)
     if edit and words:
@@ -39,7 +39,7 @@ def note(directory: str, words: tuple[str, ...], edit: bool, as_json: bool, debu
 
 def _show(directory: str, as_json: bool) -> None:
     from codi_engine.cli.show import console, plain
-    from codi_engine.core.notes import notes_of, stated
+    from codi_engine.core.watching.notes import notes_of, stated
 
     hypothesis, remarks = stated(directory)
     notes = notes_of(directory)

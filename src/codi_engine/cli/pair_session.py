@@ -10,12 +10,12 @@ from rich.text import Text
 
 from codi_engine.cli.text import neutral
 from codi_engine.core.errors import UserError
-from codi_engine.core.pair_checks import differences, wrong
-from codi_engine.core.pair_review import open_for_review, refusal, set_answer
-from codi_engine.core.pairfile import SIDES, Pair, PairFile, solution_text
+from codi_engine.core.pairs.pair_checks import differences, wrong
+from codi_engine.core.pairs.pair_review import open_for_review, refusal, set_answer
+from codi_engine.core.pairs.pairfile import SIDES, Pair, PairFile, solution_text
 
 if TYPE_CHECKING:
-    from codi_engine.core.pair_checks import Replaced
+    from codi_engine.core.pairs.pair_checks import Replaced
 
 KEYS = "[a]pprove  [r]eject  [e]dit answer  [n]ote  [b]ack  [s]kip  [q]uit"
 #: lines of a solution that are shown

@@ -52,8 +52,8 @@ def generate(
     left to review. Every pair is marked needs_review.
     """
     from codi_engine.cli import show
-    from codi_engine.core.alter import Bounds
-    from codi_engine.core.pairing import generate_pairs
+    from codi_engine.core.pairs.alter import Bounds
+    from codi_engine.core.pairs.pairing import generate_pairs
 
     low, high = span or (None, None)
     if low is not None and high is not None and low > high:
@@ -76,7 +76,7 @@ def generate(
 def review(file: str, everything: bool, export: str | None, import_: str | None, force: bool, quiet: bool, debug: bool) -> None:
     """Approve or reject the pairs of FILE, one key each; every decision is saved at once, the same command goes on."""
     from codi_engine.cli import show
-    from codi_engine.core.pair_review import export_csv, import_csv, open_for_review
+    from codi_engine.core.pairs.pair_review import export_csv, import_csv, open_for_review
 
     if export and import_:
         raise click.UsageError("--export and --import are two commands")
@@ -124,7 +124,7 @@ def filter_(
     """
     from codi_engine.cli import show
     from codi_engine.cli.progress import progress
-    from codi_engine.core.pair_filter import Filters, filter_pairs
+    from codi_engine.core.pairs.pair_filter import Filters, filter_pairs
 
     with progress(quiet) as shown:
         done = filter_pairs(file, out, Filters(**filters), model=model, overrides=overrides, device=device, run=run, force=force, progress=shown)
@@ -142,7 +142,7 @@ def validate(file: str, as_json: bool, debug: bool) -> int:
     from dataclasses import asdict
 
     from codi_engine.cli.text import neutral
-    from codi_engine.core.pair_checks import check_pairs
+    from codi_engine.core.pairs.pair_checks import check_pairs
 
     read, problems = check_pairs(file)
     if as_json:

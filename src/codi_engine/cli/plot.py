@@ -37,7 +37,7 @@ def plot(
       codi-engine plot runs/demo importance/heatmap -o figure1.pdf --size 3.5x2.6
       codi-engine plot runs/demo --all --format svg -o figures
     """
-    from codi_engine.core.resizing import parse_size
+    from codi_engine.core.runs.resizing import parse_size
 
     wanted = parse_size(size) if size else None
     if figure is None and not every:
@@ -63,8 +63,8 @@ def _ending(output: str | None, every: bool) -> str | None:
 def _listed(directory: str, as_json: bool) -> None:
     from codi_engine.cli import show
     from codi_engine.cli.tables import as_text
-    from codi_engine.core.drawing import figure_names
-    from codi_engine.core.stored import results_home
+    from codi_engine.core.runs.drawing import figure_names
+    from codi_engine.core.runs.stored import results_home
 
     known = figure_names(results_home(directory))
     if as_json:
@@ -75,9 +75,9 @@ def _listed(directory: str, as_json: bool) -> None:
 
 
 def _one(directory: str, figure: str, kind: str, dpi: int, size: tuple[float, float] | None, output: str | None, force: bool) -> Path:
-    from codi_engine.core.drawing import find
-    from codi_engine.core.drawing import plot as drawn
-    from codi_engine.core.stored import results_home
+    from codi_engine.core.runs.drawing import find
+    from codi_engine.core.runs.drawing import plot as drawn
+    from codi_engine.core.runs.stored import results_home
 
     home = results_home(directory)
     made = drawn(home, "/".join(find(home, figure)), size=size)
@@ -86,9 +86,9 @@ def _one(directory: str, figure: str, kind: str, dpi: int, size: tuple[float, fl
 
 
 def _all(directory: str, kind: str, dpi: int, size: tuple[float, float] | None, folder: Path, force: bool) -> list[Path]:
-    from codi_engine.core.drawing import redraw
-    from codi_engine.core.resizing import resize
-    from codi_engine.core.stored import results_home, stored_results
+    from codi_engine.core.runs.drawing import redraw
+    from codi_engine.core.runs.resizing import resize
+    from codi_engine.core.runs.stored import results_home, stored_results
 
     written = []
     for analysis, stored in stored_results(results_home(directory)).items():
@@ -100,8 +100,8 @@ def _all(directory: str, kind: str, dpi: int, size: tuple[float, float] | None, 
 
 
 def _write(made: Figure, path: Path, kind: str, dpi: int, force: bool) -> Path:
-    from codi_engine.core.drawing import save
-    from codi_engine.core.whole import whole_file
+    from codi_engine.core.runs.drawing import save
+    from codi_engine.core.runs.whole import whole_file
 
     with whole_file(path, force) as part:
         save(made, part, kind, dpi)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from codi_engine.core.progress import Progress
-from codi_engine.core.showing import TerminalProgress, ending
+from codi_engine.core.watching.showing import TerminalProgress, ending
 
 
 @contextmanager

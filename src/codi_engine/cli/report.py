@@ -25,7 +25,7 @@ def report(directory: str, output: str | None, as_markdown: bool, show: bool, as
     import json
 
     from codi_engine.cli.show import table
-    from codi_engine.core.costs import size_text
+    from codi_engine.core.planning.costs import size_text
     from codi_engine.reporting import report as write
 
     if as_markdown:

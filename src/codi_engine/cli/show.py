@@ -17,10 +17,10 @@ from codi_engine.cli.text import neutral
 if TYPE_CHECKING:
     import pandas as pd
 
-    from codi_engine.core.analyzing import Analysed
     from codi_engine.core.experiment import Experiment, PluginRef
-    from codi_engine.core.importing import Imported
-    from codi_engine.core.run import Finished
+    from codi_engine.core.imports.importing import Imported
+    from codi_engine.core.running.run import Finished
+    from codi_engine.core.runs.analyzing import Analysed
     from codi_engine.core.sae import SAE
 
 #: columns where the output is no terminal and nothing else is said

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from codi_engine.core.experiment import Experiment
-    from codi_engine.core.run import Finished
+    from codi_engine.core.running.run import Finished
 
 
 def finished(experiment: Experiment, done: Finished) -> None:

@@ -12,13 +12,13 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from codi_engine.cli.show import console, plain, table
-from codi_engine.core.costs import Costs, StageCost, money_text, size_text, time_text
+from codi_engine.core.planning.costs import Costs, StageCost, money_text, size_text, time_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from codi_engine.core.run import PlanSummary
-    from codi_engine.core.status import Status
+    from codi_engine.core.running.run import PlanSummary
+    from codi_engine.core.watching.status import Status
 
 
 def as_text(value: Any) -> str:

@@ -84,6 +84,6 @@ def _place(plugin: Any, error: BaseException) -> str:
 
 def _out_of_memory(error: BaseException) -> bool:
     """Batches are halved where memory is out: that is nobody's defect."""
-    from codi_engine.core.memory import out_of_memory
+    from codi_engine.core.rollout.memory import out_of_memory
 
     return out_of_memory(error)

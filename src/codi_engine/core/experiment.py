@@ -12,15 +12,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from codi_engine.core.errors import UserError, nearest
-from codi_engine.core.features import names_features, table_digest
-from codi_engine.core.labels import checked
 from codi_engine.core.patterns import explosive
+from codi_engine.core.planning.features import names_features, table_digest
+from codi_engine.core.planning.labels import checked
 from codi_engine.core.plugin import Options, Plugin
 from codi_engine.core.yamlfile import Lines, line_of, parse_yaml, read_yaml
 
 if TYPE_CHECKING:
     from codi_engine.core.progress import Progress
-    from codi_engine.core.run import Finished
+    from codi_engine.core.running.run import Finished
 
 Axis = int | str | list[Any] | dict[str, Any] | float | bool
 
@@ -261,9 +261,9 @@ class Experiment(Options):
         }  # fmt: skip
 
     def run(self, output: str | Path | None = None, *, limit: int | None = None, device: str | None = None, progress: Progress | None = None) -> Finished:
-        """Run the experiment, or go on with it; see :func:`codi_engine.core.run.run_experiment`."""
-        from codi_engine.core.run import run_experiment
-        from codi_engine.core.showing import ending, usual
+        """Run the experiment, or go on with it; see :func:`codi_engine.core.running.run.run_experiment`."""
+        from codi_engine.core.running.run import run_experiment
+        from codi_engine.core.watching.showing import ending, usual
 
         with ending(progress or usual()) as shown:
             return run_experiment(self, output, limit=limit, device=device, progress=shown)

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
 
-    from codi_engine.core.foreseen import Foreseen
     from codi_engine.core.model import ModelAdapter, ModelInfo
-    from codi_engine.core.results import Run
+    from codi_engine.core.rollout.sources import Sources
+    from codi_engine.core.runs.foreseen import Foreseen
+    from codi_engine.core.runs.results import Run
+    from codi_engine.core.runs.work import Work
     from codi_engine.core.sae import SAE, SaeStore
     from codi_engine.core.sites import Phase, Site
-    from codi_engine.core.sources import Sources
-    from codi_engine.core.work import Work
 
 #: Version of the hook specification and of the classes below; a plugin may state the one it was written for.
 SPEC_VERSION = 1
@@ -235,7 +235,7 @@ class Readings:
     the answers whose logits are read: of pairs always the two sides', so that edited and unedited cells read the same.
     ``predicted`` is the answer that the recipient's solution gives with the donor's intermediate value (NaN where nothing is predicted).
     ``encode`` gives a text's token ids, without special tokens, for metrics that read other tokens than these.
-    ``unusual`` is the share of natural states that are less extreme than the edited one (``core/natural.py``; None in unedited rows).
+    ``unusual`` is the share of natural states that are less extreme than the edited one (``core/running/natural.py``; None in unedited rows).
     ``edited`` is the row's own outcome, ``baseline`` the same prompt unedited. For pairs, ``clean`` and ``corrupted`` are the
     two unedited outcomes, and ``clean_is_gold`` says per row whether the clean answer is ``gold``. For baseline rows ``edited is baseline``.
     """

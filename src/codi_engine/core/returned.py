@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from codi_engine.core.model import ModelAdapter, ModelInfo
     from codi_engine.core.plugin import Analysis, AnalysisResult, Data, Dataset, Example, Intervention, Metric, Model, Readings, Rows, SaeFormat
-    from codi_engine.core.results import Run
+    from codi_engine.core.runs.results import Run
+    from codi_engine.core.runs.work import Work
     from codi_engine.core.sae import SAE
     from codi_engine.core.sites import Phase
-    from codi_engine.core.work import Work
 
 #: columns of cells that the engine writes
 TAKEN = frozenset({"example", "condition", "variant", "trial", "donor", "layer", "step", "position", "head", "answer", "answer_rule", "text", "key", "stage"})

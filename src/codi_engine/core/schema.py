@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from codi_engine.core.controls import CONTROLS
 from codi_engine.core.describing import first_line, options_of
 from codi_engine.core.experiment import CodeSpec, Condition, Experiment, Generate, InterventionSpec
+from codi_engine.core.planning.controls import CONTROLS
 from codi_engine.core.sites import COMPONENTS
 
 if TYPE_CHECKING:

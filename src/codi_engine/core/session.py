@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from codi_engine.core.answers import extract
-from codi_engine.core.captures import captured, merge, parse_captures
 from codi_engine.core.errors import UserError
-from codi_engine.core.network import Network
-from codi_engine.core.reading import Answers
-from codi_engine.core.rollout import Produced, Rollout, Task, Want
-from codi_engine.core.selftest import self_test
+from codi_engine.core.rollout.network import Network
+from codi_engine.core.rollout.rollout import Produced, Rollout, Task, Want
+from codi_engine.core.rollout.selftest import self_test
+from codi_engine.core.rollout.wavefront import Edit
+from codi_engine.core.running.captures import captured, merge, parse_captures
+from codi_engine.core.running.reading import Answers
 from codi_engine.core.sites import Phase, Site, parse_site
-from codi_engine.core.wavefront import Edit
+from codi_engine.core.solutions.answers import extract
 
 if TYPE_CHECKING:
     import xarray as xr

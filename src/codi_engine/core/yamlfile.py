@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from codi_engine.core.errors import UserError
-from codi_engine.core.places import similar
+from codi_engine.core.runs.places import similar
 from codi_engine.store.layout import EXPERIMENT
 
 LARGEST = 1_000_000

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codi_engine.core.costs import size_text
+from codi_engine.core.planning.costs import size_text
 from codi_engine.reporting.facts import Facts, metric_of
 from codi_engine.reporting.heatmaps import LEVELS, heatmap_of
 from codi_engine.reporting.section import Section, render
@@ -17,7 +17,7 @@ from codi_engine.reporting.words import number, tick
 if TYPE_CHECKING:
     import pandas as pd
 
-    from codi_engine.core.stored import StoredResult
+    from codi_engine.core.runs.stored import StoredResult
 
 #: a table that a section of its own shows
 FILM = "film"

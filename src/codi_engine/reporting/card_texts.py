@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codi_engine.core.controls import is_control
 from codi_engine.core.errors import UserError
-from codi_engine.core.features import table_path
-from codi_engine.core.results import BASELINE
+from codi_engine.core.planning.controls import is_control
+from codi_engine.core.planning.features import table_path
+from codi_engine.core.runs.results import BASELINE
 from codi_engine.reporting.text import texts_of, visible
 
 if TYPE_CHECKING:
-    from codi_engine.core.results import Run
+    from codi_engine.core.runs.results import Run
     from codi_engine.reporting.cards import Card
 
 #: pairs of texts on a card per condition, and cells looked at to find some that differ

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from codi_engine.core.arrange import layer_of
-from codi_engine.core.controls import is_control
+from codi_engine.core.planning.controls import is_control
+from codi_engine.core.runs.arrange import layer_of
 from codi_engine.reporting.section import Section, environment
 from codi_engine.reporting.text import visible
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-    from codi_engine.core.results import Run
-    from codi_engine.core.stored import StoredResult
+    from codi_engine.core.runs.results import Run
+    from codi_engine.core.runs.stored import StoredResult
     from codi_engine.reporting.card_texts import Pair
 
 #: cards of one report, the strongest features first

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codi_engine.core.controls import is_control
-from codi_engine.core.results import BASELINE
+from codi_engine.core.planning.controls import is_control
+from codi_engine.core.runs.results import BASELINE
 from codi_engine.reporting.facts import Facts
 from codi_engine.reporting.safe import json_text, visible
 from codi_engine.reporting.section import Section, render

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from codi_engine.core.controls import is_control
 from codi_engine.core.errors import CodiEngineError
-from codi_engine.core.results import BASELINE
-from codi_engine.core.status import Status, status_of
+from codi_engine.core.planning.controls import is_control
+from codi_engine.core.runs.results import BASELINE
+from codi_engine.core.watching.status import Status, status_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from codi_engine.core.plugin import Data
-    from codi_engine.core.results import Run
-    from codi_engine.core.stored import StoredResult
+    from codi_engine.core.runs.results import Run
+    from codi_engine.core.runs.stored import StoredResult
 
 #: columns that are neither axes nor fields of the data
 _OWN = ("key", "text", "answer", "answer_rule")
@@ -83,7 +83,7 @@ class Facts:
     @cached_property
     def data(self) -> Data | None:
         """The data set, read again; None (and ``problem``) where it cannot be or has changed since."""
-        from codi_engine.core.reload import reload_data
+        from codi_engine.core.runs.reload import reload_data
 
         if self.imported:
             return None

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codi_engine.core.controls import is_control
 from codi_engine.core.errors import CodiEngineError
-from codi_engine.core.results import BASELINE
+from codi_engine.core.planning.controls import is_control
+from codi_engine.core.runs.results import BASELINE
 from codi_engine.reporting.section import Section, environment
 from codi_engine.reporting.text import texts_of, visible
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from codi_engine.core.results import Run
-    from codi_engine.core.stored import StoredResult
+    from codi_engine.core.runs.results import Run
+    from codi_engine.core.runs.stored import StoredResult
 
 #: examples, edited places of each, and frames in all that a page holds
 EXAMPLES, PLACES, FRAMES = 50, 400, 12_000
@@ -153,7 +153,7 @@ def _strip(part: pd.DataFrame, tokens: dict[str, int]) -> list[Any]:
 
 def _questions(run: Run) -> dict[tuple[str, str], str]:
     """Return (example, variant) → question: a run keeps none, so its data are read again where they are the same still."""
-    from codi_engine.core.reload import reload_data
+    from codi_engine.core.runs.reload import reload_data
 
     try:
         data = reload_data(run)

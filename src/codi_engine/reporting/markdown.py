@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from codi_engine.core.costs import size_text, time_text
 from codi_engine.core.errors import UserError
-from codi_engine.core.status import status_of
+from codi_engine.core.planning.costs import size_text, time_text
+from codi_engine.core.watching.status import status_of
 from codi_engine.reporting.escape import block, code, md, table
 from codi_engine.reporting.method import method
 from codi_engine.reporting.mistakes import mistakes
@@ -18,8 +18,8 @@ from codi_engine.reporting.mistakes import mistakes
 if TYPE_CHECKING:
     import pandas as pd
 
-    from codi_engine.core.results import Run
-    from codi_engine.core.stored import StoredResult
+    from codi_engine.core.runs.results import Run
+    from codi_engine.core.runs.stored import StoredResult
     from codi_engine.reporting.mistakes import Case, Changes
 
 FILE = "report.md"
@@ -235,7 +235,7 @@ def _limitations(run: Run) -> str:
 
 
 def _of_n(run: Run) -> list[str]:
-    from codi_engine.core.inventory import inventory
+    from codi_engine.core.watching.inventory import inventory
 
     entry = inventory([status_of(run.path)])[0]
     if entry.examples is None:

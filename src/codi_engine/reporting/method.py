@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from codi_engine.core.controls import control_of, in_words
-from codi_engine.core.inventory import inventory
-from codi_engine.core.results import BASELINE
-from codi_engine.core.status import status_of
+from codi_engine.core.planning.controls import control_of, in_words
+from codi_engine.core.runs.results import BASELINE
+from codi_engine.core.watching.inventory import inventory
+from codi_engine.core.watching.status import status_of
 from codi_engine.reporting.escape import code, md
 
 if TYPE_CHECKING:
-    from codi_engine.core.inventory import Entry
-    from codi_engine.core.results import Run
+    from codi_engine.core.runs.results import Run
+    from codi_engine.core.watching.inventory import Entry
 
 _DIRECTIONS = {"denoise": "clean values into the corrupted prompt (denoise: sufficiency)", "noise": "corrupted values into the clean prompt (noise: necessity)"}
 _DOWNSTREAM = {"propagate": "later latents follow the edit (total effect)", "freeze": "later latents are pinned to the unedited run (direct effect)"}

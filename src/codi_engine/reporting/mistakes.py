@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from codi_engine.core.answers import equal
-from codi_engine.core.controls import is_control
 from codi_engine.core.errors import CodiEngineError
-from codi_engine.core.results import BASELINE
+from codi_engine.core.planning.controls import is_control
+from codi_engine.core.runs.results import BASELINE
+from codi_engine.core.solutions.answers import equal
 from codi_engine.reporting.text import texts_of
 
 if TYPE_CHECKING:
-    from codi_engine.core.results import Run
+    from codi_engine.core.runs.results import Run
 
 #: examples listed of each kind
 LISTED = 5
@@ -94,7 +94,7 @@ def _right(run: Run) -> tuple[np.ndarray, np.ndarray, str]:
 
 
 def _gold(run: Run) -> np.ndarray:
-    from codi_engine.core.reload import gold_answers, reload_data
+    from codi_engine.core.runs.reload import gold_answers, reload_data
 
     cells = len(run.store.slots)
     try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codi_engine.core.costs import time_text
+from codi_engine.core.planning.costs import time_text
 from codi_engine.reporting import plain
 from codi_engine.reporting.facts import Facts, metric_of
 from codi_engine.reporting.section import Section, render

@@ -16,7 +16,7 @@ from codi_engine.reporting.safe import policy
 from codi_engine.reporting.section import Section, assets, environment
 
 if TYPE_CHECKING:
-    from codi_engine.core.results import Run
+    from codi_engine.core.runs.results import Run
 
 #: further sections, shown after the analyses: functions of a run that return a section, or None where there is nothing to show
 SECTIONS: list[Callable[[Run], Section | None]] = [film.section, cards.section]
@@ -50,8 +50,8 @@ def report(run: str | Path | Run, output: str | Path | None = None) -> Path:
 
 def open_one(path: str | Path) -> Run:
     """Open a run; a directory of several is refused by the names that are there."""
-    from codi_engine.core.checkpoints import runs_below
-    from codi_engine.core.results import open_run
+    from codi_engine.core.planning.checkpoints import runs_below
+    from codi_engine.core.runs.results import open_run
     from codi_engine.store.layout import LEDGER
 
     root = Path(path)

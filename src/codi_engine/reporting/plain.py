@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from codi_engine.core.controls import control_of, in_words
+from codi_engine.core.planning.controls import control_of, in_words
 from codi_engine.reporting.facts import Facts
 from codi_engine.reporting.words import METRICS, count, listing, plural, tick
 

@@ -6,7 +6,7 @@ import re
 import shlex
 from typing import Any
 
-from codi_engine.core.costs import StageCost, money_text, size_text, time_text
+from codi_engine.core.planning.costs import StageCost, money_text, size_text, time_text
 from codi_engine.reporting.facts import Facts
 from codi_engine.reporting.section import Section, render
 from codi_engine.store.layout import EXPERIMENT

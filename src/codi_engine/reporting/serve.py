@@ -135,7 +135,7 @@ class Viewer:
 
 def _checked(path: Path) -> Path:
     """Refuse what will never be a run here."""
-    from codi_engine.core.checkpoints import runs_below
+    from codi_engine.core.planning.checkpoints import runs_below
 
     if (path / LEDGER).exists():
         return path

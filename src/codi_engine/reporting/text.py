@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from codi_engine.reporting import safe
 
 if TYPE_CHECKING:
-    from codi_engine.core.results import Run
+    from codi_engine.core.runs.results import Run
 
 #: characters of a text that are shown
 SHOWN = 700

@@ -11,10 +11,10 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from codi_engine.core.costs import size_text, time_text
 from codi_engine.core.errors import UserError
-from codi_engine.core.eventlog import EVENTS
-from codi_engine.core.status import LATEST, SHOWN, Status, status_of
+from codi_engine.core.planning.costs import size_text, time_text
+from codi_engine.core.watching.eventlog import EVENTS
+from codi_engine.core.watching.status import LATEST, SHOWN, Status, status_of
 from codi_engine.reporting.text import visible
 from codi_engine.store.layout import LEDGER, LOCK, PROVENANCE, RESULTS
 from codi_engine.store.lock import holder

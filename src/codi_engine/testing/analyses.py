@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from codi_engine.core.analyzing import write_result
-from codi_engine.core.drawing import as_stored, json_safe, style
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import AnalysisResult
-from codi_engine.core.results import Run
-from codi_engine.core.stored import ABOUT, about
-from codi_engine.core.work import Work
+from codi_engine.core.runs.analyzing import write_result
+from codi_engine.core.runs.drawing import as_stored, json_safe, style
+from codi_engine.core.runs.results import Run
+from codi_engine.core.runs.stored import ABOUT, about
+from codi_engine.core.runs.work import Work
 from codi_engine.testing.runs import shared_run
 from codi_engine.testing.suite import Suite, demand
 

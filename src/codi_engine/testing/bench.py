@@ -15,7 +15,7 @@ import torch
 
 from codi_engine import Experiment
 from codi_engine.core.plugin import Intervention, Rows
-from codi_engine.core.run import run_experiment
+from codi_engine.core.running.run import run_experiment
 from codi_engine.testing.suite import offered
 
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from codi_engine import Experiment
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import Metric, Outcome, Readings
-from codi_engine.core.reading import take
-from codi_engine.core.run import plan_experiment, run_experiment
+from codi_engine.core.running.reading import take
+from codi_engine.core.running.run import plan_experiment, run_experiment
 from codi_engine.testing.runs import small_data
 from codi_engine.testing.suite import DEMO, TRIES, Suite, demand, offered
 

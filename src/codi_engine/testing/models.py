@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from codi_engine.core.errors import UserError
-from codi_engine.core.rollout import Task, Want
+from codi_engine.core.rollout.rollout import Task, Want
 from codi_engine.core.session import At, Session
 from codi_engine.core.sites import Site
 from codi_engine.testing.suite import Suite, demand

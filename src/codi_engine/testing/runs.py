@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from codi_engine.core.results import Run
+from codi_engine.core.runs.results import Run
 
 
 def tiny_run(path: str | Path, **keys: Any) -> Run:
@@ -21,7 +21,7 @@ def tiny_run(path: str | Path, **keys: Any) -> Run:
     keys: of the experiment, in place of these
     """
     from codi_engine import Experiment
-    from codi_engine.core.run import run_experiment
+    from codi_engine.core.running.run import run_experiment
 
     value = {
         "name": "tiny",

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from codi_engine import Experiment
-from codi_engine.core.analyzing import write_result
 from codi_engine.core.plugin import AnalysisResult, Event
-from codi_engine.core.run import run_experiment
+from codi_engine.core.running.run import run_experiment
+from codi_engine.core.runs.analyzing import write_result
 from codi_engine.testing.runs import shared_run
 from codi_engine.testing.suite import DEMO, Suite, demand, offered
 
@@ -105,7 +105,7 @@ def finished_run(path: Path) -> Path:
 
 
 def _experiment(run: Path) -> Mapping[str, Any]:
-    from codi_engine.core.results import open_run
+    from codi_engine.core.runs.results import open_run
 
     return open_run(run).experiment
 

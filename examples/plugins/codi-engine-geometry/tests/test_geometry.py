@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from codi_engine import Experiment
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugins import plugin_manager
-from codi_engine.core.run import plan_experiment
-from codi_engine.core.work import Work
+from codi_engine.core.running.run import plan_experiment
+from codi_engine.core.runs.work import Work
 from codi_engine.testing import AnalysisSuite, tiny_run
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from codi_engine import Experiment
-from codi_engine.core.results import Run
+from codi_engine.core.runs.results import Run
 
 PACKAGE = "codi-engine-originals"
 FIRST = "logits@answer[0]"

@@ -10,10 +10,10 @@ import pytest
 from codi_engine_originals.answers import RULES
 from codi_engine_originals.formulas import ImportanceOptions, OriginalImportance
 
-from codi_engine.core.analyzing import analyze_runs
-from codi_engine.core.answers import extract
 from codi_engine.core.errors import UserError
-from codi_engine.core.results import Run
+from codi_engine.core.runs.analyzing import analyze_runs
+from codi_engine.core.runs.results import Run
+from codi_engine.core.solutions.answers import extract
 
 Ran = Callable[..., Run]
 NONE = float("nan")

@@ -14,8 +14,8 @@ from codi_engine_originals.edits import CePatch, CeZero, EarlySwap
 
 from codi_engine import Experiment
 from codi_engine.core.errors import GateError, UserError
-from codi_engine.core.results import Run
-from codi_engine.core.run import check_experiment
+from codi_engine.core.running.run import check_experiment
+from codi_engine.core.runs.results import Run
 from codi_engine.plugins.interventions.replace import Patch, Resample
 
 Make, Ran, Changes = Callable[..., Experiment], Callable[..., Run], Callable[..., np.ndarray]

@@ -11,7 +11,7 @@ import pytest
 
 from codi_engine import Experiment
 from codi_engine.core.errors import UserError
-from codi_engine.core.results import Run
+from codi_engine.core.runs.results import Run
 
 Ran = Callable[..., Run]
 MODEL = {"plugin": "causal_lm", "path": "demo", "device": "cpu"}

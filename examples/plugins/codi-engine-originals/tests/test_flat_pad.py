@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from codi_engine import Experiment
 from codi_engine.core.errors import UserError
 from codi_engine.core.model import ModelAdapter
-from codi_engine.core.network import Network
-from codi_engine.core.results import Run
-from codi_engine.core.rollout import Rollout, Task, Want
+from codi_engine.core.rollout.network import Network
+from codi_engine.core.rollout.rollout import Rollout, Task, Want
+from codi_engine.core.runs.results import Run
 from codi_engine.plugins.models.codi import Codi, CodiOptions
 
 Make, Ran = Callable[..., Experiment], Callable[..., Run]

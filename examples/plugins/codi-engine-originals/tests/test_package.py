@@ -14,7 +14,7 @@ import pytest
 import codi_engine
 from codi_engine import Experiment
 from codi_engine.core.plugins import plugin_manager
-from codi_engine.core.run import plan_experiment
+from codi_engine.core.running.run import plan_experiment
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))

@@ -18,8 +18,8 @@ from codi_engine import Experiment, Run
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import Rows
 from codi_engine.core.plugins import plugin_manager
-from codi_engine.core.run import plan_experiment
-from codi_engine.core.work import Work
+from codi_engine.core.running.run import plan_experiment
+from codi_engine.core.runs.work import Work
 from codi_engine.testing import InterventionSuite
 
 ROOT = Path(__file__).parents[1]

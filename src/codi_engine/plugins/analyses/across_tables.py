@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from codi_engine.core.errors import UserError
-from codi_engine.core.labels import numbers_of
+from codi_engine.core.planning.labels import numbers_of
 from codi_engine.kernels.multiple import adjust
 from codi_engine.kernels.shares import mcnemar, newcombe, paired_phi
 from codi_engine.plugins.analyses import effects
@@ -20,7 +20,7 @@ from codi_engine.plugins.analyses.selection import edited_conditions, metric_of,
 from codi_engine.plugins.analyses.sides import data_of
 
 if TYPE_CHECKING:
-    from codi_engine.core.results import Run
+    from codi_engine.core.runs.results import Run
 
 WHO = "across"
 _NONE = pd.DataFrame({"": [0.0], " ": [0.0]})

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from codi_engine.core.foreseen import Foreseen
-    from codi_engine.core.plan import Condition
-    from codi_engine.core.results import Run
-    from codi_engine.core.work import Work
+    from codi_engine.core.planning.plan import Condition
+    from codi_engine.core.runs.foreseen import Foreseen
+    from codi_engine.core.runs.results import Run
+    from codi_engine.core.runs.work import Work
     from codi_engine.plugins.analyses.attribution_setting import Setting
     from codi_engine.plugins.analyses.attribution_tables import Found
 

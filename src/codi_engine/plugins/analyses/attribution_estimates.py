@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from codi_engine.core.errors import UserError
-from codi_engine.core.gradients import Target, Trace, Tracer, relative_difference
-from codi_engine.core.plan import PLACES, Condition, PromptRef, build_intervention, prompt_ref
+from codi_engine.core.planning.plan import PLACES, Condition, PromptRef, build_intervention, prompt_ref
 from codi_engine.core.plugin import Example, Intervention, Rows
-from codi_engine.core.sources import Sources
+from codi_engine.core.rollout.gradients import Target, Trace, Tracer, relative_difference
+from codi_engine.core.rollout.sources import Sources
 from codi_engine.plugins.analyses.attribution_setting import Setting
 
 if TYPE_CHECKING:
-    from codi_engine.core.work import Partial
+    from codi_engine.core.runs.work import Partial
 
 #: largest relative difference of logits between the forward with gradients and the run's own
 AGREEMENT = 2e-4

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from codi_engine.core.donors import Donors
 from codi_engine.core.errors import UserError
 from codi_engine.core.experiment import Experiment
-from codi_engine.core.gradients import in_single_precision
-from codi_engine.core.network import Network
-from codi_engine.core.plan import Condition, PromptRef, build_plan
+from codi_engine.core.planning.donors import Donors
+from codi_engine.core.planning.plan import Condition, PromptRef, build_plan
+from codi_engine.core.planning.preparing import prepare
 from codi_engine.core.plugins import plugin_manager
-from codi_engine.core.preparing import prepare
-from codi_engine.core.reading import Answers
-from codi_engine.core.reload import reload_model
-from codi_engine.core.rollout import Rollout, Task, Want
+from codi_engine.core.rollout.gradients import in_single_precision
+from codi_engine.core.rollout.network import Network
+from codi_engine.core.rollout.rollout import Rollout, Task, Want
+from codi_engine.core.running.reading import Answers
+from codi_engine.core.runs.reload import reload_model
 from codi_engine.core.sites import GLOBAL, parse_site
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from codi_engine.core.model import ModelAdapter
     from codi_engine.core.plugin import Example
-    from codi_engine.core.results import Run
+    from codi_engine.core.runs.results import Run
 
 _LOGITS = "sources/number_logits/value"
 

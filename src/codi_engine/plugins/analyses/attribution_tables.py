@@ -15,10 +15,10 @@ from codi_engine.plugins.analyses import effects
 from codi_engine.plugins.analyses.selection import place_axes
 
 if TYPE_CHECKING:
-    from codi_engine.core.plan import Condition
+    from codi_engine.core.planning.plan import Condition
     from codi_engine.core.plugin import Example
-    from codi_engine.core.results import Run
-    from codi_engine.core.work import Partial
+    from codi_engine.core.runs.results import Run
+    from codi_engine.core.runs.work import Partial
     from codi_engine.plugins.analyses.attribution_estimates import Grid
 
 #: how many of the exact best are looked for: counts, and shares of all places

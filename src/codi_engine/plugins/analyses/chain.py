@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from codi_engine.core.algebra import parse_solution
+from codi_engine.core.solutions.algebra import parse_solution
 
 
 def results(text: object) -> list[float]:

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from codi_engine.core.foreseen import Foreseen
-    from codi_engine.core.results import Run
-    from codi_engine.core.work import Work
+    from codi_engine.core.runs.foreseen import Foreseen
+    from codi_engine.core.runs.results import Run
+    from codi_engine.core.runs.work import Work
     from codi_engine.plugins.analyses.sides import Side
 
 SHOWN = 12  # places that the console lists
@@ -137,7 +137,7 @@ class Compare(Analysis[CompareOptions]):
         """Return the places' means in resamples of the examples; None where there is nothing to draw."""
         import numpy as np
 
-        from codi_engine.core.sampling import generator
+        from codi_engine.core.rollout.sampling import generator
         from codi_engine.plugins.analyses.association import resampled_means, strata
         from codi_engine.plugins.analyses.sides import examples_in_common
 

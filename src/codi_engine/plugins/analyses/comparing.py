@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from codi_engine.core.errors import UserError
-from codi_engine.core.vectors import Codes, VectorPart, Vectors, dense_rows
-from codi_engine.core.work import Partial, Work
+from codi_engine.core.runs.vectors import Codes, VectorPart, Vectors, dense_rows
+from codi_engine.core.runs.work import Partial, Work
 from codi_engine.kernels.cluster import average, average_codes
 from codi_engine.kernels.ttest import CONSTANT, MISSING, TINY, Moments, Tested, add_differences, merge, paired, pooled_sd, two_sample
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from codi_engine.core.results import Run
+from codi_engine.core.runs.results import Run
 from codi_engine.kernels import shares
 from codi_engine.kernels.multiple import adjust
 from codi_engine.plugins.analyses.contrasts import Grids, Unit, compare, correct_examples, mean

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from codi_engine.core.arrange import Arrangement, arrange
 from codi_engine.core.errors import UserError, nearest
+from codi_engine.core.runs.arrange import Arrangement, arrange
 from codi_engine.kernels import shares
 from codi_engine.plugins.metrics.outcome import ANSWER_CLASSES, OutcomeOptions, read_outcomes
 
 if TYPE_CHECKING:
-    from codi_engine.core.results import Run
+    from codi_engine.core.runs.results import Run
 
 #: examples from which they are the unit by default: with fewer, no exact paired test reaches p = .05 (2^(1 − 5) = .0625)
 ENOUGH = 6

@@ -12,7 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
-from codi_engine.core.controls import in_words
+from codi_engine.core.planning.controls import in_words
 from codi_engine.plugins.analyses.effects import count_text
 from codi_engine.plugins.analyses.figures import GRID, INK, PAPER, QUIET, WORDS, annotate, colour_scale, few_ticks, order_of, tick
 from codi_engine.plugins.analyses.options import ImportanceOptions

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from codi_engine.core.controls import control_of, control_rows, in_words, is_control
+from codi_engine.core.planning.controls import control_of, control_rows, in_words, is_control
 from codi_engine.kernels.multiple import adjust
 from codi_engine.plugins.analyses import effects
 from codi_engine.plugins.analyses.options import ImportanceOptions

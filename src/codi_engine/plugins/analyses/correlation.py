@@ -12,17 +12,17 @@ from pydantic import Field
 
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.plugin import Analysis, AnalysisResult
-from codi_engine.core.vectors import Codes, VectorPart, Vectors, dense_rows
-from codi_engine.core.work import StreamOptions
+from codi_engine.core.runs.vectors import Codes, VectorPart, Vectors, dense_rows
+from codi_engine.core.runs.work import StreamOptions
 from codi_engine.kernels.cluster import average
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from codi_engine.core.foreseen import Foreseen
-    from codi_engine.core.results import Run
-    from codi_engine.core.work import Work
+    from codi_engine.core.runs.foreseen import Foreseen
+    from codi_engine.core.runs.results import Run
+    from codi_engine.core.runs.work import Work
     from codi_engine.kernels.correlation import Products
 
 #: seconds between states that an interrupted analysis can go on from

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from codi_engine.core.documents import Documents, TextPart
-from codi_engine.core.work import Partial, Work
+from codi_engine.core.runs.documents import Documents, TextPart
+from codi_engine.core.runs.work import Partial, Work
 from codi_engine.kernels.counts import Counts, bigrams, count, merge_counts
 from codi_engine.kernels.words import Vocabulary, tokenise
 

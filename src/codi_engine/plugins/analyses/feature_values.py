@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from codi_engine.core.errors import UserError, nearest
-from codi_engine.core.vectors import Codes, Vectors
+from codi_engine.core.runs.vectors import Codes, Vectors
 
 if TYPE_CHECKING:
-    from codi_engine.core.results import Run
+    from codi_engine.core.runs.results import Run
     from codi_engine.plugins.analyses.contrasts import Grids
 
 #: cells that are read at once

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from codi_engine.core.results import BASELINE
+from codi_engine.core.runs.results import BASELINE
 from codi_engine.plugins.analyses.console import place_grid
 from codi_engine.plugins.analyses.effects import are_shares, statistics
 

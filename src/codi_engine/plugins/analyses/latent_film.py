@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
-from codi_engine.core.controls import without_controls
 from codi_engine.core.errors import UserError, nearest
+from codi_engine.core.planning.controls import without_controls
 from codi_engine.core.plugin import Analysis, AnalysisResult, Options
-from codi_engine.core.results import BASELINE
+from codi_engine.core.runs.results import BASELINE
 from codi_engine.plugins.analyses.selection import place_axes
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from codi_engine.core.results import Run
-    from codi_engine.core.work import Work
+    from codi_engine.core.runs.results import Run
+    from codi_engine.core.runs.work import Work
     from codi_engine.plugins.analyses.film_tables import Filmed
     from codi_engine.plugins.analyses.readout import Readout
     from codi_engine.plugins.analyses.states import States
@@ -55,8 +55,8 @@ class LatentFilm(Analysis[LatentFilmOptions]):
     Options = LatentFilmOptions
 
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
-        from codi_engine.core.network import Network
-        from codi_engine.core.reload import reload_model
+        from codi_engine.core.rollout.network import Network
+        from codi_engine.core.runs.reload import reload_model
         from codi_engine.plugins.analyses import film_tables
         from codi_engine.plugins.analyses.latent_states import refuse_templates
         from codi_engine.plugins.analyses.readout import Readout, Texts

@@ -14,7 +14,7 @@ from codi_engine.core.errors import UserError, nearest
 if TYPE_CHECKING:
     import xarray as xr
 
-    from codi_engine.core.results import Run
+    from codi_engine.core.runs.results import Run
 
 #: cells whose states are held in double precision at once
 _CHUNK = 128

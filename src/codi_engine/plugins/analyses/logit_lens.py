@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from codi_engine.core.foreseen import Foreseen
-    from codi_engine.core.results import Run
-    from codi_engine.core.work import Work
+    from codi_engine.core.runs.foreseen import Foreseen
+    from codi_engine.core.runs.results import Run
+    from codi_engine.core.runs.work import Work
     from codi_engine.plugins.analyses.lens_tables import Lensed
     from codi_engine.plugins.analyses.readout import Readout
     from codi_engine.plugins.analyses.sought import Sought
@@ -86,9 +86,9 @@ class LogitLens(Analysis[LogitLensOptions]):
         facts.need_capture(self.options.site, "resid_post@latent")
 
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
-        from codi_engine.core.network import Network
-        from codi_engine.core.reading import Answers
-        from codi_engine.core.reload import gold_answers, reload_data, reload_model
+        from codi_engine.core.rollout.network import Network
+        from codi_engine.core.running.reading import Answers
+        from codi_engine.core.runs.reload import gold_answers, reload_data, reload_model
         from codi_engine.plugins.analyses import lens_summary, lens_tables
         from codi_engine.plugins.analyses.readout import NORMED, Readout, Spelling, Texts
         from codi_engine.plugins.analyses.sought import seek

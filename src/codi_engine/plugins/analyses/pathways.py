@@ -11,18 +11,18 @@ from pydantic import Field
 
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import Analysis, AnalysisResult
-from codi_engine.core.vectors import Vectors
-from codi_engine.core.work import StreamOptions
+from codi_engine.core.runs.vectors import Vectors
+from codi_engine.core.runs.work import StreamOptions
 from codi_engine.plugins.analyses.comparing import PAIRED, Comparison, Design
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from codi_engine.core.arrange import Arrangement
-    from codi_engine.core.foreseen import Foreseen
-    from codi_engine.core.results import Run
-    from codi_engine.core.work import Partial, Work
+    from codi_engine.core.runs.arrange import Arrangement
+    from codi_engine.core.runs.foreseen import Foreseen
+    from codi_engine.core.runs.results import Run
+    from codi_engine.core.runs.work import Partial, Work
     from codi_engine.kernels.multiple import Family
     from codi_engine.kernels.ttest import Test
 

@@ -12,15 +12,15 @@ from pydantic import Field
 
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import Analysis, AnalysisResult
-from codi_engine.core.work import StreamOptions
+from codi_engine.core.runs.work import StreamOptions
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from codi_engine.core.foreseen import Foreseen
-    from codi_engine.core.results import Run
-    from codi_engine.core.work import Work
+    from codi_engine.core.runs.foreseen import Foreseen
+    from codi_engine.core.runs.results import Run
+    from codi_engine.core.runs.work import Work
     from codi_engine.plugins.analyses.states import States
     from codi_engine.plugins.analyses.targets import Labels
 
@@ -106,7 +106,7 @@ class Probes(Analysis[ProbesOptions]):
         facts.need_field(options.groups, "groups")
 
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
-        from codi_engine.core.vectors import captured
+        from codi_engine.core.runs.vectors import captured
         from codi_engine.plugins.analyses import probe_report
         from codi_engine.plugins.analyses.states import States
         from codi_engine.plugins.analyses.targets import groups_of, labels, values_of

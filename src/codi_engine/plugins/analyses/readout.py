@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from codi_engine.core.errors import UserError
-from codi_engine.core.reading import number_text
+from codi_engine.core.running.reading import number_text
 
 if TYPE_CHECKING:
     import torch
 
     from codi_engine.core.model import ModelAdapter
-    from codi_engine.core.network import Network
-    from codi_engine.core.reading import Answers
+    from codi_engine.core.rollout.network import Network
+    from codi_engine.core.running.reading import Answers
 
 #: components that the final norm has been applied to already
 NORMED = ("latent_out", "final_norm")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from codi_engine.core.errors import UserError
-from codi_engine.core.sampling import generator
+from codi_engine.core.rollout.sampling import generator
 from codi_engine.kernels.intervals import wilson
 from codi_engine.kernels.multiple import adjust
 from codi_engine.plugins.analyses import stepping

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from codi_engine.core.foreseen import Foreseen
-    from codi_engine.core.results import Run
-    from codi_engine.core.work import Work
+    from codi_engine.core.runs.foreseen import Foreseen
+    from codi_engine.core.runs.results import Run
+    from codi_engine.core.runs.work import Work
     from codi_engine.plugins.analyses.contrasts import Grids
 
 #: axes that may name features, in the order tried
@@ -145,7 +145,7 @@ def _named(tests: pd.DataFrame, axis: str, found: Grids) -> pd.DataFrame:
     """Add feature, layer and id to every test."""
     import pandas as pd
 
-    from codi_engine.core.arrange import layer_of
+    from codi_engine.core.runs.arrange import layer_of
 
     labels = tests[axis].astype(str)
     layers = {label: layer_of(label) for label in labels.unique()}

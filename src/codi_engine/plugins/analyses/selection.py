@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from codi_engine.core.controls import without_controls
 from codi_engine.core.errors import UserError, nearest
+from codi_engine.core.planning.controls import without_controls
 from codi_engine.plugins.analyses.options import PREFERRED
 
 if TYPE_CHECKING:
-    from codi_engine.core.results import Run
+    from codi_engine.core.runs.results import Run
 
 #: axes that repeat a place rather than name one
 REPEATS = ("example", "condition", "variant", "trial", "donor")

@@ -19,7 +19,7 @@ from codi_engine.plugins.analyses.published import Published, label_text
 from codi_engine.plugins.analyses.selection import edited_conditions, metric_of, place_axes
 
 if TYPE_CHECKING:
-    from codi_engine.core.results import Run
+    from codi_engine.core.runs.results import Run
 
 WHO = "compare_runs"
 Place = tuple[str, ...]

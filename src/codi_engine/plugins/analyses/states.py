@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codi_engine.core.controls import control_rows
 from codi_engine.core.errors import UserError
-from codi_engine.core.results import BASELINE
+from codi_engine.core.planning.controls import control_rows
+from codi_engine.core.runs.results import BASELINE
 from codi_engine.core.sites import Site, parse_site
 from codi_engine.store.sparse import to_dense
 
 if TYPE_CHECKING:
-    from codi_engine.core.results import Run
+    from codi_engine.core.runs.results import Run
 
 #: bytes of whole rows that are held while the wanted part of them is copied
 _PIECE = 1 << 28

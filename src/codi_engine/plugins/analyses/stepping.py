@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from codi_engine.core.controls import control_rows
 from codi_engine.core.errors import UserError, nearest
+from codi_engine.core.planning.controls import control_rows
 from codi_engine.core.plugin import Options
 from codi_engine.plugins.analyses.options import CONTRASTS
 from codi_engine.plugins.analyses.selection import place_axes
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from codi_engine.core.results import Run
+    from codi_engine.core.runs.results import Run
 
 #: metrics of which less is better; their rise is the loss
 FALLING = ("cross_entropy", "rank")

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codi_engine.core.answers import equal
 from codi_engine.core.errors import UserError, nearest
+from codi_engine.core.solutions.answers import equal
 from codi_engine.plugins.analyses.chain import results
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from codi_engine.core.results import Run
+    from codi_engine.core.runs.results import Run
 
 _VALUE = re.compile(r"value:(-?[1-9]\d*)\Z")
 #: a class needs so many rows on average
@@ -75,7 +75,7 @@ def _results(frame: pd.DataFrame, number: int, steps: str, who: str) -> list[Any
 
 
 def _gold(run: Run, frame: pd.DataFrame) -> np.ndarray:
-    from codi_engine.core.reload import gold_answers, reload_data
+    from codi_engine.core.runs.reload import gold_answers, reload_data
 
     gold = gold_answers(reload_data(run))
     variants = frame["variant"].astype(str) if "variant" in frame else ["main"] * len(frame)

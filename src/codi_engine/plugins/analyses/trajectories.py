@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from codi_engine.core.controls import without_controls
 from codi_engine.core.errors import UserError, nearest
+from codi_engine.core.planning.controls import without_controls
 from codi_engine.core.plugin import Analysis, AnalysisResult, Options
 from codi_engine.plugins.analyses.selection import place_axes
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from codi_engine.core.foreseen import Foreseen
-    from codi_engine.core.results import Run
-    from codi_engine.core.work import Work
+    from codi_engine.core.runs.foreseen import Foreseen
+    from codi_engine.core.runs.results import Run
+    from codi_engine.core.runs.work import Work
     from codi_engine.plugins.analyses.latent_states import States
 
 #: reference → what its curves are called

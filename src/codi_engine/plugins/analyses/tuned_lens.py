@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from codi_engine.core.results import Run
-    from codi_engine.core.work import Work
+    from codi_engine.core.runs.results import Run
+    from codi_engine.core.runs.work import Work
     from codi_engine.plugins.analyses.readout import Read, Readout
     from codi_engine.plugins.analyses.sought import Sought
     from codi_engine.plugins.analyses.states import States
@@ -99,9 +99,9 @@ class TunedLens(Analysis[TunedLensOptions]):
     Options = TunedLensOptions
 
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
-        from codi_engine.core.network import Network
-        from codi_engine.core.reading import Answers
-        from codi_engine.core.reload import gold_answers, reload_data, reload_model
+        from codi_engine.core.rollout.network import Network
+        from codi_engine.core.running.reading import Answers
+        from codi_engine.core.runs.reload import gold_answers, reload_data, reload_model
         from codi_engine.plugins.analyses import tuned_tables
         from codi_engine.plugins.analyses.readout import Readout, Spelling, Texts
         from codi_engine.plugins.analyses.sought import seek

@@ -11,9 +11,9 @@ import torch
 from codi_engine.core.errors import UserError
 
 if TYPE_CHECKING:
-    from codi_engine.core.network import Network
     from codi_engine.core.plugin import Data
-    from codi_engine.core.results import Run
+    from codi_engine.core.rollout.network import Network
+    from codi_engine.core.runs.results import Run
     from codi_engine.plugins.analyses.readout import Readout
     from codi_engine.plugins.analyses.states import States
 
@@ -100,8 +100,8 @@ def _latents(run: Run, states: States, net: Network, readout: Readout, who: str)
 
 def _answers(run: Run, states: States, data: Data, net: Network, prefix: str | None) -> torch.Tensor:
     """Run the cells' prompts unedited once more: cells × vocabulary of logits where the number is predicted."""
-    from codi_engine.core.reading import Answers
-    from codi_engine.core.rollout import Rollout, Task, Want
+    from codi_engine.core.rollout.rollout import Rollout, Task, Want
+    from codi_engine.core.running.reading import Answers
 
     adapter = net.adapter
     known = {e.id: e for e in (*data.pool, *data.examples)}

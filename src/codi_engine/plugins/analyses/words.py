@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from codi_engine.core.documents import Documents
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import Analysis, AnalysisResult
-from codi_engine.core.work import StreamOptions
+from codi_engine.core.runs.documents import Documents
+from codi_engine.core.runs.work import StreamOptions
 from codi_engine.plugins.analyses.counting import Corpus
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from codi_engine.core.foreseen import Foreseen
-    from codi_engine.core.results import Run
-    from codi_engine.core.work import Work
+    from codi_engine.core.runs.foreseen import Foreseen
+    from codi_engine.core.runs.results import Run
+    from codi_engine.core.runs.work import Work
     from codi_engine.kernels.counts import Counts
     from codi_engine.kernels.multiple import Family
 

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from codi_engine.core.answers import answer_of
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.plugin import Data, Dataset, Example, Options, Prompt
+from codi_engine.core.solutions.answers import answer_of
 from codi_engine.plugins.datasets.records import Findings, Record, Sample, finish, folded, read_records, scalar_fields, text_of, without_duplicates
 
 SIDES = ("clean", "corrupted")

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from codi_engine.core.answers import answer_of
 from codi_engine.core.plugin import Data, Dataset, Example, Options, Prompt
+from codi_engine.core.solutions.answers import answer_of
 from codi_engine.plugins.datasets.records import Findings, Sample, finish, folded, read_records, scalar_fields, text_of, without_duplicates
 
 _IDS = ("id", "gsm8k_id", "problem_id")

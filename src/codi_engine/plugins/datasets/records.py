@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from pydantic import Field
 
 from codi_engine.core.errors import UserError, nearest
-from codi_engine.core.places import similar
 from codi_engine.core.plugin import Data, Example, Options
-from codi_engine.core.sampling import generator
+from codi_engine.core.rollout.sampling import generator
+from codi_engine.core.runs.places import similar
 
 Record = dict[str, Any]
 T = TypeVar("T")

@@ -8,13 +8,13 @@ from typing import Any, Literal
 import torch
 from pydantic import model_validator
 
-from codi_engine.core.codes import checked
 from codi_engine.core.errors import UserError
-from codi_engine.core.features import is_feature, parse_feature
+from codi_engine.core.planning.features import is_feature, parse_feature
 from codi_engine.core.plugin import Intervention, Options, Rows
+from codi_engine.core.rollout.sources import Sources
+from codi_engine.core.running.codes import checked
 from codi_engine.core.sae import SAE, SaeStore
 from codi_engine.core.sites import Site
-from codi_engine.core.sources import Sources
 
 
 class SaeOptions(Options):

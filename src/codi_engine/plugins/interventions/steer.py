@@ -11,7 +11,7 @@ from pydantic import model_validator
 
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import Intervention, Options, Rows
-from codi_engine.core.sources import Sources
+from codi_engine.core.rollout.sources import Sources
 
 
 class SteerOptions(Options):

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from codi_engine.core.answers import equal
 from codi_engine.core.plugin import Metric, Options, Readings
+from codi_engine.core.solutions.answers import equal
 
 
 class NoOptions(Options):

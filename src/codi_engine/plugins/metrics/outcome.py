@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from codi_engine.core.answers import LONGEST, equal, numbers
 from codi_engine.core.patterns import explosive
 from codi_engine.core.plugin import Metric, Options, Readings
+from codi_engine.core.solutions.answers import LONGEST, equal, numbers
 
 #: classes of ``answer_class``; exactly one of them is 1
 ANSWER_CLASSES = ("clean_answer", "corrupted_answer", "other_answer", "unintelligible")

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from codi_engine.core.devices import resolve_device as resolve_device
 from codi_engine.core.errors import UserError
 from codi_engine.core.model import ModelInfo
-from codi_engine.core.places import similar
+from codi_engine.core.rollout.devices import resolve_device as resolve_device
+from codi_engine.core.runs.places import similar
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, model_validator
 
 from codi_engine.core.errors import UserError
-from codi_engine.core.eventlog import now
 from codi_engine.core.plugin import Event, Options, Tracker
+from codi_engine.core.watching.eventlog import now
 
 Moment = Literal["started", "analysed", "note", "warning", "disk", "paused", "failed", "resumed", "finished"]
 #: bytes of an answer or of a complaint that are looked at

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codi_engine.core.controls import control_rows
+from codi_engine.core.planning.controls import control_rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from codi_engine.core.results import Run
+    from codi_engine.core.runs.results import Run
 
 BASELINE = "baseline"
 #: axes that are no place: who was asked, which side, and how often

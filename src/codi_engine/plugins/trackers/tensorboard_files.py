@@ -63,7 +63,7 @@ class TensorBoard(Tracker[NoOptions]):
     def finished(self, run: Path, tables: Mapping[str, Path], figures: Mapping[str, Path]) -> None:
         if self._writer is None:
             return
-        from codi_engine.core.results import open_run
+        from codi_engine.core.runs.results import open_run
         from codi_engine.store.provenance import read_provenance
 
         facts = {k: v for k, v in read_provenance(run).items() if isinstance(v, (str, int, float, dict)) and k != "cost"}

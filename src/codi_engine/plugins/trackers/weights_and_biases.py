@@ -74,7 +74,7 @@ class Wandb(Tracker[WandbOptions]):
     # ---------------------------------------------------------------------------------------------- moments
 
     def started(self, run: Path, experiment: Mapping[str, Any]) -> None:
-        from codi_engine.core.checkpoints import is_family
+        from codi_engine.core.planning.checkpoints import is_family
 
         self._run, self._title = run, self.options.name or str(experiment.get("name", run.name))
         group = self.options.group or (run.absolute().parent.name if is_family(run.parent) else None)
@@ -169,7 +169,7 @@ class Wandb(Tracker[WandbOptions]):
         """Log effects of places as scalars where they are few, effects and pairs as one table, and figures as images."""
         import wandb
 
-        from codi_engine.core.results import open_run
+        from codi_engine.core.runs.results import open_run
 
         opened = open_run(run)
         logged: dict[str, Any] = {f"figures/{name}": wandb.Image(str(path)) for name, path in figures.items()}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from codi_engine import Run
-    from codi_engine.core.work import Work
+    from codi_engine.core.runs.work import Work
 
 
 class GeometryOptions(Options):

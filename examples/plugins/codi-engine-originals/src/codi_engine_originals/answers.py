@@ -1,4 +1,4 @@
-"""The studies' own ways to read an answer off a text. The engine's extractor is ``codi_engine.core.answers``."""
+"""The studies' own ways to read an answer off a text. The engine's extractor is ``codi_engine.core.solutions.answers``."""
 
 from __future__ import annotations
 

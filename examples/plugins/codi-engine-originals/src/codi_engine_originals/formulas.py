@@ -11,8 +11,8 @@ from codi_engine.core.plugin import Analysis, AnalysisResult, NoOptions, Options
 if TYPE_CHECKING:
     import pandas as pd
 
-    from codi_engine.core.results import Run
-    from codi_engine.core.work import Work
+    from codi_engine.core.runs.results import Run
+    from codi_engine.core.runs.work import Work
 
 
 class OriginalRecovery(Analysis[NoOptions]):

@@ -11,9 +11,9 @@ from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import Intervention, Options, Rows
 
 if TYPE_CHECKING:
+    from codi_engine.core.rollout.sources import Sources
     from codi_engine.core.sae import SaeStore
     from codi_engine.core.sites import Site
-    from codi_engine.core.sources import Sources
     from codi_engine_subspace.bases import Bases
 
 

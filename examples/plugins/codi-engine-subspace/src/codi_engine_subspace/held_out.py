@@ -11,7 +11,7 @@ import pandas as pd
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from codi_engine.core.gradients import Tracer
+    from codi_engine.core.rollout.gradients import Tracer
     from codi_engine_subspace.training import Pair, TrainSubspaceOptions
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from codi_engine import Run
-    from codi_engine.core.gradients import Target, Tracer
-    from codi_engine.core.work import Work
+    from codi_engine.core.rollout.gradients import Target, Tracer
+    from codi_engine.core.runs.work import Work
 
 _SETTINGS = ("none", "random", "trained", "whole")
 
@@ -65,7 +65,7 @@ class TrainSubspace(Analysis[TrainSubspaceOptions]):
     Options = TrainSubspaceOptions
 
     def analyze(self, runs: Sequence[Run], work: Work) -> AnalysisResult:
-        from codi_engine.core.gradients import open_tracer
+        from codi_engine.core.rollout.gradients import open_tracer
         from codi_engine_subspace import bases, held_out
 
         run, options = runs[0], self.options
@@ -119,8 +119,8 @@ class TrainSubspace(Analysis[TrainSubspaceOptions]):
         return states, {str(e): i for i, e in enumerate(some["example"].values)}
 
     def _pairs(self, run: Run, tracer: Tracer, answers: Any, where: Mapping[str, int]) -> list[Pair]:
-        from codi_engine.core.gradients import Target
-        from codi_engine.core.reload import reload_data
+        from codi_engine.core.rollout.gradients import Target
+        from codi_engine.core.runs.reload import reload_data
 
         found = []
         for example in reload_data(run).examples:
@@ -167,7 +167,7 @@ def interchange(tracer: Tracer, pair: Pair, states: np.ndarray, layer: int, step
     """
     import torch
 
-    from codi_engine.core.gradients import Edit
+    from codi_engine.core.rollout.gradients import Edit
 
     source = torch.from_numpy(states[pair.row]).to(tracer.net.device)
     edits = [] if basis is None else [Edit("resid_post", layer, step, lambda h: h + basis.to(h) @ (basis.to(h).T @ (source.to(h) - h)))]

@@ -1,0 +1,1 @@
+"""What others wrote becomes a run."""

@@ -1,0 +1,1 @@
+"""Files of clean/corrupted pairs: made, reviewed, filtered, checked."""

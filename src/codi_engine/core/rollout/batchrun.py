@@ -1,0 +1,210 @@
+"""One batch of the rollout: rows advance through prompt and latent steps, and split where their edits differ."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from codi_engine.core.rollout.answering import Answering, compact
+from codi_engine.core.rollout.attention import BLOCK
+from codi_engine.core.rollout.tasks import Produced, Task, Want
+from codi_engine.core.rollout.wavefront import Apply, Batch, Edit, StageResult, State, empty_state, run_stage
+from codi_engine.core.sites import Phase
+
+if TYPE_CHECKING:
+    from codi_engine.core.rollout.rollout import Rollout
+
+
+class BatchRun:
+    """One call of :meth:`Rollout.run`: its cells from the prompt to the last latent; ``answering`` goes on from there."""
+
+    def __init__(self, rollout: Rollout, prompts: Sequence[Sequence[int]], tasks: Sequence[Task], want: Want, apply: Apply) -> None:
+        self.rollout, self.net = rollout, rollout.net
+        self.prompts, self.tasks, self.want, self.apply = prompts, tasks, want, apply
+        self.lengths = np.array([len(p) for p in prompts])
+        captured = [p for (_, phase), (_, places) in want.captures.items() if phase == "prompt" for p in places]
+        # what is captured may lie before the first token of every prompt of this batch, if longer ones are in others
+        self.kv, self.last = rollout.load_prompts(prompts, -min(captured, default=0))
+        #: without a prefix the number is predicted at the first answer token: one set of logits serves as both
+        self.same_place = not want.prefix
+        self.rows = 0
+        self.forwarded = 0
+        self.reached: set[tuple[int, Phase, int | None]] = set()
+        self.opened: dict[tuple[Edit, int], Edit] = {}
+        for observer in want.observers:
+            observer.begin(len(tasks))
+        cells = len(tasks)
+        vocabulary = self.net.info.vocab_size
+        self.tokens: list[list[int]] = [[] for _ in tasks]
+        self.first = torch.empty(cells if want.first and not (want.read and self.same_place) else 0, vocabulary, device=self.net.device)
+        self.number = torch.empty(cells if want.read else 0, vocabulary, device=self.net.device)
+        self.captured: dict[tuple[str, int | None, Phase], torch.Tensor] = {}
+        longest = max((max(len(t.gold), len(t.other)) for t in tasks), default=0)
+        shape = (cells, max(longest, 1))
+        self.answer_reads = {name: np.full(shape, np.nan) for name in ("gold_logprob", "other_logprob", "gold_logit", "other_logit")}
+
+    def run(self) -> Produced:
+        for slot, cells in self._groups().items():
+            self._run_group(slot, cells)
+        for cell, task in enumerate(self.tasks):
+            for phase, edits in task.edits.items():
+                for edit in edits:
+                    if edit.place is not None and (cell, phase, edit.place) not in self.reached:
+                        raise RuntimeError(f"an edit at {edit.site}@{phase}[{edit.place}] was never reached")
+        first = self.number if self.want.first and self.want.read and self.same_place else self.first
+        return Produced(
+            self.tokens, first, self.number, **self.answer_reads,
+            captures=self.captured, rows=self.rows, forwarded=self.forwarded,
+        )  # fmt: skip
+
+    def _groups(self) -> dict[int | None, list[int]]:
+        """Group cells by the slot of their earliest prompt edit (None: the prompt is untouched)."""
+        groups: dict[int | None, list[int]] = defaultdict(list)
+        captured = [p for (_, phase), (_, places) in self.want.captures.items() if phase == "prompt" for p in places]
+        captured += [-1] if self.want.observers else []
+        whole = any(o.whole_prompt for o in self.want.observers)
+        for cell, task in enumerate(self.tasks):
+            places = [e.place for e in task.edits.get("prompt", ()) if e.place is not None] + captured
+            places += [-int(self.lengths[task.prompt])] if whole else []
+            groups[self.kv.slots + min(places) if places else None].append(cell)
+        return groups
+
+    # -------------------------------------------------------------------------------------------- phases
+
+    def _run_group(self, slot: int | None, cells: list[int]) -> None:
+        used = np.unique([self.tasks[c].prompt for c in cells])
+        cell_row = np.full(len(self.tasks), -1)
+        cell_row[cells] = np.searchsorted(used, [self.tasks[c].prompt for c in cells])
+        if slot is None:
+            self.batch = Batch(self.kv, self.lengths, self.kv.slots)
+            state = empty_state(self.net, used, self.kv.slots)
+            state.last = self.last[torch.from_numpy(used).to(self.last.device)]
+        else:
+            state, cell_row = self._prompt(slot, used, cell_row)
+        for step in range(self.net.info.latents):
+            cell_row = self._leave(state, cell_row, step)
+            if not (cell_row >= 0).any():
+                return
+            inputs = self.net.project(state.last)[:, None]
+            state, cell_row, _ = self.stage(state, cell_row, inputs, "latent", step, last="latent_out", consume=True)
+        if self.want.read or self.want.generate or self.want.first:
+            Answering(self).answer(state, cell_row)
+
+    def _leave(self, state: State, cell_row: np.ndarray, step: int) -> np.ndarray:
+        """Let the cells that answer in place of this step answer now; return the others' rows."""
+        early = np.array([task.latents == step for task in self.tasks]) & (cell_row >= 0)
+        if not early.any():
+            return cell_row
+        leaving, leaving_row = compact(state, np.where(early, cell_row, -1))
+        Answering(self).answer(leaving if leaving is not state else state.fork(), leaving_row)
+        return np.where(early, -1, cell_row)
+
+    def _prompt(self, slot: int, used: np.ndarray, cell_row: np.ndarray) -> tuple[State, np.ndarray]:
+        """Run the prompt's tokens from ``slot`` on, for rows whose prompt is edited (or captured) from there."""
+        slots = self.kv.slots
+        start = slot // BLOCK * BLOCK
+        kv = self.kv.head(start) if start else None
+        self.batch = Batch(kv, self.lengths, slots)
+        state = empty_state(self.net, used, start)
+        index = torch.from_numpy(used).to(self.net.device)
+        state.keys = [k[index, :, start:slot] for k in self.kv.keys]
+        state.values = [v[index, :, start:slot] for v in self.kv.values]
+        state.used = slot - start
+        ids = torch.zeros(len(used), slots - slot, dtype=torch.long)
+        for row, prompt in enumerate(used):
+            tail = list(self.prompts[prompt])[-(slots - slot) :]
+            ids[row, slots - slot - len(tail) :] = torch.tensor(tail)
+        inputs = self.net.embed(ids.to(self.net.device))
+        last = "latent_out" if self.net.info.latents else None
+        state, cell_row, _ = self.stage(state, cell_row, inputs, "prompt", slot - slots, last=last, keep=self._goes_on())
+        return state, cell_row
+
+    def _goes_on(self) -> bool:
+        """True when stages follow the prompt: latents, a forced prefix, or generated tokens."""
+        want = self.want
+        longer = want.read and any(len(t.gold) > 1 or len(t.other) > 1 for t in self.tasks)
+        forced = bool(self.net.adapter.answer_start) and (want.first or want.read)
+        return bool(self.net.info.latents or want.generate or longer or forced or (want.read and want.prefix))
+
+    def stage(
+        self, state: State, cell_row: np.ndarray, inputs: torch.Tensor, phase: Phase, place: int, last: str | None = None,
+        edited: bool = True, captured: bool = True, keep: bool = True, consume: bool = False, observed: bool = True,
+    ) -> tuple[State, np.ndarray, StageResult]:  # fmt: skip
+        """Run one stage whose first token stands at ``place``; edits and captures of these places apply."""
+        tokens = inputs.shape[1]
+        edits: dict[int, list[tuple[int, Edit]]] = {}
+        for cell in np.flatnonzero(cell_row >= 0).tolist() if edited else ():
+            due = self._due(self.tasks[cell].edits.get(phase, ()), place, tokens)
+            if due:
+                edits[cell] = due
+                self.reached.update((cell, phase, e.place) for _, e in due)
+        wanted = self._wanted(phase, place, tokens) if captured else {}
+        watched = {site for o in self.want.observers for site in o.sites} if observed else set()
+        result = run_stage(
+            self.net, self.batch, state, inputs, cell_row, self.apply, edits, frozenset(wanted) | watched, last, keep, consume
+        )  # fmt: skip
+        if watched:
+            self._observe(phase, result)
+        self.rows = max(self.rows, result.state.rows)
+        self.forwarded += result.state.rows * tokens
+        for (component, layer), places in wanted.items():
+            self._keep(component, layer, phase, place, places, result)
+        return result.state, result.cell_row, result
+
+    def _due(self, edits: Sequence[Edit], place: int, tokens: int) -> list[tuple[int, Edit]]:
+        """Return the edits of a stage as (token offset, edit); an open edit stands at every token."""
+        due: list[tuple[int, Edit]] = []
+        for edit in edits:
+            if edit.place is None:
+                due += [(offset, self._placed(edit, place + offset)) for offset in range(tokens)]
+            elif 0 <= edit.place - place < tokens:
+                due.append((edit.place - place, edit))
+        return due
+
+    def _placed(self, edit: Edit, place: int) -> Edit:
+        key = (edit, place)
+        if key not in self.opened:
+            self.opened[key] = replace(edit, place=place)
+        return self.opened[key]
+
+    def _observe(self, phase: Phase, result: StageResult) -> None:
+        """Show observers what a stage computed, of prompts their own tokens alone: a stage may begin before a short one does."""
+        cells = np.flatnonzero(result.cell_row >= 0)
+        rows, tokens = result.cell_row[cells], result.normed.shape[1]
+        own = np.full(len(cells), tokens)
+        if phase == "prompt":
+            own = np.minimum(self.lengths[[self.tasks[c].prompt for c in cells.tolist()]], tokens)
+        for count in np.unique(own).tolist():
+            mine, seen = own == count, result.captured
+            row = rows[mine]
+            if count < tokens:
+                kept, row = np.unique(row, return_inverse=True)
+                index = torch.from_numpy(kept)
+                seen = {site: values[index.to(values.device), -count:] for site, values in result.captured.items()}
+            for observer in self.want.observers:
+                observer.see(phase, cells[mine], row, seen)
+
+    def _wanted(self, phase: Phase, place: int, tokens: int) -> dict[tuple[str, int | None], list[int]]:
+        wanted: dict[tuple[str, int | None], list[int]] = {}
+        for (component, where), (layers, places) in self.want.captures.items():
+            here = [p for p in places if place <= p < place + tokens]
+            if where == phase and here and component != "logits":
+                wanted.update({(component, layer): here for layer in layers})
+        return wanted
+
+    def _keep(self, component: str, layer: int | None, phase: Phase, place: int, places: list[int], result: StageResult) -> None:
+        values = result.captured[component, layer]
+        _, all_places = self.want.captures[component, phase]
+        key = (component, layer, phase)
+        if key not in self.captured:
+            self.captured[key] = values.new_full((len(self.tasks), len(all_places), values.shape[-1]), float("nan"))
+        cells = np.flatnonzero(result.cell_row >= 0)
+        rows = torch.from_numpy(result.cell_row[cells]).to(values.device)
+        index = torch.from_numpy(cells).to(values.device)
+        for p in places:
+            self.captured[key][index, all_places.index(p)] = values[rows, p - place]

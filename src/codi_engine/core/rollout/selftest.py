@@ -1,0 +1,89 @@
+"""The self-test at load: the packed executor against the model's own forward, and bits against batch composition."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from codi_engine.core.errors import GateError
+from codi_engine.core.rollout.network import Network
+from codi_engine.core.rollout.rollout import Rollout, Task, Want
+
+#: largest relative difference of logits that counts as rounding, by dtype
+TOLERANCE = {torch.float32: 2e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """``difference``: max |Δlogit| / std against the model's own forward; ``reproducible``: bits do not depend on the batch.
+
+    ``bits``: a digest of the computed logits, to be compared with other devices'.
+    """
+
+    difference: float
+    reproducible: bool
+    bits: str
+
+
+@torch.inference_mode()
+def self_test(net: Network) -> SelfTest:
+    """Run two prompts through the model's own attention and through the packed executor.
+
+    Raises
+    ------
+    GateError: the two disagree, so no number of this model could be trusted
+    """
+    first = _probe(net, 21)
+    second = _probe(net, 5)
+    reference = _own_forward(net, first)
+    rollout = Rollout(net, cache_bytes=0)
+    want = Want(generate=False, read=False, first=False, captures={("final_norm", "prompt"): ((None,), (-1,))})
+    alone = rollout.run([first], [Task(0)], want).captures["final_norm", None, "prompt"][0, 0]
+    among = rollout.run([second, first, second], [Task(0), Task(1), Task(2)], want).captures["final_norm", None, "prompt"][1, 0]
+    logits = net.logits(alone[None])[0]
+    scale = float(reference.std().clamp_min(1e-6))
+    difference = float((logits - reference).abs().max()) / scale
+    if not difference <= TOLERANCE.get(net.dtype, 2e-4):
+        raise GateError(
+            f"model: the packed executor differs from {type(net.model).__name__}'s own forward by {difference:.2e} of the logits' "
+            "spread.\nThis architecture is not supported yet; please report it with its config.json."
+        )
+    _drop_broken_sites(net, first)
+    bits = hashlib.sha256(logits.float().cpu().numpy().tobytes()).hexdigest()
+    return SelfTest(difference, bool(torch.equal(alone, among)), bits)
+
+
+def _probe(net: Network, length: int) -> list[int]:
+    step = max(net.embedding.weight.shape[0] // 97, 1)
+    return [(7 + 13 * i * step) % net.embedding.weight.shape[0] for i in range(length)]
+
+
+def _own_forward(net: Network, ids: list[int]) -> torch.Tensor:
+    """Return fp32 logits of the last token by the model's own code."""
+    packed = net.model.config._attn_implementation
+    net.model.set_attn_implementation("eager")
+    try:
+        out = net.model(input_ids=torch.tensor([ids], device=net.device), use_cache=False)
+    finally:
+        net.model.set_attn_implementation(packed)
+    return out.logits[0, -1].float()  # type: ignore[no-any-return]
+
+
+def _drop_broken_sites(net: Network, ids: list[int]) -> None:
+    """Keep ``resid_mid``, ``attn_out`` and ``mlp_out`` only where they add up to the residual stream."""
+    parts = ("resid_pre", "resid_mid", "attn_out", "mlp_out", "resid_post")
+    there = tuple(c for c in parts if c in net.components)
+    want = Want(generate=False, read=False, first=False, captures={(c, "prompt"): ((0,), (-1,)) for c in there})
+    got = {c: v[0, 0].float() for (c, _, _), v in Rollout(net, cache_bytes=0).run([ids], [Task(0)], want).captures.items()}
+    broken = set()
+    if {"attn_out", "mlp_out"} <= set(there) and not _close(got["resid_pre"] + got["attn_out"] + got["mlp_out"], got["resid_post"]):
+        broken |= {"attn_out", "mlp_out", "resid_mid"}
+    if "resid_mid" in there and "attn_out" in there and not _close(got["resid_pre"] + got["attn_out"], got["resid_mid"]):
+        broken.add("resid_mid")
+    net.components -= broken
+
+
+def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool(((a - b).abs() <= 2e-2 * b.abs().max().clamp_min(1e-6)).all())

@@ -1,0 +1,1 @@
+"""From a plan to a committed run: stages, units, the gate, several devices."""

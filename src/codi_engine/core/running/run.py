@@ -1,0 +1,381 @@
+"""What the command line and Python call: plan, check, run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codi_engine.core.errors import DifferentRun, PluginError, UserError
+from codi_engine.core.planning.controls import control_of, in_words
+from codi_engine.core.planning.costs import Costs, money_text, size_text, time_text
+from codi_engine.core.planning.machine import Preparing
+from codi_engine.core.progress import Progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from codi_engine.core.experiment import Experiment
+    from codi_engine.core.planning.preparing import Prepared
+    from codi_engine.core.plugins import Plugins
+    from codi_engine.core.running.runner import Runner
+    from codi_engine.core.runs.analyzing import Analysed
+    from codi_engine.core.runs.results import Run
+    from codi_engine.core.watching.lifecycle import Lifecycle
+    from codi_engine.store.writer import RunWriter
+
+
+#: examples of ``run --test``
+TRIED = 5
+
+
+@dataclass(repr=False)
+class Finished:
+    """A finished run: where it is, what was computed, and what its analyses say."""
+
+    path: Path
+    cells: int
+    new_cells: int
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+    summaries: dict[str, str] = field(default_factory=dict)
+    figures: dict[str, Path] = field(default_factory=dict)
+    tables: dict[str, Path] = field(default_factory=dict)
+    console: str = ""
+    experiment: Experiment | None = None
+    estimate: Costs | None = None
+    checks: pd.DataFrame | None = None
+    failures: list[PluginError] = field(default_factory=list)  # analyses that failed; everything else is on disk
+    parts: dict[str, Finished] = field(default_factory=dict)  # of an experiment with checkpoints: label → its run
+
+    def __repr__(self) -> str:
+        said = "" if self.passed else ", a check failed"
+        return f"<finished '{self.path}': {self.cells:,} cells ({self.new_cells:,} new), analyses {', '.join(self.summaries) or 'none'}{said}>"
+
+    def _repr_html_(self) -> str:
+        from codi_engine.core.runs.notebook import finished_html
+
+        return finished_html(self)
+
+    @property
+    def passed(self) -> bool:
+        """False when a check of the experiment failed."""
+        mine = self.checks is None or not (self.checks["passed"] == False).any()  # noqa: E712 - None is neither
+        return mine and all(part.passed for part in self.parts.values())
+
+    @property
+    def took(self) -> str:
+        """Say what it took beside what was estimated."""
+        if self.estimate is None:
+            return f"took {time_text(self.seconds)}"
+        without = f" without {', '.join(self.estimate.unknown)}" if self.estimate.unknown else ""
+        return f"took {time_text(self.seconds)}, estimated {time_text(self.estimate.seconds)}{without}"
+
+    def take(self, analysed: Analysed, life: Lifecycle) -> None:
+        """Add what an analysis gave, and tell observers."""
+        assert analysed.result is not None
+        life.analysed(analysed.name, analysed.result, analysed.folder)
+        self.summaries[analysed.name] = analysed.summary
+        self.console += ("\n" if self.console else "") + analysed.summary
+        self.figures.update(analysed.figures)
+        self.tables.update(analysed.tables)
+
+    def open(self) -> Run:
+        """Open the run."""
+        from codi_engine.core.runs.results import open_run
+
+        return open_run(self.path)
+
+
+@dataclass(frozen=True)
+class PlanSummary:
+    """What a run would compute and cost, known without loading any weight (``costs``: estimated, or timed where it was measured)."""
+
+    prepared: Prepared
+    output: Path
+    cells: int
+    prompts: int
+    units: int
+    costs: Costs
+
+    @property
+    def forwards(self) -> int:
+        return self.costs.rows
+
+    @property
+    def bytes(self) -> int:
+        return self.costs.disk
+
+    @property
+    def seconds(self) -> float:
+        return self.costs.seconds
+
+    @property
+    def devices(self) -> str:
+        return ", ".join(self.prepared.devices)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Return (label, value) pairs: what is run."""
+        plan = self.prepared.plan
+        rows = [
+            ("experiment", self.prepared.experiment.name),
+            ("model", f"{plan.info.family}, {plan.info.layers} layers × {plan.info.width}, {plan.info.latents} latent steps, {self.devices}"),
+            ("data", f"{len(plan.data.examples):,} {plan.data.kind} ({len(plan.data.pool):,} in the pool)"),
+        ]
+        for condition in (c for c in plan.conditions if c.control is None):
+            axes = " × ".join(f"{name} {len(values)}" for name, values in condition.axes.items()) or "one point"
+            tokens = {"last": "last token of every forward", "all": "every token", None: condition.phase}
+            where = tokens[condition.tokens]
+            rows.append((f"  {condition.name}", f"{condition.plugin.name} at {condition.site}, {where}: {axes}"))
+        rows += self._controls()
+        own, controls = self.cells - plan.control_cells, plan.control_cells
+        cells = f"{own:,} edited" + (f" + {controls:,} of controls" if controls else "") + f" + {self.prompts * plan.trials:,} unedited"
+        return [*rows, ("cells", cells), ("units", f"{self.units:,}")]
+
+    def costed(self) -> list[tuple[str, str]]:
+        """Return (label, value) pairs: what it costs in all, and where the numbers are from."""
+        costs = self.costs
+        where = "on this machine's CPU" if not costs.gpu else f"on {self.devices} of this machine"
+        without = f", without {', '.join(costs.unknown)} (unknown)" if costs.unknown else ""
+        rows = [
+            ("forwards", f"about {costs.rows:,} token rows through the model"),
+            ("disk", f"about {size_text(costs.disk)}"),
+            ("time", f"about {time_text(costs.seconds)} {where}{without}"),
+            ("from", costs.basis),
+        ]
+        if costs.money is not None:
+            rows.append(("money", f"about {money_text(costs.money)} at {costs.price:g} per {'GPU-hour' if costs.gpu else 'hour of this machine'}"))
+        rows.append(("output", str(self.output)))
+        return rows + [("note", n) for n in [*self.prepared.plan.data.report, *self.prepared.plan.notes, *costs.notes]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "experiment": self.prepared.experiment.name, "output": str(self.output), "cells": self.cells - self.prepared.plan.control_cells,
+            "controls": self.prepared.plan.control_cells, "unedited": self.prompts * self.prepared.plan.trials, "units": self.units,
+            **self.costs.to_dict(),
+        }  # fmt: skip
+
+    def _controls(self) -> list[tuple[str, str]]:
+        """Return one row per condition that has controls: which ones, on how many examples, and how many cells."""
+        plan, names = self.prepared.plan, self.prepared.plan.conditions
+        cells = Counter(c.condition for c in plan.cells)
+        rows = []
+        for condition in names:
+            mine = [(n, c) for n, c in enumerate(names) if c.control is not None and control_of(c.name) == (condition.name, c.control)]
+            if mine:
+                examples = min(len(plan.data.examples), mine[0][1].examples or len(plan.data.examples))
+                what = ", ".join(in_words(str(c.control)) for _, c in mine)
+                rows.append(("  controls", f"of {condition.name}: {what}; {examples} example{'s' * (examples != 1)}, {sum(cells[n] for n, _ in mine):,} cells"))
+        return rows
+
+
+def _adjusted(experiment: Experiment, limit: int | None, device: str | None) -> Experiment:
+    changes = []
+    if limit is not None:
+        changes.append(f"data.limit={limit}")
+    if device is not None:
+        changes.append(f"model.device={device}")
+    return experiment.with_overrides(changes) if changes else experiment
+
+
+def output_of(experiment: Experiment, output: str | Path | None) -> Path:
+    """Return the run directory: given, or the file's ``output:``, or ``runs/<name>``; {date}, {name}, {seed} are filled in."""
+    template = str(output or experiment.output or "runs/{name}")
+    try:
+        text = template.format(date=date.today().isoformat(), name=experiment.name, seed=experiment.seed, s=experiment.seed)
+    except (KeyError, IndexError, ValueError):
+        raise UserError(f"--output: '{template}' may use {{date}}, {{name}} and {{seed}} only") from None
+    return Path(text)
+
+
+def _prepared(experiment: Experiment, limit: int | None, device: str | None) -> tuple[Prepared, Plugins]:
+    from codi_engine.core.planning.preparing import prepare
+    from codi_engine.core.plugins import plugin_manager
+
+    plugins = plugin_manager()
+    return prepare(_adjusted(experiment, limit, device), plugins), plugins
+
+
+def plan_experiment(
+    experiment: Experiment,
+    output: str | Path | None = None,
+    *,
+    limit: int | None = None,
+    device: str | None = None,
+    measure: bool = False,
+    price: float | None = None,
+    progress: Progress | None = None,
+) -> PlanSummary:
+    """Return what the experiment would compute and cost, without loading weights.
+
+    Parameters
+    ----------
+    measure: load the model and time a few cells of each stage in a temporary directory
+    price: per GPU-hour, or per hour of this machine on a CPU; default: the experiment's
+    """
+    from codi_engine.core.planning.estimate import estimate, units_in
+
+    if experiment.checkpoints is not None:
+        raise UserError(f"{experiment.source}: has checkpoints; codi_engine.core.planning.checkpoints.plan_checkpoints plans each of them")
+    begun = Preparing()
+    prepared, _ = _prepared(experiment, limit, device)
+    prepared_in, slowed = begun.taken()
+    costs = estimate(prepared, prepared_in, slowed, price)
+    if measure:
+        from codi_engine.core.planning.measuring import measured
+
+        costs = measured(prepared, costs, prepared_in, progress or Progress())
+    plan = prepared.plan
+    prompts = sum(not p.pool for p in plan.prompts)
+    units = units_in([prompts * plan.trials, len(plan.prompts) - prompts, len(plan.cells)])
+    return PlanSummary(prepared, output_of(experiment, output), len(plan.cells), prompts, units, costs)
+
+
+def run_experiment(
+    experiment: Experiment,
+    output: str | Path | None = None,
+    *,
+    limit: int | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Finished:
+    """Run an experiment, or go on with it: what is committed is never computed again.
+
+    Parameters
+    ----------
+    output: the run directory; default ``runs/<name>``
+    limit: sweep the first so many examples only
+    device: overrides ``model.device``; ``cuda:0,cuda:1`` or ``all`` computes units side by side, one process for each device
+    progress: told of stages and cells
+
+    Raises
+    ------
+    UserError: bad input, and DifferentRun when the directory holds another experiment
+    GateError: an edit does not do what the plan says
+    """
+    from codi_engine.core.running.runner import Runner
+    from codi_engine.core.runs.analyzing import analyze_one
+    from codi_engine.core.runs.results import open_run
+
+    if experiment.checkpoints is not None:
+        from codi_engine.core.planning.checkpoints import run_checkpoints
+
+        return run_checkpoints(experiment, output_of(experiment, output), limit=limit, device=device, progress=progress or Progress())
+    begun = Preparing()
+    progress = progress or Progress()
+    prepared, plugins = _prepared(experiment, limit, device)
+    path = output_of(experiment, output)
+    runner = Runner(prepared, path, progress, begun)
+    try:
+        runner.run(lambda: open_writer(prepared, path))
+        finished = _finished(runner)
+        for mapping in prepared.experiment.analyses:
+            analysis = plugins.build("analysis", mapping, where="analyses", source=str(path))
+            runner.cost.begin(f"analysis {mapping.plugin}")
+            try:
+                finished.take(analyze_one([open_run(path)], analysis, progress), runner.life)
+            except PluginError as error:
+                finished.failures.append(error)  # the others do not depend on it
+                runner.life.warned(f"analysis {analysis.name} failed: {error}")
+            runner.cost.end()
+        if prepared.checks:
+            from codi_engine.core.runs.checking import check_run
+
+            finished.checks = check_run(open_run(path), prepared.checks)
+            for name in finished.checks["check"][finished.checks["passed"] == False]:  # noqa: E712 - None is neither
+                runner.life.warned(f"check '{name}' failed")
+    except BaseException as error:
+        runner.life.stopped(error)
+        raise
+    finally:
+        runner.cost.save(path)
+    runner.life.finished(finished.tables, finished.figures)
+    finished.seconds = begun.taken()[0]
+    return finished
+
+
+def try_experiment(
+    experiment: Experiment,
+    output: str | Path | None = None,
+    *,
+    limit: int | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Finished:
+    """Run an experiment on a few examples, analyses and checks included; trackers are not told.
+
+    Parameters
+    ----------
+    output: kept there; default: a temporary directory, removed at the end
+    limit: how many examples; default :data:`TRIED`
+    """
+    experiment = experiment.with_overrides(["trackers=[]"])
+    if output is not None:
+        return run_experiment(experiment, output, limit=limit or TRIED, device=device, progress=progress)
+    with tempfile.TemporaryDirectory(prefix="codi-engine-test-") as folder:
+        finished = run_experiment(experiment, Path(folder) / experiment.name, limit=limit or TRIED, device=device, progress=progress)
+    finished.figures, finished.tables = {}, {}
+    return finished
+
+
+def _finished(runner: Runner) -> Finished:
+    plan = runner.prepared.plan
+    count = len(plan.cells) + sum(not p.pool for p in plan.prompts) * plan.trials
+    notes = [*plan.data.report, *plan.notes]
+    return Finished(runner.path, count, runner.new_cells, 0.0, notes=notes, experiment=runner.experiment, estimate=runner.cost.estimate)
+
+
+def open_writer(prepared: Prepared, path: Path) -> RunWriter:
+    """Make the run, or go on with it."""
+    from codi_engine.core.running.generations import UNIT_CELLS
+    from codi_engine.store.errors import IdentityMismatch
+    from codi_engine.store.writer import RunWriter
+
+    experiment = prepared.experiment
+    size = max(UNIT_CELLS, 2 * prepared.plan.trials)
+    try:
+        return RunWriter.open(path, identity=experiment.identity(), unit_cells=size, experiment=experiment.to_yaml(), provenance={})
+    except IdentityMismatch as mismatch:
+        shown = "; ".join(mismatch.differences[:3]) + ("; …" if len(mismatch.differences) > 3 else "")
+        raise DifferentRun(
+            f'{path}: holds another experiment ({shown}).\nChoose a new output, for example --output "runs/{{date}}_{{name}}_s{{seed}}".'
+        ) from None
+
+
+def check_experiment(experiment: Experiment, *, limit: int | None = None, device: str | None = None, progress: Progress | None = None) -> pd.DataFrame:
+    """Run the gate alone, in a temporary directory, and return one row per condition and site.
+
+    Columns: condition, site, places, rows, changed, norm_before, norm_after, first_values, self_patch.
+    """
+    if experiment.checkpoints is not None:
+        from codi_engine.core.planning.checkpoints import check_checkpoints
+
+        return check_checkpoints(experiment, limit=limit, device=device, progress=progress)
+    import pandas as pd
+
+    from codi_engine.core.running.bank import Bank
+    from codi_engine.core.running.gate import EXAMPLES, run_gate
+    from codi_engine.core.running.runner import Runner
+    from codi_engine.core.running.unedited import run_unedited
+
+    if experiment.controls == "auto":
+        experiment = experiment.with_overrides(["controls=none"])  # they edit at the same places through the same calls
+    prepared, _ = _prepared(experiment, EXAMPLES if limit is None else min(limit, EXAMPLES), device)
+    if not prepared.plan.conditions:
+        raise UserError(f"{experiment.source}: there is no intervention to check")
+    with tempfile.TemporaryDirectory(prefix="codi-engine-check-") as folder:
+        runner = Runner(prepared, Path(folder) / "run", progress or Progress())
+        with open_writer(prepared, runner.path) as writer:
+            adapter, net = runner.load()
+            job = runner.job(adapter, net, writer)
+            units = runner.add_generation(job)
+            runner.progress.start("gate", 0, "")
+            for unit in units:
+                if unit.stage != "sweep":
+                    arrays, texts = run_unedited(job, unit)
+                    writer.commit(unit.number, unit.stage, arrays, texts or None, None)
+            return pd.DataFrame(run_gate(job, Bank(job, units), runner.reproducible))

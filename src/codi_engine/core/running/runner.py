@@ -1,0 +1,390 @@
+"""Running an experiment: plan, open the run, load the model, then unit after unit until everything is committed."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from codi_engine.core.calling import calling
+from codi_engine.core.errors import DifferentRun, UserError
+from codi_engine.core.planning.plan import BASELINE, PLACES, PromptRef, build_intervention, build_plan
+from codi_engine.core.planning.preparing import Prepared
+from codi_engine.core.plugin import Intervention
+from codi_engine.core.progress import Progress
+from codi_engine.core.returned import loaded_model
+from codi_engine.core.rollout.devices import held
+from codi_engine.core.running.generations import Unit, generation, units_of
+from codi_engine.core.watching.disk import DiskWatch
+from codi_engine.core.watching.lifecycle import Lifecycle
+from codi_engine.core.watching.recording import KEY, Recorder
+from codi_engine.core.watching.tally import tally_of
+
+if TYPE_CHECKING:
+    from codi_engine.core.model import ModelAdapter
+    from codi_engine.core.planning.conditions import Condition
+    from codi_engine.core.planning.machine import Preparing
+    from codi_engine.core.running.computing import Hands
+    from codi_engine.core.running.job import Job
+    from codi_engine.core.sae import SaeStore
+    from codi_engine.store.view import RunView
+    from codi_engine.store.writer import RunWriter
+
+
+class Runner:
+    """Carries one experiment from plan to committed run."""
+
+    def __init__(self, prepared: Prepared, path: Path, progress: Progress, begun: Preparing | None = None) -> None:
+        self.prepared, self.path, self.progress = prepared, path, progress
+        self.experiment, self.plan = prepared.experiment, prepared.plan
+        self.new_cells = 0  # computed by this call
+        self._units, self._conditions = 0, list[str]()  # of the whole run
+        self.saes: dict[str, str] = {}
+        self.facts: dict[str, Any] = {}  # of the loaded model, for the provenance
+        self.life = Lifecycle(prepared.plugins, prepared.trackers, path, progress.note)
+        self.cost = Recorder(self.plan.info.device, begun, self.experiment.price)
+
+    # ------------------------------------------------------------------------------------------ preparing
+
+    def load(self) -> tuple[ModelAdapter, Any]:
+        """Load the model, take it apart and self-test it."""
+        from codi_engine.core.rollout.network import Network
+        from codi_engine.core.rollout.selftest import self_test
+
+        self.progress.start("loading the model", 0, "")
+        adapter = loaded_model(self.prepared.model)
+        net = Network(adapter)
+        result = self_test(net)
+        self.progress.finish()
+        if not result.reproducible:
+            self.life.warn("rows' bits depend on the batch on this device: results agree to rounding, not bit for bit")
+        self.reproducible, self.bits = result.reproducible, result.bits
+        return adapter, net
+
+    def job(self, adapter: ModelAdapter, net: Any, writer: RunWriter | RunView) -> Job:
+        """Put together what all units share."""
+        from codi_engine.core.planning.needs import source_arrays
+        from codi_engine.core.rollout.rollout import Rollout
+        from codi_engine.core.running.captures import parse_captures
+        from codi_engine.core.running.codes import resolve_codes
+        from codi_engine.core.running.job import Job
+        from codi_engine.core.running.reading import Answers, Needs
+        from codi_engine.core.sae import SaeStore
+
+        experiment, plugins, data = self.experiment, self.prepared.plugins, self.plan.data
+        natural = self.plan.natural
+        self.plan = build_plan(experiment, plugins, data, adapter.info, net.components, lambda text: len(adapter.encode_prompt(text)), natural)
+        prompts = {p.key: p for p in self.plan.prompts}
+        chat = bool(experiment.data.model_dump().get("chat_template"))
+        ids = {key: tuple(self._encode(adapter, p, chat)) for key, p in prompts.items()}
+        answers = Answers(adapter, experiment.generate.answer_prefix)
+        needs = Needs.of(self.prepared.metrics, data.kind != "prompts")
+        self._check_length(adapter, ids, prompts, len(answers.prefix))
+        self._check_positions(ids, prompts)
+        lengths = [len(i) for i in ids.values()]
+        captures = parse_captures(experiment.site_captures, adapter.info, net.components, max(lengths), experiment.source)
+        saes = SaeStore(plugins, net.device)
+        codes = resolve_codes(experiment.code_captures, adapter.info, saes, experiment.source)
+        self._check_interventions(saes)
+        arrays = source_arrays(self.plan, plugins, lengths, len(adapter.answer_start) + len(answers.prefix))
+        return Job(
+            experiment, plugins, self.plan, net, Rollout(net), answers, self.prepared.metrics, self.prepared.column, needs,
+            captures, arrays, writer, self.life.warn, prompts, ids, {c.key: c for c in self.plan.cells}, codes, saes,
+        )  # fmt: skip
+
+    def _encode(self, adapter: ModelAdapter, prompt: PromptRef, chat: bool) -> list[int]:
+        text = prompt.text
+        if chat:
+            template = getattr(adapter, "chat", None)
+            if template is None:
+                raise UserError(f"{self.experiment.source}: data.chat_template: this model's tokenizer has no chat template")
+            text = template(text)
+        ids = adapter.encode_prompt(text)
+        if not ids:
+            raise UserError(f"data: example {prompt.example}: the prompt has no tokens")
+        return ids
+
+    def _check_length(self, adapter: ModelAdapter, ids: Mapping[str, Sequence[int]], prompts: Mapping[str, PromptRef], prefix: int) -> None:
+        most = adapter.info.max_positions
+        if most is None:
+            return
+        room = most - adapter.info.latents - len(adapter.answer_start) - max(self.experiment.generate.max_new_tokens, prefix + 8)
+        for key, tokens in ids.items():
+            if len(tokens) > room:
+                raise UserError(
+                    f"data: example {prompts[key].example}: prompt of {len(tokens)} tokens; the model's {most} positions leave {room} "
+                    "beside latents and answer.\nShorten it, drop it, or lower generate.max_new_tokens."
+                )
+
+    def _check_positions(self, ids: Mapping[str, Sequence[int]], prompts: Mapping[str, PromptRef]) -> None:
+        """Every swept prompt position must lie inside every prompt that it is applied to."""
+        for condition in self.plan.conditions:
+            if condition.phase != "prompt" or condition.tokens is not None:
+                continue
+            values = condition.axes.get("position") or (condition.fixed["position"],)
+            low, high = min(p for v in values for p in v), max(p for v in values for p in v)
+            for key, tokens in ids.items():
+                if prompts[key].compared:
+                    continue
+                if prompts[key].variant in (condition.variant, condition.partner) and not -len(tokens) <= low <= high < len(tokens):
+                    bad = low if low < -len(tokens) else high
+                    raise UserError(
+                        f"{self.experiment.source}: {condition.name}: position {bad} lies outside the prompt of example {prompts[key].example} "
+                        f"({len(tokens)} tokens).\nPositions count from 0, or from the end: −1 is the last token."
+                    )
+
+    def _check_interventions(self, saes: SaeStore) -> None:
+        """Let every intervention look at its files once per point, layer by layer, before anything is computed."""
+        points = [
+            (layer, {k: v for k, v in point.items() if k not in PLACES}, condition)
+            for condition in self.plan.conditions
+            if condition.plugin.check is not Intervention.check
+            for point in condition.points()
+            for layer in point.get("layer", (None,))
+        ]
+        for layer, swept, condition in sorted(points, key=lambda p: -1 if p[0] is None else p[0]):
+            at = f"conditions.{condition.name}.intervention"
+            made = build_intervention(self.prepared.plugins, condition.plugin, {**condition.options, **swept}, at, self.experiment.source)
+            try:
+                with calling(made, "check"):
+                    made.check(saes, replace(condition.site.at(layer), phase=condition.phase), self.plan.info.width)
+            except UserError as error:
+                raise UserError(f"{self.experiment.source}: {at}: {error}") from None
+
+    # ------------------------------------------------------------------------------------------- planning
+
+    def add_generation(self, job: Job) -> list[Unit]:
+        """Record what this plan adds to the run, and return all units of the run."""
+        writer, plan = job.writer, self.plan
+        units = units_of(writer.plans)
+        done_cells = {k for u in units if u.stage == "sweep" for k in u.keys}
+        cells = [c.key for c in plan.cells if c.key not in done_cells]
+        baseline, pool, known = self._unedited(units)
+        have = {name for u in units for name in u.sources}
+        missing = [name for name in job.source_arrays if name not in have] if known else []
+        first = max((u.number for u in units), default=-1) + 1
+        records = generation(first, baseline, pool, known, list(job.source_arrays), missing, cells, writer.unit_cells)
+        if records:
+            from codi_engine.core.running.layout import array_specs
+            from codi_engine.store.writer import RunWriter
+
+            assert isinstance(writer, RunWriter)
+            record = {"experiment": self.experiment.identity(), "units": records}
+            writer.add_plan(record, len(records), array_specs(job), self._labels(job))
+        return self.known_units(job)
+
+    def known_units(self, job: Job) -> list[Unit]:
+        """Return all units of the run, and let the job name cells as the run does."""
+        job.codes = {name: {_hashable(v): i for i, v in enumerate(labels)} for name, labels in self._known_labels(job).items()}
+        return units_of(job.writer.plans)
+
+    def _unedited(self, units: Sequence[Unit]) -> tuple[list[tuple[list[str], int, int]], list[str], list[str]]:
+        """Return prompts to run as baseline (by trials), prompts to run for their values, and prompts known before."""
+        have: dict[str, int] = {}
+        pooled: set[str] = set()
+        for unit in units:
+            for key in unit.keys if unit.stage == "baseline" else ():
+                have[key] = max(have.get(key, 0), unit.first_trial + unit.trials)
+            pooled |= set(unit.keys) if unit.stage == "sources" else set()
+        groups: dict[int, list[str]] = {}
+        for prompt in self.plan.prompts:
+            if not prompt.pool and have.get(prompt.key, 0) < self.plan.trials:
+                groups.setdefault(have.get(prompt.key, 0), []).append(prompt.key)
+        baseline = [(keys, start, self.plan.trials - start) for start, keys in sorted(groups.items())]
+        seen = set(have) | pooled
+        pool = [p.key for p in self.plan.prompts if p.pool and p.key not in seen]
+        known = [p.key for p in self.plan.prompts if p.key in seen]
+        return baseline, pool, known
+
+    def _labels(self, job: Job) -> dict[str, list[Any]]:
+        """Return array name → labels of this plan (the writer appends what is new)."""
+        plan = self.plan
+        labels: dict[str, list[Any]] = {
+            "cells/example": [e.id for e in plan.data.examples],
+            "cells/condition": [BASELINE, *(c.name for c in plan.conditions)],
+            "cells/variant": list(dict.fromkeys(v for e in plan.data.examples for v in e.prompts)),
+        }
+        if plan.trials > 1 or self.experiment.generate.do_sample:
+            labels["cells/trial"] = list(range(plan.trials))
+        labels.update({f"cells/{axis}": plan.axis_labels(axis) for axis in plan.axes})
+        return labels
+
+    def _known_labels(self, job: Job) -> dict[str, list[Any]]:
+        return {name.removeprefix("cells/"): labels for name, labels in job.writer.labels.items() if name.startswith("cells/")}
+
+    # -------------------------------------------------------------------------------------------- running
+
+    def run(self, open_writer: Callable[[], RunWriter], gate: bool = True) -> None:
+        """Compute and commit every unit of the plan that is not committed yet."""
+        with open_writer() as writer:
+            todo, hands = self._begin(writer)
+            unedited = [u for u in todo if u.stage != "sweep"]
+            sweep = [u for u in todo if u.stage == "sweep"]
+            with hands:
+                writer.set_provenance(self._provenance(writer))
+                self.life.started()
+                self.cost.begin("baseline")
+                self._stage("baseline", "prompts", unedited, hands, writer)
+                if sweep:
+                    self.cost.begin("sweep")
+                    if gate:
+                        self.progress.start("gate: does every edit fire where it should?", 0, "")
+                        self.facts["gate"] = hands.gate()
+                    self._stage("sweep", "cells", sweep, hands, writer)
+                self.cost.end()
+            writer.set_provenance({**self._provenance(writer), "finished": _now()})
+
+    def _stage(self, stage: str, what: str, units: Sequence[Unit], hands: Hands, writer: RunWriter) -> None:
+        """Compute and commit the units of a stage."""
+        self.progress.start(stage, sum(len(u.keys) * u.trials for u in units), what)
+        self.progress.at(f"unit 1 of {len(units)}")
+        for number, made in enumerate(hands.results(units), 1):
+            self._commit(writer, made.unit, made.arrays, made.texts)
+            self.progress.at(f"unit {min(number + 1, len(units))} of {len(units)}")
+        self.progress.finish()
+
+    def _begin(self, writer: RunWriter) -> tuple[list[Unit], Hands]:
+        """Load, plan, and return the units to compute and who computes them."""
+        adapter, net = self.load()
+        self._check_model(writer, adapter)
+        self._check_data(writer)
+        job = self.job(adapter, net, writer)
+        self._check_saes(writer, job)
+        units = self.add_generation(job)
+        mine = {c.key for c in self.plan.cells} | {p.key for p in self.plan.prompts}
+        todo = [u for u in units if u.number not in writer.committed and mine & set(u.keys)]
+        self._complete(job, todo)
+        self.new_cells = sum(len(u.keys) * u.trials for u in todo if u.stage != "sources")
+        self._expect(todo)
+        self.facts = {
+            "model_digest": adapter.digest, "model": list(adapter.report), "layers": adapter.info.layers, "latents": adapter.info.latents,
+            "device": adapter.info.device, "saes": self.saes,
+        }  # fmt: skip
+        writer.set_provenance(self._provenance(writer))
+        self._tell_plan(writer, units)
+        return todo, self._hands(job, units, todo)
+
+    def _tell_plan(self, writer: RunWriter, units: Sequence[Unit]) -> None:
+        """Tell observers what the run is and how far; units of earlier plans and invocations count."""
+        self._units, self._conditions = len(units), list(writer.labels.get("cells/condition", []))
+        self.life.planned(self.experiment.to_dict(), len(self.plan.cells), len(units), tally_of(self.path, units, writer.committed))
+        self.life.disk = DiskWatch(self.path, lambda: self.cost.disk_left)
+        for note in self.plan.notes:  # the user reads them at the end
+            self.life.warned(note, "note")
+
+    def _hands(self, job: Job, units: Sequence[Unit], todo: Sequence[Unit]) -> Hands:
+        """Return workers where there are several devices and something for each of two; this process' own model otherwise."""
+        from codi_engine.core.running.computing import Computer, Here
+        from codi_engine.core.running.workers import Workers
+
+        sweep = sum(u.stage == "sweep" for u in todo)
+        most = max(sweep, len(todo) - sweep)
+        if min(len(self.prepared.devices), most) < 2:
+            computer = Computer(job, units)
+            self.cost.rows = lambda: computer.forwarded
+            return Here(computer, self.reproducible)
+        self.facts["devices"] = self.prepared.devices
+        self.plan = self.prepared.plan  # this process computes nothing more; the other plan asks the adapter, and would keep its weights
+        workers = Workers(self, self.prepared.devices[:most])
+        self.cost.rows, self.cost.peak, self.cost.devices = lambda: workers.forwarded, workers.peak, held(workers.devices)
+        return workers
+
+    def _expect(self, todo: Sequence[Unit]) -> None:
+        """Tell the record of costs what the whole plan is estimated to cost, and how much of it is to be computed now."""
+        from codi_engine.core.planning.estimate import estimate
+
+        new = {name: sum(len(u.keys) * u.trials for u in todo if (u.stage == "sweep") == (name == "sweep")) for name in ("baseline", "sweep")}
+        whole = {"baseline": sum(1 if p.pool else self.plan.trials for p in self.plan.prompts), "sweep": len(self.plan.cells)}
+        self.cost.expect(estimate(self.prepared, self.cost.prepared_in, self.cost.slowed), {name: (min(new[name], whole[name]), whole[name]) for name in whole})
+
+    def _complete(self, job: Job, todo: Sequence[Unit]) -> None:
+        """A unit left over from a larger plan needs that plan's cells: ask for the larger plan instead of guessing."""
+        lost = [u for u in todo if any(k not in (job.cells if u.stage == "sweep" else job.prompts) for k in u.keys)]
+        if lost:
+            raise UserError(
+                f"{self.path}: an earlier, larger plan of this run is unfinished (unit {lost[0].number}).\n"
+                "Repeat its command first; the smaller plan is contained in it."
+            )
+
+    def _commit(self, writer: RunWriter, unit: Unit, arrays: Mapping[str, np.ndarray], texts: Mapping[str, list[Any]]) -> None:
+        writer.commit(unit.number, unit.stage, dict(arrays), dict(texts) if texts else None, None)
+        written = sum(int(f["size"]) for f in writer.committed[unit.number]["files"].values())
+        self.cost.committed(len(unit.keys) * unit.trials, written)
+        self.cost.write(writer)
+        self.progress.advance(len(unit.keys) * unit.trials)
+        self.life.committed(unit.number, self._units, len(unit.keys) * unit.trials, arrays, self._conditions, unit.stage)
+
+    def _check_model(self, writer: RunWriter, adapter: ModelAdapter) -> None:
+        old = writer.provenance.get("model_digest")
+        if old is not None and old != adapter.digest:
+            raise DifferentRun(
+                f"{self.path}: was computed with other model files (sha256 {str(old)[:12]} then, {adapter.digest[:12]} now).\n"
+                'Choose a new output, for example --output "runs/{date}_{name}_s{seed}".'
+            )
+
+    def _check_data(self, writer: RunWriter) -> None:
+        """Edits that take values of other examples depend on all of them: another data file is another experiment."""
+        old, new = writer.provenance.get("data_digest"), self.plan.data.digest
+        pooled = next((c.name for c in self.plan.conditions if c.differences or c.plugin.needs_scale or self._draws(c)), None)
+        if old and new and old != new and (pooled is not None or self.plan.natural):
+            raise DifferentRun(
+                f"{self.path}: was computed with other data (sha256 {str(old)[:12]} then, {new[:12]} now); '{pooled or 'unusual'}' draws from all of them.\n"
+                'Choose a new output, for example --output "runs/{date}_{name}_s{seed}".'
+            )
+
+    def _draws(self, condition: Condition) -> bool:
+        probe = build_intervention(self.prepared.plugins, condition.plugin, condition.first_options, "", "")
+        return probe.source in ("donor", "mean", "mean_over_steps") or condition.control == "shuffled"
+
+    def _check_saes(self, writer: RunWriter, job: Job) -> None:
+        """The same paths must hold the same autoencoders as before."""
+        assert job.saes is not None
+        before = dict(writer.provenance.get("saes", {}))
+        self.saes = {**before, **job.saes.digests()}
+        changed = next((path for path, digest in before.items() if self.saes[path] != digest), None)
+        if changed is not None:
+            raise DifferentRun(
+                f"{self.path}: was computed with another autoencoder '{changed}' (sha256 {before[changed][:12]} then, {self.saes[changed][:12]} now).\n"
+                'Choose a new output, for example --output "runs/{date}_{name}_s{seed}".'
+            )
+
+    def _provenance(self, writer: RunWriter) -> dict[str, Any]:
+        import torch
+        import transformers
+        import zarr
+
+        from codi_engine import __version__
+
+        versions = {"codi-engine": __version__, "python": platform.python_version(), "torch": torch.__version__}
+        versions |= {"transformers": transformers.__version__, "numpy": np.__version__, "zarr": zarr.__version__}
+        kept = {k: writer.provenance[k] for k in ("gate",) if k in writer.provenance}  # of an earlier call, unless this one runs it again
+        return {
+            "versions": versions, **kept, **self.facts, "data_digest": self.plan.data.digest, "data": list(self.plan.data.report),
+            "threads": torch.get_num_threads(), "seed": self.experiment.seed, "git": _git_commit(),
+            "reproducible_bits": self.reproducible, "started": writer.provenance.get("started", _now()),
+            KEY: self.cost.into(writer.provenance)[KEY],
+        }  # fmt: skip
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the directory the run was started in, if it is one."""
+    import subprocess
+
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

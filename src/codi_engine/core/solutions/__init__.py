@@ -1,0 +1,1 @@
+"""Answers and annotated solutions, read as numbers and as algebra."""

@@ -1,0 +1,219 @@
+"""How far runs are and what they took, read from their ledgers; runs that are being written are not disturbed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from codi_engine.core.errors import UserError
+from codi_engine.core.planning.costs import Costs, StageCost
+from codi_engine.core.running.generations import Unit, units_of
+from codi_engine.core.runs.places import no_run
+from codi_engine.core.watching.eventlog import read_events
+from codi_engine.core.watching.recording import actual_of, estimate_of, invocations_of
+from codi_engine.store.errors import StoreError
+from codi_engine.store.layout import LEDGER, LOCK
+from codi_engine.store.ledger import read_ledger
+from codi_engine.store.lock import holder
+from codi_engine.store.provenance import read_provenance
+from codi_engine.store.state import State
+
+#: events that `status` shows, and how many of them
+SHOWN, LATEST = ("warning", "disk", "resumed", "paused", "failed"), 5
+#: folders below the given one that `ls` looks into
+_DEPTH = 3
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """What is committed of a stage; ``rate`` in cells per second and ``left`` in seconds are None where nothing was recorded."""
+
+    stage: str
+    units: int
+    planned_units: int
+    cells: int
+    planned_cells: int
+    rate: float | None = None
+    left: float | None = None
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run as its ledger and its provenance describe it."""
+
+    path: Path
+    name: str
+    state: str
+    stages: list[StageProgress]
+    cells: int
+    last_commit: float | None
+    holder: str | None
+    estimate: Costs
+    actual: Costs
+    invocations: int
+    finished: str | None
+    bytes: int = 0
+    problem: str = ""
+    seconds_left: float | None = field(default=None)
+    hypothesis: str = ""
+
+    @property
+    def share(self) -> float:
+        """Share of the planned cells that is committed."""
+        planned = sum(s.planned_cells for s in self.stages)
+        return sum(s.cells for s in self.stages) / planned if planned else 1.0
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return the latest warnings, pauses and failures of the run's log, oldest first."""
+        return [e for e in read_events(self.path) if e["event"] in SHOWN][-LATEST:]
+
+    def variance(self) -> list[tuple[StageCost, StageCost]]:
+        """Return (estimate, actual) per stage, and their totals last."""
+        names = list(dict.fromkeys([*(s.stage for s in self.actual.stages), *(s.stage for s in self.estimate.stages)]))
+        pairs = [(self.estimate[n], self.actual[n]) for n in names]
+        return [*pairs, (self.estimate.total(), self.actual.total())] if pairs else []
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "run": str(self.path), "name": self.name, "state": self.state, "share": self.share, "cells": self.cells, "bytes": self.bytes,
+            "stages": [asdict(s) for s in self.stages], "seconds_left": self.seconds_left,
+            "last_commit": None if self.last_commit is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.last_commit)),
+            "written_by": self.holder, "finished": self.finished, "invocations": self.invocations,
+            "estimate": self.estimate.to_dict(), "actual": self.actual.to_dict(), "problem": self.problem,
+            "hypothesis": self.hypothesis,
+        }  # fmt: skip
+
+
+def status_of(path: str | Path) -> Status:
+    """Read a run's status.
+
+    Raises
+    ------
+    UserError: no run there, or a damaged ledger
+    """
+    root = Path(path)
+    try:
+        content = read_ledger(root / LEDGER) if not root.is_file() else None
+        if content is None or not content.records:
+            raise no_run(root)
+        state = State.of(content.records, str(root))
+        provenance = read_provenance(root)
+    except StoreError as error:
+        raise UserError(str(error)) from None
+    owner = holder(root / LOCK)
+    invocations = invocations_of(provenance)
+    stages = [_timed(s, invocations) for s in _stages(state)]
+    done = all(s.units >= s.planned_units for s in stages)
+    known = [s.left for s in stages]
+    left = None if any(v is None for v in known) else float(sum(v for v in known if v is not None))
+    committed = sum(u["rows"] for u in state.committed.values() if u["stage"] != "sources")
+    word = "running" if owner and not done else "finished" if done else "partial"
+    finished = (provenance.get("finished") or _date((root / LEDGER).stat().st_mtime)) if done else None
+    name, hypothesis = _named(state, root)
+    return Status(
+        root, name, word, stages, committed, (root / LEDGER).stat().st_mtime if state.committed else None, owner,
+        estimate_of(provenance), actual_of(provenance), len(invocations), finished, _size(root), seconds_left=left, hypothesis=hypothesis,
+    )  # fmt: skip
+
+
+def _stages(state: State) -> list[StageProgress]:
+    """Count units and cells of each stage, planned and committed."""
+    try:
+        units = units_of(state.plans)
+    except (KeyError, TypeError, ValueError):  # imported and synthetic runs have plans of their own
+        stages = list(dict.fromkeys(u["stage"] for u in state.committed.values())) or ["import"]
+        rows = sum(u["rows"] for u in state.committed.values())
+        planned = rows if len(state.committed) == state.units else state.units * state.unit_cells
+        return [StageProgress(stages[0], len(state.committed), state.units, rows, planned)]
+    groups: dict[str, list[Unit]] = {}
+    for unit in units:
+        groups.setdefault("sweep" if unit.stage == "sweep" else "baseline", []).append(unit)
+    out = []
+    for stage, found in groups.items():
+        done = [u for u in found if u.number in state.committed]
+        out.append(StageProgress(stage, len(done), len(found), _cells(done), _cells(found)))
+    return out
+
+
+def _cells(units: Sequence[Unit]) -> int:
+    return sum(len(u.keys) * u.trials for u in units)
+
+
+def _timed(stage: StageProgress, invocations: Sequence[Mapping[str, Any]]) -> StageProgress:
+    """Add rate and time left: from the latest invocation that computed cells of the stage, else from the latest estimate."""
+    left = stage.planned_cells - stage.cells
+    rate = None
+    for invocation in reversed(invocations):
+        took = invocation["stages"].get(stage.stage, {})
+        if took.get("cells") and took.get("seconds"):
+            rate = took["cells"] / took["seconds"]
+            break
+    else:
+        for invocation in reversed(invocations):
+            expected = Costs.from_dict(invocation.get("estimate") or {})[stage.stage]
+            if expected.cells and expected.seconds:
+                rate = expected.cells / expected.seconds
+                break
+    return StageProgress(**{**asdict(stage), "rate": rate, "left": 0.0 if left <= 0 else left / rate if rate else None})
+
+
+def _named(state: State, root: Path) -> tuple[str, str]:
+    """Return the experiment's name and its hypothesis."""
+    from codi_engine.core.yamlfile import parse_yaml
+
+    try:
+        value, _ = parse_yaml(state.experiment, "experiment.yaml")
+    except UserError:
+        return root.name, ""
+    known = value if isinstance(value, dict) else {}
+    return str(known.get("name", root.name)), str(known.get("hypothesis") or "")
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _size(root: Path) -> int:
+    """Return the bytes of all files of a run; what vanishes meanwhile is left out."""
+    total = 0
+    for folder, _, names in os.walk(root):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(folder, name)).st_size
+            except OSError:
+                continue
+    return total
+
+
+def runs_in(directory: str | Path) -> list[Status]:
+    """Return the status of every run in a directory and the folders below it; a damaged one says what is wrong.
+
+    Raises
+    ------
+    UserError: no such directory
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise UserError(f"{root}: is no directory; runs lie in runs/ unless --output says otherwise")
+    found = []
+    for path in _runs(root, _DEPTH):
+        try:
+            found.append(status_of(path))
+        except UserError as error:
+            empty = Costs([])
+            found.append(Status(path, path.name, "damaged", [], 0, None, None, empty, empty, 0, None, _size(path), str(error)))
+    return found
+
+
+def _runs(root: Path, depth: int) -> Iterator[Path]:
+    if (root / LEDGER).is_file():
+        yield root
+    elif depth:
+        for child in sorted(root.iterdir()):
+            if child.is_dir() and not child.is_symlink():
+                yield from _runs(child, depth - 1)
