@@ -240,7 +240,7 @@ def test_refusals_are_one_line(run: Run, tmp_path: Path) -> None:
             codi_engine.analyze(run, "logit_lens", **options)
         assert "\n" not in str(raised.value)
     bare = captured_run(tmp_path, [], 4)
-    with pytest.raises(UserError, match="no states of the residual stream"):
+    with pytest.raises(UserError, match="needs captured activations; add capture"):
         codi_engine.analyze(bare, "logit_lens")
 
 

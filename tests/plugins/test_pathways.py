@@ -197,7 +197,7 @@ def test_bad_options(tmp_path: Path, options: dict[str, Any], message: str) -> N
 
 def test_a_run_without_activations(demo: Any, tmp_path: Path) -> None:
     run = demo(intervention={"plugin": "zero", "site": "resid_post"}, sweep={"layer": [1], "step": [0]}).run(output=tmp_path / "r").path
-    with pytest.raises(UserError, match="holds no activations; add `capture:`"):
+    with pytest.raises(UserError, match="needs captured activations; add capture:"):
         one(run)
 
 

@@ -260,7 +260,7 @@ def test_targets(run: Run) -> None:
     ("options", "said"),
     [
         ({"target": "reasoning_step"}, "did you mean 'reasoning_steps'"),
-        ({"target": "value:1", "steps": "chain"}, "in the data's field 'chain'"),
+        ({"target": "value:1", "steps": "chain"}, "the data has no field 'chain'"),
         ({"target": "steps"}, "has 118 classes in 120 cells; choose a field with fewer"),
         ({"target": "steps", "task": "regression"}, "holds words such as"),
         ({"target": "answer", "task": "classification"}, "a number can be read with task=regression"),

@@ -100,7 +100,7 @@ WRONG: dict[type[Answered], tuple[str, dict[str, Any], set[str]]] = {
         "twice", {}, {"it_is_deterministic", "a_row_does_not_depend_on_the_rows_beside_it", "batches_of_one_give_the_same_cells"},
     ),
     Writes: ("in place", {}, {"it_changes_nothing_that_it_reads"}),
-    Unknown: ("nothing that the engine can produce", {}, {"it_says_what_it_needs_and_where_it_applies"}),
+    Unknown: ("nothing that the engine can produce", {}, {"it_is_a_complete_plugin_class", "it_says_what_it_needs_and_where_it_applies"}),
     Known: ("in unedited rows", {"unedited": 7.0}, {"unedited_rows_have_the_known_value"}),
 }  # fmt: skip
 

@@ -129,7 +129,7 @@ class Plugins:
         """
         for one in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
             if not (one.wrapper or one.hookwrapper):
-                yield self._titles.get(one.plugin_name, one.plugin_name), partial(_called_with, one)
+                yield self._titles.get(one.plugin_name, one.plugin_name), partial(_call, one)
 
     # --------------------------------------------------------------------------------------- answering
 
@@ -190,13 +190,13 @@ class Plugins:
             return cls(checked)
 
 
+def _call(one: pluggy.HookImpl, facts: Mapping[str, Any]) -> Any:
+    """Call one package's observer with those of the hook's arguments that it names."""
+    return one.function(*(facts[name] for name in one.argnames))
+
+
 def _last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
-
-
-def _called_with(one: Any, facts: Mapping[str, Any]) -> Any:
-    """Call a hook's implementation with the arguments that it names."""
-    return one.function(*(facts[name] for name in one.argnames))
 
 
 def plugin_manager(load: bool = True) -> Plugins:

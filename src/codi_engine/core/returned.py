@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 #: columns of cells that the engine writes
 TAKEN = frozenset({"example", "condition", "variant", "trial", "donor", "layer", "step", "position", "head", "answer", "answer_rule", "text", "key", "stage"})
-_COLUMN = re.compile(r"\w[\w.-]*")
+_COLUMN = re.compile(r"\w[\w.=+-]*")
 PHASES = ("prompt", "latent", "answer")
 #: the prompts that an example of each kind of data has
 VARIANTS = {"problems": {"main"}, "prompts": {"main"}, "pairs": {"clean", "corrupted"}}
@@ -108,7 +108,7 @@ def applied(intervention: Intervention[Any], rows: Rows) -> torch.Tensor:
         raise wrong(intervention, "apply", f"returned {list(new.shape)} {new.dtype} for {list(old.shape)} {old.dtype} {at}")
     if new.device != old.device:
         raise wrong(intervention, "apply", f"returned a tensor on {new.device} for one on {old.device} {at}")
-    if not bool(torch.isfinite(new).all()):  # one pass over the edited rows: far less than the block that computed them
+    if not math.isfinite(float(new.sum())):  # cheap, and never finite where a value is not; that a sum overflows is sorted out below
         _demand_finite(intervention, rows, new, at)
     return new
 
@@ -156,7 +156,7 @@ def columns_of(metric: Metric[Any]) -> Sequence[str]:
         raise wrong(metric, "columns", f"must return names, each once; it returned {columns!r}")
     unfit = next((c for c in columns if c in TAKEN or not _COLUMN.fullmatch(c)), None)
     if unfit is not None:
-        said = "is a column of every run already" if unfit in TAKEN else "must be letters, digits, dot, dash and underscore"
+        said = "is a column of every run already" if unfit in TAKEN else "must be letters, digits and . _ - + ="
         raise wrong(metric, "columns", f"names '{unfit}', which {said}; call it otherwise")
     return columns
 
