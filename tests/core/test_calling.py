@@ -202,7 +202,7 @@ def test_where_and_neutral_options_that_do_not_fit(monkeypatch: pytest.MonkeyPat
     ("column", "said"),
     [
         ("condition", "names 'condition', which is a column of every run already"),
-        ("a/b", "names 'a/b', which must be letters, digits, dot, dash and underscore"),
+        ("a/b", "names 'a/b', which must be letters, digits and . _ - + ="),
         ("", "must return names, each once"),
     ],
 )

@@ -122,5 +122,5 @@ def test_controls_put_in_what_they_say(demo: Maker, tmp_path: Path) -> None:
     ],
 )
 def test_controls_that_make_sense(demo: Maker, intervention: dict[str, Any], wanted: list[str]) -> None:
-    plan = plan_experiment(demo(conditions={"it": {"intervention": intervention}}, controls=["shuffled", "wrong_step", "random"])).prepared.plan
+    plan = plan_experiment(demo(conditions={"it": {"intervention": intervention}}, controls="auto")).prepared.plan
     assert [c.name for c in plan.conditions] == wanted
