@@ -129,7 +129,7 @@ def test_a_run_shows_its_controls_apart(demo: Callable[..., Experiment]) -> None
     run = finished.open()
     assert edited_conditions(run) == ["patch"]
     assert len(edited_conditions(run, controls=True)) == 4
-    with pytest.raises(UserError, match="it has the condition patch"):
+    with pytest.raises(UserError, match="it has patch"):
         analyze_runs([run.path], ["compare_runs"], [])
     asked = analyze_runs([run.path], ["compare_runs"], ["conditions=[patch, patch~random]", "metric=normalized_effect"])
     assert "patch~random" in asked[0].summary
