@@ -18,8 +18,8 @@ from codi_engine.cli.plot import plot
 from codi_engine.cli.plugins import plugins, problems
 from codi_engine.cli.report import report
 from codi_engine.cli.schema import schema
-from codi_engine.cli.text import neutral
 from codi_engine.cli.view import view
+from codi_engine.core.text import neutral
 
 if TYPE_CHECKING:
     from codi_engine.core.experiment import Experiment

@@ -8,11 +8,11 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from codi_engine.cli.text import neutral
 from codi_engine.core.errors import UserError
 from codi_engine.core.pairs.pair_checks import differences, wrong
 from codi_engine.core.pairs.pair_review import open_for_review, refusal, set_answer
 from codi_engine.core.pairs.pairfile import SIDES, Pair, PairFile, solution_text
+from codi_engine.core.text import neutral
 
 if TYPE_CHECKING:
     from codi_engine.core.pairs.pair_checks import Replaced

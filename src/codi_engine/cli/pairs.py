@@ -141,8 +141,8 @@ def validate(file: str, as_json: bool, debug: bool) -> int:
     import json
     from dataclasses import asdict
 
-    from codi_engine.cli.text import neutral
     from codi_engine.core.pairs.pair_checks import check_pairs
+    from codi_engine.core.text import neutral
 
     read, problems = check_pairs(file)
     if as_json:

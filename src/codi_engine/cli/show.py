@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from codi_engine.cli.text import neutral
+from codi_engine.core.text import neutral
 
 if TYPE_CHECKING:
     import pandas as pd
