@@ -23,7 +23,7 @@ _DOES = {
 }
 #: what stands in for the edit's value in its controls
 _CONTROLS = {
-    "random": "a random vector of the same length",
+    "random": "a step as far, in a random direction",
     "wrong_step": "the value of another latent step",
     "shuffled": "the value of an unrelated example",
 }
