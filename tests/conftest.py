@@ -7,7 +7,7 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes test at once: each has one core, its children too
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +43,19 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Exper
 def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a causal LM on disk."""
     return tiny.tiny_causal_lm(tmp_path_factory.mktemp("gpt2"), "gpt2")
+
+
+CHROMIUM = next((p for p in ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome") if Path(p).is_file()), None)
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Return headless Chromium, one for all tests of pages of a process, or skip."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None and "PLAYWRIGHT_BROWSERS_PATH" not in os.environ:
+        pytest.skip("no Chromium")
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield launched
+        launched.close()

@@ -13,14 +13,12 @@ import threading
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CHROMIUM = next((p for p in ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome") if Path(p).is_file()), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync"]  # fmt: skip
 
 
 class Html(HTMLParser):
@@ -120,26 +118,22 @@ def address(site: Path) -> Iterator[str]:
     thread.join(5)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
-def test_the_site_in_a_browser(address: str) -> None:
+def test_the_site_in_a_browser(address: str, browser: Any) -> None:
     """Search works, no request leaves this machine, no script fails, and a phone scrolls down only."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        try:
-            page = browser.new_page(viewport={"width": 1280, "height": 900})
-            asked: list[str] = []
-            failed: list[str] = []
-            page.on("request", lambda r: asked.append(r.url))
-            page.on("pageerror", lambda e: failed.append(str(e)))
-            page.goto(address + "tutorial.html", timeout=15_000)
-            page.fill("input[name=query]", "freeze", timeout=10_000)
-            page.wait_for_selector(".md-search-result__link[href*='propagate-freeze']", state="attached", timeout=10_000)
-            page.set_viewport_size({"width": 390, "height": 844})
-            for name in ("index", "tutorial", "concepts/steps", "concepts/coming-from", "reference/experiment", "reference/cli", "analyses"):
-                page.goto(f"{address}{name}.html", timeout=15_000)
-                assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0, name
-            assert [u for u in asked if not u.startswith((address, "data:", "blob:"))] == []
-            assert failed == []
-        finally:
-            browser.close()
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    try:
+        asked: list[str] = []
+        failed: list[str] = []
+        page.on("request", lambda r: asked.append(r.url))
+        page.on("pageerror", lambda e: failed.append(str(e)))
+        page.goto(address + "tutorial.html", timeout=15_000)
+        page.fill("input[name=query]", "freeze", timeout=10_000)
+        page.wait_for_selector(".md-search-result__link[href*='propagate-freeze']", state="attached", timeout=10_000)
+        page.set_viewport_size({"width": 390, "height": 844})
+        for name in ("index", "tutorial", "concepts/steps", "concepts/coming-from", "reference/experiment", "reference/cli", "analyses"):
+            page.goto(f"{address}{name}.html", timeout=15_000)
+            assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0, name
+        assert [u for u in asked if not u.startswith((address, "data:", "blob:"))] == []
+        assert failed == []
+    finally:
+        page.close()

@@ -14,6 +14,7 @@ from codi_engine import Experiment, load
 from codi_engine.core.errors import DifferentRun, UserError
 from codi_engine.core.plugins import plugin_manager
 from tests.support import saes
+from tests.support.lines import few_problems
 
 Maker = Callable[..., Experiment]
 PROBLEMS = {"plugin": "demo-problems", "limit": 2}
@@ -38,7 +39,7 @@ def test_means_scales_and_differences_are_of_the_conditions_own_template(demo: M
         for name, way in ways.items()
         for asked in ("plain", "asked")
     }
-    made = demo(conditions=conditions, sweep={"step": [2]}, data=PROBLEMS, metrics=["kl"], capture=["latent_in"])
+    made = demo(conditions=conditions, sweep={"step": [2]}, data=few_problems(Path()), metrics=["kl"], capture=["latent_in"])
     run = made.run().open()
     edited = run.activations("latent_in", edited=True)
     pool = plugin_manager().build("dataset", made.data, "data", "t").load().pool

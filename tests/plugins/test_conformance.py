@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from codi_engine import Experiment
 from codi_engine.core.plugins import plugin_manager
 from codi_engine.testing import DatasetSuite, InterventionSuite, MetricSuite, SaeFormatSuite, StoreSuite
 from codi_engine.testing.runs import shared_run, small_data
@@ -124,7 +126,26 @@ def _captured() -> Path:
 
 
 globals().update(suites(OfIntervention, "intervention", INTERVENTIONS))
-globals().update(suites(MetricSuite, "metric", METRICS))
+#: ours are tried in batches of one all together, in two runs instead of two for each
+TOGETHER = "test_batches_of_one_give_the_same_cells"
+globals().update(suites(MetricSuite, "metric", {name: {**given, TOGETHER: None} for name, given in METRICS.items()}))
+
+
+@pytest.mark.parametrize(("kind", "edit"), [("pairs", {"plugin": "patch", "direction": "denoise"}), ("problems", {"plugin": "resample"})])
+def test_metrics_in_batches_of_one_give_the_same_cells(kind: str, edit: dict[str, Any], tmp_path: Path) -> None:
+    mine = {name: given for name, given in METRICS.items() if kind in BUILTIN["metric"][name].applies_to and "skip" not in given}
+    metrics = [{"plugin": name, **options} for name, given in mine.items() for options in given.get("options", ({},))]
+    assert len(metrics) > 15
+    value = {
+        "name": "together", "model": {"plugin": "codi", "checkpoint": "demo", "device": "cpu"}, "data": small_data(kind), "metrics": metrics,
+        "controls": "none",
+        "intervention": {"site": "resid_post.1@latent", "step": [1, 3], **edit}, "capture": ["latent_out"],
+        "generate": {"max_new_tokens": 8},
+    }  # fmt: skip
+    batched, single = (Experiment.from_dict({**value, "batch_size": size}).run(tmp_path / str(size)).open().cells for size in ("auto", 1))
+    pd.testing.assert_frame_equal(batched, single, check_exact=True)
+
+
 globals().update(suites(DatasetSuite, "dataset", DATASETS))
 
 

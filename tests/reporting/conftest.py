@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
@@ -16,9 +15,6 @@ from codi_engine.core.imports.importing import import_files
 from codi_engine.core.running.run import run_experiment
 from codi_engine.reporting import report
 from tests.reporting.runs import patched, planted  # noqa: F401 - fixtures
-
-CHROMIUM = Path("/usr/bin/chromium")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
 
 
 @pytest.fixture(scope="session")
@@ -83,18 +79,6 @@ def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     frame.to_parquet(result / "effects.parquet")
     frame.rename(columns={"note": HOSTILE["markup"]}).to_parquet(result / "other.parquet")
     return path
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Return headless Chromium, or skip."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    if not CHROMIUM.exists() and "PLAYWRIGHT_BROWSERS_PATH" not in os.environ:
-        pytest.skip("no Chromium")
-    with playwright.sync_playwright() as started:
-        launched = started.chromium.launch(executable_path=str(CHROMIUM) if CHROMIUM.exists() else None, args=ARGUMENTS)
-        yield launched
-        launched.close()
 
 
 @pytest.fixture
