@@ -18,7 +18,7 @@ from codi_engine.testing import DatasetSuite, InterventionSuite, MetricSuite, Sa
 from codi_engine.testing.runs import shared_run, small_data
 from tests.support.saes import BASIC, LINEAR, PLAIN, D, F, directory, drawn, tensors, write_sae
 
-BUILTIN = {
+BUILTIN: dict[str, dict[str, Any]] = {
     kind: {r.name: r.cls for r in plugin_manager(load=False).registered if r.kind == kind} for kind in ("intervention", "metric", "dataset", "sae_format")
 }
 
