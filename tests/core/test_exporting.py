@@ -63,7 +63,7 @@ def read(path: Path) -> pd.DataFrame:
     if kind == "parquet":
         return pd.read_parquet(path)
     if kind == "csv":
-        return pd.read_csv(path, keep_default_na=False, na_values=[""], float_precision="round_trip")
+        return pd.read_csv(path, keep_default_na=False, na_values=[""])
     if kind == "jsonl":
         return pd.DataFrame([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])
     if kind == "npz":
@@ -129,7 +129,7 @@ def test_activations_come_back(kind: str, block: int, run: Run, tmp_path: Path, 
             assert found["value"].dims == ("cell", "captured_layer", "captured_step", "width")
             assert found.attrs["site"] == "resid_post@latent"
     elif kind == "csv":
-        frame = pd.read_csv(path, float_precision="round_trip", low_memory=False)
+        frame = pd.read_csv(path, low_memory=False)
         got, layer = frame["value"].to_numpy(np.float32).reshape(values.shape), frame["captured_layer"].unique()
         example = frame["example"].to_numpy().reshape(len(slots), -1)[:, 0]
     else:

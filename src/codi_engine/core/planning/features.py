@@ -173,7 +173,7 @@ def mean_codes(spec: Mapping[str, Any], where: str) -> dict[str, float]:
     for column, wanted in dict(spec.get("where") or {}).items():
         if column not in rows:
             raise UserError(f"{where}: where: the run has no field '{column}'; {nearest(column, [str(c) for c in rows])}")
-        keep &= (rows[column].astype(str) == str(wanted)).to_numpy()
+        keep = keep & (rows[column].astype(str) == str(wanted)).to_numpy()
     if not keep.any():
         raise UserError(f"{where}: where: no unedited cell of {spec['run']} has {dict(spec.get('where') or {})}")
     means = codes.values[keep].mean(0)

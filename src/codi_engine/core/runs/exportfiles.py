@@ -169,7 +169,7 @@ def _tensor(array: np.ndarray) -> Any:
     """Return a tensor of numbers, or a list of words."""
     import torch
 
-    return array.tolist() if array.dtype.kind == "U" else torch.from_numpy(np.ascontiguousarray(array))
+    return array.tolist() if array.dtype.kind == "U" else torch.from_numpy(np.array(array))  # a copy: pandas may give arrays that cannot be written
 
 
 def _pt(path: Path, values: Mapping[str, Any]) -> None:

@@ -168,7 +168,7 @@ def _rows(cells: pd.DataFrame, condition: str, at: Mapping[str, Any]) -> list[in
     keep = (cells["condition"] == condition).to_numpy()
     for axis, value in at.items():
         if axis in cells and cells.loc[keep, axis].notna().any():
-            keep &= (cells[axis].astype(str) == str(value)).to_numpy()
+            keep = keep & (cells[axis].astype(str) == str(value)).to_numpy()
     return [int(i) for i in keep.nonzero()[0]]
 
 
