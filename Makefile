@@ -10,7 +10,7 @@ demo: $(VENV)/.installed  ## set up and run the demo
 	$(BIN)/codi-engine report runs/demo
 
 test: $(VENV)/.installed-test  ## set up and run the tests
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: $(VENV)/.installed-test  ## the long tests
 	$(BIN)/python -m pytest -q -m slow

@@ -17,6 +17,9 @@ SMALL = {
     "resampling": ["sweep.donor=2"],
     "early-decode": ["analyses[2].repeats=3", "analyses[2].folds=3"],
     "step-effects": ["data.limit=3"],
+    "position-patching": ["data.limit=2"],
+    "interchange": ["data.limit=2"],
+    "iterative-patching": ["data.limit=2"],
 }
 
 

@@ -218,6 +218,7 @@ def test_status_of_a_finished_run(demo: Maker) -> None:
     assert json.loads(json.dumps(found.to_dict()))["state"] == "finished"
 
 
+@pytest.mark.slow
 def test_status_while_another_process_runs(tmp_path: Path, demo: Maker) -> None:
     (tmp_path / "e.yaml").write_text(demo(**{**SMALL, "data": {"plugin": "demo-pairs", "limit": 275}}).to_yaml())
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}

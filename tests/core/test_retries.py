@@ -106,6 +106,7 @@ def test_rows_do_not_depend_on_the_batch_or_on_growth(demo: Maker, tmp_path: Pat
     pd.testing.assert_frame_equal(whole, open_run(tmp_path / "grown").cells, check_exact=True)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(demo: Maker, tmp_path: Path) -> None:
     made = experiment(demo, data={"plugin": "demo-problems", "limit": 24}, trials=12)
     file = tmp_path / "e.yaml"

@@ -214,6 +214,7 @@ def wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_a_users_mistake_found_by_a_worker_that_took_anothers_place_is_said_as_ever(wrong: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(wrong)]) == 2
     out, err = capfd.readouterr()

@@ -77,7 +77,10 @@ def test_examples_are_the_unit(tmp_path: Path) -> None:
     assert checked > 5
 
 
-@pytest.mark.parametrize("options", [{}, {"ngrams": 2, "least": 3}, {"pattern": "extended"}, {"test": "g2"}])
+OTHERS = ({"pattern": "extended"}, {"test": "g2"}, {})
+
+
+@pytest.mark.parametrize("options", [{"ngrams": 2, "least": 3}, *(pytest.param(o, marks=pytest.mark.slow) for o in OTHERS)])
 def test_memory_threads_and_batches_do_not_matter(tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Synthetic, "unit_cells", 17)
     run = synthetic(tmp_path / "run")

@@ -120,7 +120,11 @@ WRONG: dict[type[Halve], tuple[str, set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("cls", WRONG, ids=lambda c: c.__name__)
+#: every third one in every run of the tests, all of them by `make slow`
+MARKED = [c if number % 3 == 0 else pytest.param(c, marks=pytest.mark.slow) for number, c in enumerate(WRONG)]
+
+
+@pytest.mark.parametrize("cls", MARKED, ids=lambda c: c.__name__)
 def test_a_wrong_intervention_fails_its_clauses_and_no_other(cls: type[Any], tmp_path: Path) -> None:
     words, clauses = WRONG[cls]
     failed = failures(suite(InterventionSuite, cls), tmp_path)

@@ -105,7 +105,11 @@ WRONG: dict[type[Answered], tuple[str, dict[str, Any], set[str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("cls", WRONG, ids=lambda c: c.__name__)
+#: every third one in every run of the tests, all of them by `make slow`
+MARKED = [c if number % 3 == 0 else pytest.param(c, marks=pytest.mark.slow) for number, c in enumerate(WRONG)]
+
+
+@pytest.mark.parametrize("cls", MARKED, ids=lambda c: c.__name__)
 def test_a_wrong_metric_fails_its_clauses_and_no_other(cls: type[Answered], tmp_path: Path) -> None:
     words, attributes, clauses = WRONG[cls]
     failed = failures(suite(MetricSuite, cls, **attributes), tmp_path)
