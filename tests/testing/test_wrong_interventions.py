@@ -121,7 +121,7 @@ WRONG: dict[type[Halve], tuple[str, set[str]]] = {
 
 
 #: every third one in every run of the tests, all of them by `make slow`
-MARKED = [c if number % 3 == 0 else pytest.param(c, marks=pytest.mark.slow) for number, c in enumerate(WRONG)]
+MARKED: list[Any] = [c if number % 3 == 0 else pytest.param(c, marks=pytest.mark.slow) for number, c in enumerate(WRONG)]
 
 
 @pytest.mark.parametrize("cls", MARKED, ids=lambda c: c.__name__)

@@ -106,7 +106,7 @@ WRONG: dict[type[Answered], tuple[str, dict[str, Any], set[str]]] = {
 
 
 #: every third one in every run of the tests, all of them by `make slow`
-MARKED = [c if number % 3 == 0 else pytest.param(c, marks=pytest.mark.slow) for number, c in enumerate(WRONG)]
+MARKED: list[Any] = [c if number % 3 == 0 else pytest.param(c, marks=pytest.mark.slow) for number, c in enumerate(WRONG)]
 
 
 @pytest.mark.parametrize("cls", MARKED, ids=lambda c: c.__name__)
