@@ -77,7 +77,7 @@ def test_examples_are_the_unit(tmp_path: Path) -> None:
     assert checked > 5
 
 
-OTHERS = ({"pattern": "extended"}, {"test": "g2"}, {})
+OTHERS: tuple[dict[str, Any], ...] = ({"pattern": "extended"}, {"test": "g2"}, {})
 
 
 @pytest.mark.parametrize("options", [{"ngrams": 2, "least": 3}, *(pytest.param(o, marks=pytest.mark.slow) for o in OTHERS)])
