@@ -11,6 +11,7 @@ import xarray as xr
 
 from codi_engine.store.errors import StoreError
 from codi_engine.store.reader import RunReader
+from codi_engine.store.verifying import verify
 from codi_engine.store.writer import RunWriter
 from tests.store.sample import CAPTURE, CELLS, CODES, IDENTITY, SOURCE, content, labels, rows_of, specs, unit_arrays, unit_texts, write
 
@@ -113,7 +114,7 @@ def test_a_damaged_shard_is_an_error_and_never_a_fill_value(copy: Path, name: st
 def test_the_writer_mends_metadata_from_the_ledger(run: Path, copy: Path) -> None:
     (copy / "experiment.yaml").write_text("name: changed\n")
     (copy / "data.zarr/cells/status/zarr.json").unlink()
-    with pytest.raises(StoreError, match="repeating the run's command mends it"):
+    with pytest.raises(StoreError, match="repeating the run's command, or `codi-engine repair .*`, mends it"):
         RunReader(copy)
     RunWriter.open(copy, identity=IDENTITY, unit_cells=CELLS, experiment="", provenance={}).close()
     assert content(copy) == content(run)
@@ -124,8 +125,8 @@ def test_verify_names_foreign_and_torn(copy: Path) -> None:
     (copy / "texts/notes.txt").write_bytes(b"x")
     with (copy / "ledger").open("ab") as file:
         file.write(b'{"kind":"unit"')
-    found = RunReader(copy).verify()
-    assert [p.split(":")[0] for p in found] == ["ledger", "data.zarr/cells/c.0", "texts/notes.txt"]
+    found = [(f.file, f.kind) for f in verify(copy)]
+    assert found == [("data.zarr/cells/c.0", "foreign"), ("ledger", "interrupted"), ("texts/notes.txt", "foreign")]
 
 
 def test_xarray_opens_the_data_with_coordinates(run: Path) -> None:

@@ -6,6 +6,9 @@ import errno
 from collections.abc import Sequence
 from pathlib import Path
 
+#: what mends a damaged run, to be filled with its directory
+REPAIR = "`codi-engine repair {}`"
+
 
 class StoreError(Exception):
     """Data on disk are missing, damaged, foreign, or cannot be written; one or two lines that name the file."""

@@ -17,6 +17,8 @@ LEDGER = "ledger"
 LOCK = "lock"
 EXPERIMENT = "experiment.yaml"
 PROVENANCE = "provenance.json"
+#: folder with copies of the ledger and the provenance, which nothing could recompute; only ``repair`` reads them
+COPIES = "copies"
 RESULTS = "results"
 METADATA = "zarr.json"
 PARTIAL = ".partial"

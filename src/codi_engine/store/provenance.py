@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from codi_engine.store.errors import StoreError
-from codi_engine.store.layout import PROVENANCE
+from codi_engine.store.errors import REPAIR, StoreError
+from codi_engine.store.files import write_durably
+from codi_engine.store.layout import COPIES, PARTIAL, PROVENANCE
 
 _KEY = "checksum"
 
@@ -39,10 +41,56 @@ def read_provenance(root: Path) -> dict[str, Any]:
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
     try:
+        return decode_provenance(raw)
+    except ValueError:
+        raise StoreError(f"{path}: is damaged; {REPAIR.format(root)} restores it, or delete it to go on without it") from None
+
+
+def decode_provenance(raw: bytes) -> dict[str, Any]:
+    """Return what the file's bytes say.
+
+    Raises
+    ------
+    ValueError: they are not what was written
+    """
+    try:
         content = json.loads(raw)
         stated = content.pop(_KEY)
         if encode_provenance(content) != raw or stated != _checksum(content):
-            raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise StoreError(f"{path}: is damaged; restore it from a copy, or delete it to go on without it") from None
+            raise ValueError("the checksum differs")
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(str(error)) from None
     return dict(content)
+
+
+def write_provenance(root: Path, provenance: Mapping[str, Any]) -> None:
+    """Replace the file durably, then its copy.
+
+    Raises
+    ------
+    OSError: it cannot be written; the file is as before
+    """
+    data = encode_provenance(provenance)
+    write_durably(root, PROVENANCE, data)
+    _write_copy(root, data)
+
+
+def mend_provenance(root: Path, provenance: Mapping[str, Any]) -> None:
+    """Write the file where it is missing, and its copy where a writer died between the two."""
+    if not (root / PROVENANCE).exists():
+        write_provenance(root, provenance)
+        return
+    data, copy = (root / PROVENANCE).read_bytes(), root / COPIES / PROVENANCE
+    if not copy.exists() or copy.read_bytes() != data:
+        _write_copy(root, data)
+
+
+def _write_copy(root: Path, data: bytes) -> None:
+    copy = root / COPIES / PROVENANCE
+    try:
+        copy.parent.mkdir(exist_ok=True)
+        part = copy.with_name(copy.name + PARTIAL)
+        part.write_bytes(data)
+        os.replace(part, copy)
+    except OSError:
+        return  # a full disk will be told where it loses something; the next writer completes the copy

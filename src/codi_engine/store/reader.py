@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from codi_engine.store.codec import blocks, decode
-from codi_engine.store.errors import StoreError
+from codi_engine.store.errors import REPAIR, StoreError
 from codi_engine.store.files import CheckedFiles, difference, read_file
-from codi_engine.store.layout import DATA, LEDGER, PARTIAL, PROVENANCE, STATUS, TEXTS, ArraySpec, text_file, unit_of
+from codi_engine.store.layout import LEDGER, STATUS, ArraySpec, text_file, unit_of
 from codi_engine.store.ledger import read_ledger
 from codi_engine.store.provenance import read_provenance
 from codi_engine.store.sparse import to_dense
@@ -84,7 +84,7 @@ class RunReader:
         for name in self.state.documents:
             problem = self._document_problem(name)
             if problem:
-                raise StoreError(f"{self.path / name}: {problem}; repeating the run's command mends it")
+                raise StoreError(f"{self.path / name}: {problem}; repeating the run's command, or {REPAIR.format(self.path)}, mends it")
 
         self.digest = content.chain
 
@@ -347,26 +347,10 @@ class RunReader:
     # --------------------------------------------------------------------------------------------- verify
 
     def verify(self) -> list[str]:
-        """Compare every file with the ledger and return the problems, ``file: what is wrong`` each."""
-        problems = ["ledger: its last line is torn; the next run cuts it off and computes that unit again"] if self.torn else []
-        problems += [f"{n}: {p}" for n in self.state.documents if (p := self._document_problem(n))]
-        try:
-            read_provenance(self.path)
-        except StoreError as error:
-            problems.append(f"{PROVENANCE}: {str(error).split(': ', 1)[1]}")
-        known = set(self.state.documents)
-        for _, record in sorted(self.committed.items()):
-            for file, stated in record["files"].items():
-                known.add(file)
-                if problem := self._file_problem(file, stated):
-                    problems.append(f"{file}: {problem}")
-        return problems + [f"{file}: is foreign: no plan and no unit wrote it" for file in self._foreign(known)]
+        """Compare every file with the ledger as it is now and return the damage, ``file: what is wrong`` each."""
+        from codi_engine.store.verifying import verify
 
-    def _file_problem(self, file: str, stated: dict[str, Any]) -> str:
-        try:
-            return difference(read_file(self.path, file), stated)
-        except StoreError as error:
-            return str(error).split(": ", 1)[1]
+        return [str(finding) for finding in verify(self.path) if finding.damage]
 
     def _document_problem(self, name: str) -> str:
         """Say what is wrong with a metadata file; it may lag behind while a plan has just been added."""
@@ -380,21 +364,8 @@ class RunReader:
                 return ""
         return problem
 
-    def _foreign(self, known: set[str]) -> list[str]:
-        found = []
-        for folder in (DATA, TEXTS):
-            for path in sorted((self.path / folder).rglob("*")):
-                name = path.relative_to(self.path).as_posix()
-                if path.is_file() and name not in known and not self._planned(name):
-                    found.append(name)
-        return found
-
-    def _planned(self, name: str) -> bool:
-        """True for what a running or interrupted writer leaves: shards and texts of units that are not committed yet."""
-        whole = name.removesuffix(PARTIAL)
-        place = unit_of(whole)
-        if place is None:
-            return name != whole and whole in self.state.documents
-        array, unit = place
-        fits = whole == (text_file(unit) if array == TEXTS else self.specs[array].shard(unit) if array in self.specs else "")
-        return fits and unit < self.units and (unit not in self.committed or name != whole)
+    def _file_problem(self, file: str, stated: dict[str, Any]) -> str:
+        try:
+            return difference(read_file(self.path, file), stated)
+        except StoreError as error:
+            return str(error).split(": ", 1)[1]

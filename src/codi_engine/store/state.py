@@ -17,8 +17,9 @@ import numpy as np
 from codi_engine.store.codec import codecs
 from codi_engine.store.errors import StoreError
 from codi_engine.store.files import Facts, facts
-from codi_engine.store.layout import DATA, EXPERIMENT, METADATA, ArraySpec
+from codi_engine.store.layout import DATA, EXPERIMENT, METADATA, TEXTS, ArraySpec, text_file
 from codi_engine.store.ledger import canonical
+from codi_engine.store.units import Packer
 
 #: version of everything in a run directory; another one is refused
 FORMAT = 1
@@ -36,6 +37,8 @@ class State:
     committed: unit → its ledger record
     documents: metadata file → what the last plan says of it
     pending: True while the last plan may not have reached the metadata files
+    experiments: text of the resolved experiment of each plan
+    where: names the run in errors
     """
 
     unit_cells: int
@@ -48,34 +51,62 @@ class State:
     documents: dict[str, Facts] = field(default_factory=dict)
     former: dict[str, list[Facts]] = field(default_factory=dict)
     pending: bool = False
+    experiments: list[str] = field(default_factory=list)
+    where: str = ""
+
+    def __post_init__(self) -> None:
+        self._packer = Packer(self.path_of, self.where)
 
     @classmethod
     def of(cls, records: Sequence[Mapping[str, Any]], where: str) -> State:
-        """Read a ledger's records; ``where`` names the run in errors."""
+        """Read a ledger's records; ``where`` names the run in errors.
+
+        Raises
+        ------
+        StoreError: another format, or records that no version of codi-engine writes
+        """
         head = records[0]
         if head.get("kind") != "run" or head.get("format") != FORMAT:
             raise StoreError(f"{where}: was written in format {head.get('format')}; this version reads {FORMAT}")
-        state = cls(head["unit_cells"], head["identity"])
-        for record in records[1:]:
-            state.add(record)
+        try:
+            state = cls(_count(head["unit_cells"], 1), head["identity"], where=where)
+            for record in records[1:]:
+                state.add(record)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise StoreError(f"{where}: the ledger is not one of codi-engine's ({type(error).__name__}: {str(error)[:100]})") from None
         return state
+
+    def path_of(self, name: str, unit: int) -> str:
+        """Return where a unit's shard of an array, or its texts, lie."""
+        if name == TEXTS:
+            return text_file(unit)
+        if name not in self.specs:
+            raise StoreError(f"{self.where}: has no array '{name[:100]}'")
+        return self.specs[name].shard(unit)
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Take in the next record."""
         if record["kind"] == "plan":
             self._grow(record)
+            foreign = [name for name in record["files"] if name not in self._document_names()]
+            if foreign:
+                raise ValueError(f"'{foreign[0][:100]}' is no metadata file")
             for name, stated in self.documents.items():
                 self.former.setdefault(name, []).append(stated)
             self.documents = dict(record["files"])
             self.pending = True
         elif record["kind"] == "unit":
-            self.committed[record["unit"]] = dict(record)
+            unit = _count(record["unit"])
+            if unit >= self.units or _count(record["rows"]) > self.unit_cells or not isinstance(record["stage"], str):
+                raise ValueError(f"unit {unit} was not planned so")
+            self.committed[unit] = {**record, "files": self._packer.pack(unit, record["files"])}
             self.pending = False
 
     def _grow(self, record: Mapping[str, Any]) -> None:
         self.plans.append(record["plan"])
-        self.units += record["units"]
+        self.units += _count(record["units"])
         self.experiment = record["experiment"]
+        self.experiments.append(self.experiment)
         for name, described in record["arrays"]:
             self.specs[name] = _read_spec(name, described)
         for name, new in record["labels"].items():
@@ -107,7 +138,7 @@ class State:
             "kind": "plan", "plan": dict(plan), "units": units, "arrays": described, "labels": fresh, "experiment": experiment, "files": {},
         }  # fmt: skip
         record = json.loads(canonical(record))
-        after = replace(self, plans=list(self.plans), specs=dict(self.specs))
+        after = replace(self, plans=list(self.plans), specs=dict(self.specs), experiments=[])
         after._grow(record)
         record["files"] = {name: facts(data) for name, data in after.metadata().items()}
         return dict(record)
@@ -129,17 +160,23 @@ class State:
     def metadata(self) -> dict[str, bytes]:
         """Return the content of every metadata file: ``experiment.yaml`` and each ``zarr.json``, by relative path."""
         out = {EXPERIMENT: self.experiment.encode()}
+        for name in sorted(self._groups()):
+            if name in self.specs:
+                raise StoreError(f"{name}: is an array and cannot hold other arrays")
+            out[_metadata_of(name)] = _document(self._group(name))
+        for name, spec in sorted(self.specs.items()):
+            out[_metadata_of(name)] = _document(self._array(spec))
+        return out
+
+    def _groups(self) -> set[str]:
         groups = {""}
         for name in self.specs:
             parts = name.split("/")
             groups |= {"/".join(parts[:i]) for i in range(len(parts))}
-        for name in sorted(groups):
-            if name in self.specs:
-                raise StoreError(f"{name}: is an array and cannot hold other arrays")
-            out[f"{DATA}/{name}/{METADATA}" if name else f"{DATA}/{METADATA}"] = _document(self._group(name))
-        for name, spec in sorted(self.specs.items()):
-            out[f"{DATA}/{name}/{METADATA}"] = _document(self._array(spec))
-        return out
+        return groups
+
+    def _document_names(self) -> set[str]:
+        return {EXPERIMENT, *map(_metadata_of, self._groups()), *map(_metadata_of, self.specs)}
 
     def _group(self, name: str) -> dict[str, Any]:
         prefix = name + "/" if name else ""
@@ -157,6 +194,23 @@ class State:
             "fill_value": _fill(spec), "codecs": codecs(spec, self.unit_cells), "attributes": dict(spec.attrs),
             "dimension_names": list(spec.dims), "storage_transformers": [],
         }  # fmt: skip
+
+
+def _metadata_of(name: str) -> str:
+    """Return the path of a group's or an array's ``zarr.json``."""
+    return f"{DATA}/{name}/{METADATA}" if name else f"{DATA}/{METADATA}"
+
+
+def _count(value: Any, least: int = 0) -> int:
+    """Return a whole number of the ledger.
+
+    Raises
+    ------
+    ValueError: it is none, or absurd
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << 40:
+        raise ValueError(f"{str(value)[:40]} is no count")
+    return value
 
 
 def _fill(spec: ArraySpec) -> Any:

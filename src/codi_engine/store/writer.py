@@ -13,11 +13,11 @@ import numpy as np
 
 from codi_engine.store.codec import encode
 from codi_engine.store.errors import IdentityMismatch, StoreError, refused
-from codi_engine.store.files import Batch, CheckedFiles, clean_partials, difference, read_file, write_durably
-from codi_engine.store.layout import LEDGER, LOCK, PROVENANCE, ArraySpec, text_file
+from codi_engine.store.files import Batch, CheckedFiles, clean_partials, difference, read_file
+from codi_engine.store.layout import LEDGER, LOCK, ArraySpec, text_file
 from codi_engine.store.ledger import Ledger, canonical
 from codi_engine.store.lock import RunLock
-from codi_engine.store.provenance import encode_provenance, read_provenance
+from codi_engine.store.provenance import mend_provenance, read_provenance, write_provenance
 from codi_engine.store.reader import read_rows
 from codi_engine.store.state import FORMAT, State, differences
 from codi_engine.store.texts import encode_texts
@@ -79,6 +79,8 @@ class RunWriter:
             writer = cls._opened(root, lock, made, {"identity": identity, "unit_cells": unit_cells})
             writer.experiment = experiment
             writer.provenance = read_provenance(root) or dict(provenance)
+            if not writer._ledger.empty:
+                mend_provenance(root, writer.provenance)
             return writer
         except BaseException as error:  # whatever happened, the lock and the empty directory must not stay
             _undo(root, lock, made)
@@ -95,9 +97,9 @@ class RunWriter:
             raise StoreError(f"unit_cells must be at least 1; got {head['unit_cells']}")
         identity = json.loads(canonical(head["identity"]))
         ledger = Ledger(root / LEDGER)
-        if not ledger.records:
+        if ledger.empty:
             return cls(root, lock, ledger, State(head["unit_cells"], identity), made)
-        state = State.of(ledger.records, str(root))
+        state = State.of(ledger.taken(), str(root))
         changed = differences(state.identity, identity)
         if changed:
             raise IdentityMismatch(changed)
@@ -115,7 +117,7 @@ class RunWriter:
     def close(self) -> None:
         """Release the run; a directory made for a run that got no plan is removed again."""
         self._pool.shutdown()
-        _undo(self.path, self._lock, () if self._ledger.records else self._made)
+        _undo(self.path, self._lock, self._made if self._ledger.empty else ())
         self._made = ()
 
     # ------------------------------------------------------------------------------------------- facts
@@ -172,7 +174,7 @@ class RunWriter:
             raise StoreError(f"units must not be negative; got {units}")
         plan = self._state.plan_record(record, units, specs, labels, self.experiment)
         try:
-            if not self._ledger.records:
+            if self._ledger.empty:
                 head = {
                     "kind": "run",
                     "format": FORMAT,
@@ -180,11 +182,9 @@ class RunWriter:
                     "identity": self._state.identity,
                 }
                 self._ledger.append(head)
-            self._ledger.append(plan)
-            self._state.add(plan)
+            self._state.add(self._ledger.append(plan))
             self._mend()
-            if self.provenance and not (self.path / PROVENANCE).exists():
-                self.set_provenance(self.provenance)
+            mend_provenance(self.path, self.provenance)
         except OSError as error:
             raise refused(self.path, error) from None
 
@@ -235,14 +235,14 @@ class RunWriter:
             if texts:
                 batch.write(text_file(unit), encode_texts(texts, unit * self.unit_cells))
             record = {"kind": "unit", "unit": unit, "stage": stage, "rows": rows, "files": batch.finish()}
-            self._ledger.append({**record, "note": dict(note)} if note else record)
+            record = self._ledger.append({**record, "note": dict(note)} if note else record)
         except OSError as error:
             batch.discard()
             raise refused(self.path, error) from None
         except StoreError:
             batch.discard()
             raise
-        self._state.add(self._ledger.records[-1])
+        self._state.add(record)
 
     def _check(self, unit: int, arrays: Mapping[str, np.ndarray], texts: Mapping[str, Sequence[Any]] | None) -> int:
         """Return the filled rows of a unit after checking everything that can be wrong with it."""
@@ -278,9 +278,9 @@ class RunWriter:
     def set_provenance(self, provenance: Mapping[str, Any]) -> None:
         """Replace ``provenance.json`` (kept in memory before the first plan)."""
         self.provenance = dict(provenance)
-        if self._ledger.records:
+        if not self._ledger.empty:
             try:
-                write_durably(self.path, PROVENANCE, encode_provenance(self.provenance))
+                write_provenance(self.path, self.provenance)
             except OSError as error:
                 raise refused(self.path, error) from None
 

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 from codi_engine.core.planning.costs import Costs, StageCost, total_of
 from codi_engine.core.planning.machine import Preparing, peak_bytes, reset_peak
 from codi_engine.store.errors import StoreError
-from codi_engine.store.files import write_durably
-from codi_engine.store.layout import LEDGER, LOCK, PROVENANCE
+from codi_engine.store.layout import LEDGER, LOCK
 from codi_engine.store.lock import RunLock
-from codi_engine.store.provenance import encode_provenance, read_provenance
+from codi_engine.store.provenance import read_provenance, write_provenance
 
 if TYPE_CHECKING:
     from codi_engine.store.writer import RunWriter
@@ -128,7 +127,7 @@ class Recorder:
         except (StoreError, OSError):
             return
         try:
-            write_durably(path, PROVENANCE, encode_provenance(self.into(read_provenance(path))))
+            write_provenance(path, self.into(read_provenance(path)))
         except (StoreError, OSError):
             return  # a run must not fail for its bookkeeping
         finally:

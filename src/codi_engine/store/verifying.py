@@ -1,0 +1,209 @@
+"""Comparing a run with its ledger, byte for byte: every file that is damaged, cut, missing or foreign is named."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from codi_engine.store.errors import StoreError
+from codi_engine.store.layout import COPIES, DATA, LEDGER, LOCK, PARTIAL, PROVENANCE, TEXTS, text_file, unit_of
+from codi_engine.store.ledger import Salvaged, salvage
+from codi_engine.store.lock import holder
+from codi_engine.store.provenance import decode_provenance
+from codi_engine.store.state import State
+
+Kind = Literal["damaged", "missing", "truncated", "foreign", "interrupted"]
+#: files that are read at the same time
+_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not as the ledger says.
+
+    Attributes
+    ----------
+    file: relative to the run
+    kind: ``interrupted`` is what a killed writer leaves and the next one mends, no damage
+    problem: in words
+    unit: the committed unit that wrote the file
+    """
+
+    file: str
+    kind: Kind
+    problem: str
+    unit: int | None = None
+
+    @property
+    def damage(self) -> bool:
+        return self.kind != "interrupted"
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.problem}"
+
+
+def verify(path: str | Path, seen: Callable[[int], None] | None = None) -> list[Finding]:
+    """Compare every file of a run with what was written, in order of the files' names.
+
+    Parameters
+    ----------
+    path: the run directory; another process may be writing it
+    seen: told of the bytes of each file after it has been read
+
+    Raises
+    ------
+    StoreError: no run, or neither the ledger nor its copy can be read
+    """
+    return sorted(Verifier(Path(path), seen).findings(), key=lambda f: f.file)
+
+
+class Verifier:
+    """One look at a run.
+
+    Attributes
+    ----------
+    ledger: what ledger and copy give together
+    state: the run as they say it
+    """
+
+    def __init__(self, root: Path, seen: Callable[[int], None] | None = None) -> None:
+        self.root, self._seen = root, seen or (lambda _: None)
+        self.written = holder(root / LOCK) is not None
+        self.ledger: Salvaged = salvage(root / LEDGER)
+        if not self.ledger.content.records:
+            raise StoreError(f"{root}: holds no run (there is no ledger)")
+        self.state = State.of(self.ledger.content.records, str(root))
+
+    @property
+    def total(self) -> int:
+        """Return the bytes that committed units wrote."""
+        return sum(stated["size"] for record in self.state.committed.values() for stated in record["files"].values())
+
+    def findings(self) -> Iterator[Finding]:
+        """Yield what is not as it should be."""
+        yield from self._ledgers()
+        yield from self._provenance()
+        for name in self.state.documents:
+            yield from self._document(name)
+        yield from self._units()
+        yield from self._others()
+
+    # ----------------------------------------------------------------------------------- ledger, provenance
+
+    def _ledgers(self) -> Iterator[Finding]:
+        found, copy = self.ledger, f"{COPIES}/{LEDGER}"
+        if found.problem:
+            yield Finding(LEDGER, found.kind, found.problem)
+        if found.copy is None:
+            yield Finding(copy, "missing", "is missing; repair writes it again")
+        elif found.copy != found.raw:
+            behind = found.raw.startswith(found.copy)
+            if not (behind and self.written):
+                kind: Kind = "interrupted" if behind else "damaged"
+                yield Finding(copy, kind, "lacks the last lines of the ledger" if behind else "is not what the ledger is; repair writes it again")
+
+    def _provenance(self) -> Iterator[Finding]:
+        copy = f"{COPIES}/{PROVENANCE}"
+        found = {name: self._provenance_problem(name) for name in (PROVENANCE, copy)}
+        if not self.state.committed and found[PROVENANCE] == found[copy] == "is missing":
+            return  # it is written after the first plan
+        for name, problem in found.items():
+            if problem:
+                yield Finding(name, "missing" if problem == "is missing" else "damaged", problem)
+        if not any(found.values()) and (self.root / PROVENANCE).read_bytes() != (self.root / copy).read_bytes() and not self.written:
+            yield Finding(copy, "interrupted", f"is older than {PROVENANCE}")
+
+    def _provenance_problem(self, name: str) -> str:
+        try:
+            decode_provenance((self.root / name).read_bytes())
+        except FileNotFoundError:
+            return "is missing"
+        except (OSError, ValueError) as error:
+            return f"cannot be read: {error.strerror}" if isinstance(error, OSError) else "is damaged: its checksum differs"
+        return ""
+
+    # ------------------------------------------------------------------------------------- documents, units
+
+    def _document(self, name: str) -> Iterator[Finding]:
+        """A metadata file may lag behind while a plan has just been added."""
+        found = self._compare(name, self.state.documents[name])
+        if found is None:
+            return
+        former = self.state.former.get(name, [])
+        late = (found[0] == "missing" and not former) or any(self._compare(name, stated) is None for stated in former)
+        if not (self.state.pending and late):
+            yield Finding(name, *found)
+        elif not self.written:
+            yield Finding(name, "interrupted", "was not written yet when the run stopped")
+
+    def _units(self) -> Iterator[Finding]:
+        """Compare the files of all committed units, a few at a time."""
+
+        def one(job: tuple[int, str, Mapping[str, Any]]) -> Finding | None:
+            unit, file, stated = job
+            found = self._compare(file, stated)
+            return None if found is None else Finding(file, *found, unit)
+
+        jobs = ((unit, file, stated) for unit, record in sorted(self.state.committed.items()) for file, stated in record["files"].items())
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool:
+            while part := list(islice(jobs, 256)):
+                for job, finding in zip(part, pool.map(one, part), strict=True):
+                    self._seen(job[2]["size"])
+                    if finding is not None:
+                        yield finding
+
+    def _compare(self, name: str, stated: Mapping[str, Any]) -> tuple[Kind, str] | None:
+        """Say how a file differs from what was written; None when it does not."""
+        path = self.root / name
+        try:
+            size = os.stat(path).st_size
+            if size != stated["size"]:
+                return "truncated" if size < stated["size"] else "damaged", f"has {size:,} bytes where {stated['size']:,} were written"
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            return "missing", "is missing, although the ledger says that it was written"
+        except OSError as error:
+            return "damaged", f"cannot be read: {error.strerror}"
+        return None if digest == stated["sha256"] else ("damaged", "is damaged: its checksum differs from the ledger's")
+
+    # ----------------------------------------------------------------------------------------------- others
+
+    def _others(self) -> Iterator[Finding]:
+        """Look for files of the store's folders that nothing vouches for."""
+        for folder in (DATA, TEXTS, COPIES):
+            for path in sorted((self.root / folder).rglob("*")):
+                name = path.relative_to(self.root).as_posix()
+                if (path.is_dir() and not path.is_symlink()) or name in self._known:
+                    continue
+                if not self._left(name):
+                    yield Finding(name, "foreign", "is foreign: no plan and no unit wrote it")
+                elif not self.written:
+                    yield Finding(name, "interrupted", "was left by a writer that was interrupted")
+        if (self.root / LOCK).exists() and not self.written:
+            yield Finding(LOCK, "interrupted", "was left by a process that has ended")
+
+    @cached_property
+    def _known(self) -> set[str]:
+        """Names of all files that belong to the run."""
+        written = {file for record in self.state.committed.values() for file in record["files"]}
+        return {*self.state.documents, f"{COPIES}/{LEDGER}", f"{COPIES}/{PROVENANCE}", *written}
+
+    def _left(self, name: str) -> bool:
+        """True for what a running or interrupted writer leaves: its temporary files, and files of units not committed yet."""
+        whole = name.removesuffix(PARTIAL)
+        if whole != name and whole in self._known:
+            return True
+        place = unit_of(whole)
+        if place is None:
+            return False
+        array, unit = place
+        fits = whole == (text_file(unit) if array == TEXTS else self.state.specs[array].shard(unit) if array in self.state.specs else "")
+        return fits and unit < self.state.units and unit not in self.state.committed
