@@ -104,9 +104,9 @@ def test_a_damaged_shard_is_an_error_and_never_a_fill_value(copy: Path, name: st
         path.unlink()
     else:
         path.write_bytes(raw[:-1] if damage == "truncate" else raw)
-    for verify in ("full", "size"):
+    for how in ("full", "size"):
         with pytest.raises(StoreError, match=r"is missing|is damaged|bytes where"):
-            RunReader(copy, verify=verify).read(name)
+            RunReader(copy, verify=how).read(name)
     with RunWriter.open(copy, identity=IDENTITY, unit_cells=CELLS, experiment="", provenance={}) as writer, pytest.raises(StoreError, match=r"c\.1"):
         writer.read(name, 1)
 
@@ -114,7 +114,7 @@ def test_a_damaged_shard_is_an_error_and_never_a_fill_value(copy: Path, name: st
 def test_the_writer_mends_metadata_from_the_ledger(run: Path, copy: Path) -> None:
     (copy / "experiment.yaml").write_text("name: changed\n")
     (copy / "data.zarr/cells/status/zarr.json").unlink()
-    with pytest.raises(StoreError, match="repeating the run's command, or `codi-engine repair .*`, mends it"):
+    with pytest.raises(StoreError, match=r"repeating the run's command, or `codi-engine repair .*`, mends it"):
         RunReader(copy)
     RunWriter.open(copy, identity=IDENTITY, unit_cells=CELLS, experiment="", provenance={}).close()
     assert content(copy) == content(run)

@@ -18,6 +18,7 @@ from codi_engine.cli.plot import plot
 from codi_engine.cli.plugins import plugins, problems
 from codi_engine.cli.report import report
 from codi_engine.cli.schema import schema
+from codi_engine.cli.verify import repair, verify
 from codi_engine.cli.view import view
 from codi_engine.core.text import neutral
 
@@ -313,6 +314,8 @@ cli.add_command(pairs)
 cli.add_command(plot)
 cli.add_command(export)
 cli.add_command(note)
+cli.add_command(verify)
+cli.add_command(repair)
 cli.add_command(view)
 cli.add_command(report)
 cli.add_command(plugins)

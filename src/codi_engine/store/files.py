@@ -169,5 +169,5 @@ def difference(data: bytes, stated: Mapping[str, Any], full: bool = True) -> str
     if len(data) != stated["size"]:
         return f"has {len(data):,} bytes where {stated['size']:,} were written"
     if full and hashlib.sha256(data).hexdigest() != stated["sha256"]:
-        return "is damaged: its checksum differs from the ledger's"
+        return "is damaged: its checksum is not the one that was recorded"
     return ""

@@ -138,7 +138,7 @@ class Salvaged:
     """What a ledger and its copy give together, line by line.
 
     ``raw``: the bytes that the ledger should have; ``kind`` and ``problem``: what is wrong with it, empty when nothing is;
-    ``copy``: the copy's bytes
+    ``copy``: the copy's bytes; ``copied``: whether it made up for what the ledger lacks
     """
 
     content: Content
@@ -146,6 +146,7 @@ class Salvaged:
     copy: bytes | None
     kind: Literal["damaged", "missing", "truncated", "interrupted"] = "damaged"
     problem: str = ""
+    copied: bool = True
 
 
 def salvage(path: Path) -> Salvaged:
@@ -186,6 +187,7 @@ def _tell(found: Salvaged, raw: bytes | None) -> None:
         if rest.find(b"\n") in (-1, len(rest) - 1):
             found.kind, found.problem = "interrupted", "its last line is torn; the next run cuts it off and computes that unit again"
         else:
+            found.copied = False
             found.problem = f"line {lines + 1} is damaged, and so is its copy; the lines after it are lost, their units are computed again after a repair"
     else:
         at = next((i for i, (a, b) in enumerate(zip(raw, found.raw, strict=False)) if a != b), 0)

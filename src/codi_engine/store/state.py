@@ -37,7 +37,7 @@ class State:
     committed: unit → its ledger record
     documents: metadata file → what the last plan says of it
     pending: True while the last plan may not have reached the metadata files
-    experiments: text of the resolved experiment of each plan
+    generations: of each plan the units that it added, and the text of its resolved experiment
     where: names the run in errors
     """
 
@@ -51,7 +51,7 @@ class State:
     documents: dict[str, Facts] = field(default_factory=dict)
     former: dict[str, list[Facts]] = field(default_factory=dict)
     pending: bool = False
-    experiments: list[str] = field(default_factory=list)
+    generations: list[tuple[int, str]] = field(default_factory=list)
     where: str = ""
 
     def __post_init__(self) -> None:
@@ -106,7 +106,7 @@ class State:
         self.plans.append(record["plan"])
         self.units += _count(record["units"])
         self.experiment = record["experiment"]
-        self.experiments.append(self.experiment)
+        self.generations.append((_count(record["units"]), self.experiment))
         for name, described in record["arrays"]:
             self.specs[name] = _read_spec(name, described)
         for name, new in record["labels"].items():
@@ -138,7 +138,7 @@ class State:
             "kind": "plan", "plan": dict(plan), "units": units, "arrays": described, "labels": fresh, "experiment": experiment, "files": {},
         }  # fmt: skip
         record = json.loads(canonical(record))
-        after = replace(self, plans=list(self.plans), specs=dict(self.specs), experiments=[])
+        after = replace(self, plans=list(self.plans), specs=dict(self.specs), generations=[])
         after._grow(record)
         record["files"] = {name: facts(data) for name, data in after.metadata().items()}
         return dict(record)

@@ -172,7 +172,7 @@ class Verifier:
             return "missing", "is missing, although the ledger says that it was written"
         except OSError as error:
             return "damaged", f"cannot be read: {error.strerror}"
-        return None if digest == stated["sha256"] else ("damaged", "is damaged: its checksum differs from the ledger's")
+        return None if digest == stated["sha256"] else ("damaged", "is damaged: its checksum is not the one that was recorded")
 
     # ----------------------------------------------------------------------------------------------- others
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from codi_engine.store.codec import encode
 from codi_engine.store.errors import IdentityMismatch, StoreError, refused
-from codi_engine.store.files import Batch, CheckedFiles, clean_partials, difference, read_file
+from codi_engine.store.files import Batch, CheckedFiles, clean_partials, difference, facts, read_file
 from codi_engine.store.layout import LEDGER, LOCK, ArraySpec, text_file
 from codi_engine.store.ledger import Ledger, canonical
 from codi_engine.store.lock import RunLock
@@ -133,6 +133,11 @@ class RunWriter:
         return self._state.plans
 
     @property
+    def generations(self) -> list[tuple[int, str]]:
+        """Return of each plan the units that it added, and the text of its resolved experiment."""
+        return self._state.generations
+
+    @property
     def specs(self) -> dict[str, ArraySpec]:
         """Return array name → specification."""
         return self._state.specs
@@ -244,9 +249,48 @@ class RunWriter:
             raise
         self._state.add(record)
 
-    def _check(self, unit: int, arrays: Mapping[str, np.ndarray], texts: Mapping[str, Sequence[Any]] | None) -> int:
+    def rewrite(
+        self, unit: int, arrays: Mapping[str, np.ndarray], texts: Mapping[str, Sequence[Any]] | None, files: Collection[str], replace: bool = False
+    ) -> bool:
+        """Write damaged ``files`` of a committed unit again, from what it gives when it is computed once more.
+
+        Parameters
+        ----------
+        replace: accept other bytes than before: all files of the unit are written, and a ledger line takes the old one's place
+
+        Returns
+        -------
+        whether the bytes are those of before
+
+        Raises
+        ------
+        StoreError: they are not, and ``replace`` is not given; nothing was written
+        """
+        record = self.committed[unit]
+        stated = record["files"]
+        rows = self._check(unit, arrays, texts, again=True)
+        made = {self.specs[name].shard(unit): encode(self.specs[name], self.unit_cells, values) for name, values in sorted(arrays.items())}
+        if texts:
+            made[text_file(unit)] = encode_texts(texts, unit * self.unit_cells)
+        other = sorted({*stated, *made} - {name for name, data in made.items() if name in stated and facts(data) == stated[name]})
+        if other and not replace:
+            raise StoreError(
+                f"{self.path}: unit {unit}, computed again, gives other bytes than before in {len(other)} of its files ({other[0]}): "
+                "the machine, the number of threads or a version differs (provenance.json says which they were).\n"
+                "Repair it there, restore the files from a copy, or accept the new values, equal up to rounding, with --replace."
+            )
+        batch = Batch(self.path, self._pool)
+        for name, data in made.items():
+            if other or name in files:
+                batch.write(name, data)
+        written = batch.finish()
+        if other:
+            self._state.add(self._ledger.append({**record, "rows": rows, "files": written}))
+        return not other
+
+    def _check(self, unit: int, arrays: Mapping[str, np.ndarray], texts: Mapping[str, Sequence[Any]] | None, again: bool = False) -> int:
         """Return the filled rows of a unit after checking everything that can be wrong with it."""
-        if unit in self.committed:
+        if unit in self.committed and not again:
             raise StoreError(f"{self.path}: unit {unit} is committed already")
         if not 0 <= unit < self._state.units:
             raise StoreError(f"{self.path}: unit {unit} is not planned; {self._state.units} units are")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -94,6 +94,32 @@ def import_files(
         if "finished" not in writer.provenance:
             writer.set_provenance({**writer.provenance, "finished": _now(), "notes": notes})
     return Imported(path, name, len(plan.keys), new, {a: len(plan.labels[a]) for a in plan.axes}, list(plan.columns), time.perf_counter() - begun, notes)
+
+
+def reimport(told: Mapping[str, Any], writer: RunWriter, progress: Progress) -> Callable[[RunWriter, int], tuple[dict[str, np.ndarray], dict[str, list[Any]]]]:
+    """Return what reads units of an imported run once more, from the files that its experiment names.
+
+    Raises
+    ------
+    UserError: a file is not here, or not what was imported
+    """
+    found = find_files([str(f) for f in told["files"]])
+    stated = {f["name"]: f["sha256"] for f in writer.provenance.get("files", [])}
+    changed = next((f for f in _digests(found, progress) if stated.get(f["name"], f["sha256"]) != f["sha256"]), None)
+    if changed is not None:
+        raise UserError(f"{changed['path']}: is not the file that was imported (its sha256 differs); put that back")
+    plan = ImportPlan(found, read_map(told["map"]), told.get("baseline"), progress)
+
+    def unit(run: RunWriter, number: int) -> tuple[dict[str, np.ndarray], dict[str, list[Any]]]:
+        keys = plan.keys[number * run.unit_cells : (number + 1) * run.unit_cells]
+        opened = Opened()
+        try:
+            arrays, texts, _ = _unit(plan, keys, plan.read(keys, opened))
+        finally:
+            opened.close()
+        return arrays, texts
+
+    return unit
 
 
 def _default_name(file: File) -> str:

@@ -251,10 +251,9 @@ class Runner:
     def _begin(self, writer: RunWriter) -> tuple[list[Unit], Hands]:
         """Load, plan, and return the units to compute and who computes them."""
         adapter, net = self.load()
-        self._check_model(writer, adapter)
-        self._check_data(writer)
+        self.compare(writer, adapter)
         job = self.job(adapter, net, writer)
-        self._check_saes(writer, job)
+        self.compare_saes(writer, job)
         units = self.add_generation(job)
         mine = {c.key for c in self.plan.cells} | {p.key for p in self.plan.prompts}
         todo = [u for u in units if u.number not in writer.committed and mine & set(u.keys)]
@@ -319,6 +318,11 @@ class Runner:
         self.progress.advance(len(unit.keys) * unit.trials)
         self.life.committed(unit.number, self._units, len(unit.keys) * unit.trials, arrays, self._conditions, unit.stage)
 
+    def compare(self, writer: RunWriter, adapter: ModelAdapter) -> None:
+        """The model and the data must be those of the run so far."""
+        self._check_model(writer, adapter)
+        self._check_data(writer)
+
     def _check_model(self, writer: RunWriter, adapter: ModelAdapter) -> None:
         old = writer.provenance.get("model_digest")
         if old is not None and old != adapter.digest:
@@ -341,7 +345,7 @@ class Runner:
         probe = build_intervention(self.prepared.plugins, condition.plugin, condition.first_options, "", "")
         return probe.source in ("donor", "mean", "mean_over_steps") or condition.control == "shuffled"
 
-    def _check_saes(self, writer: RunWriter, job: Job) -> None:
+    def compare_saes(self, writer: RunWriter, job: Job) -> None:
         """The same paths must hold the same autoencoders as before."""
         assert job.saes is not None
         before = dict(writer.provenance.get("saes", {}))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.runs.places import no_run
-from codi_engine.store.files import write_durably
+from codi_engine.store.files import Facts, difference, facts, write_durably
 from codi_engine.store.layout import EXPERIMENT, LEDGER, RESULTS
+from codi_engine.store.verifying import Finding
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 #: what a folder of results says of itself
 ABOUT = "result.json"
+#: keys of it: checksums of the files, and of itself
+_SUMS, _SUM = "checksums", "checksum"
 SUMMARY = "summary.txt"
 
 
@@ -35,6 +39,7 @@ class StoredResult:
     about: ``analysis``, ``options`` (all of them, defaults too), ``runs`` (path and digest of each), ``made`` (UTC), ``version``,
         ``title`` (the experiment's name), ``facts`` (what drawing needs and no table holds)
     tables, figures, files: name → path, in the order in which the analysis gave them; figures are PNG, an SVG lies beside each
+    checksums: file name → size and sha256; empty for results of versions that kept none
     """
 
     name: str
@@ -44,6 +49,7 @@ class StoredResult:
     tables: Mapping[str, Path] = field(default_factory=dict)
     figures: Mapping[str, Path] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
+    checksums: Mapping[str, Facts] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<result '{self.folder}': tables {', '.join(self.tables) or 'none'}; figures {', '.join(self.figures) or 'none'}>"
@@ -58,13 +64,17 @@ class StoredResult:
 
         Raises
         ------
-        UserError: the analysis left no such table
+        UserError: the analysis left no such table, or it is damaged
         """
         import pandas as pd
 
         if name not in self.tables:
             raise UserError(f"{self.folder}: no table '{name}'; {nearest(name, self.tables)}")
-        return pd.read_parquet(self.tables[name])
+        path = self.tables[name]
+        problem = _problem(path, self.checksums.get(path.name))
+        if problem:
+            raise UserError(f"{path}: {problem}; {_again(self.folder)}")
+        return pd.read_parquet(path)
 
     def is_of(self, digest: str) -> bool:
         """Return False when the run it was made of is known to have grown since (``digest``: of the run now)."""
@@ -116,16 +126,18 @@ def _stored(folder: Path) -> StoredResult:
     tables = _ordered([p for p in files if p.suffix == ".parquet"], known.pop("tables", None))
     figures = _ordered([p for p in files if p.suffix == ".png"], known.pop("figures", None))
     known.pop("files", None)
+    known.pop(_SUM, None)
+    sums = known.pop(_SUMS, {})
     summary = (folder / SUMMARY).read_text(encoding="utf-8").rstrip("\n") if (folder / SUMMARY).is_file() else ""
     further = {p.name: p for p in files if p.suffix not in (".parquet", ".png", ".svg") and p.name not in (ABOUT, SUMMARY)}
-    return StoredResult(folder.name, folder, summary, known, tables, figures, further)
+    return StoredResult(folder.name, folder, summary, known, tables, figures, further, sums)
 
 
 def _about_of(folder: Path) -> dict[str, Any]:
     path = folder / ABOUT
     try:
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         known = None
     if not isinstance(known, dict):
         raise UserError(f"{path}: is damaged; run codi-engine analyze {folder.parent.parent} {folder.name}")
@@ -139,15 +151,67 @@ def _ordered(files: Sequence[Path], names: Sequence[str] | None) -> dict[str, Pa
 
 
 def write_about(folder: Path, values: Mapping[str, Any]) -> None:
-    """Write what a folder of results says of itself: the whole file, or as before."""
-    write_durably(folder, ABOUT, (json.dumps(values, indent=1, ensure_ascii=False, default=str) + "\n").encode("utf-8", "backslashreplace"))
+    """Write what a folder of results says of itself, with the checksums of its files: the whole file, or as before."""
+    files = sorted(p for p in _named(folder, values) | {folder / SUMMARY} if p.is_file())
+    write_durably(folder, ABOUT, _encoded({**values, _SUMS: {p.name: facts(p.read_bytes()) for p in files}}))
+
+
+def _encoded(values: Mapping[str, Any]) -> bytes:
+    """Return the bytes of what a folder says of itself; its own checksum stands last."""
+    text = json.dumps({k: v for k, v in values.items() if k != _SUM}, indent=1, ensure_ascii=False, default=str)
+    digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+    return (text.removesuffix("\n}") + f',\n "{_SUM}": "{digest}"\n}}\n').encode("utf-8", "backslashreplace")
 
 
 def written_files(folder: Path) -> set[Path]:
     """Return the tables, figures and files that the result of a folder names as its own; none where that cannot be read."""
     try:
-        known = _about_of(folder)
+        return _named(folder, _about_of(folder))
     except UserError:
         return set()
+
+
+def _named(folder: Path, known: Mapping[str, Any]) -> set[Path]:
     endings = (("tables", ".parquet"), ("figures", ".png"), ("figures", ".svg"), ("files", ""))
     return {folder / f"{name}{ending}" for kind, ending in endings for name in known.get(kind, []) if Path(f"{name}{ending}").name == f"{name}{ending}"}
+
+
+def damaged_results(path: str | Path) -> list[Finding]:
+    """Compare the results of a run with their checksums; results of versions that wrote none pass."""
+    root = Path(path) / RESULTS
+    folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    return [finding for folder in folders for finding in _damaged(folder)]
+
+
+def _damaged(folder: Path) -> Iterator[Finding]:
+    here, again = f"{RESULTS}/{folder.name}", _again(folder)
+    if not (folder / ABOUT).exists():
+        if (folder / SUMMARY).exists():  # an analysis was here
+            yield Finding(f"{here}/{ABOUT}", "missing", f"is missing; {again}")
+        return
+    try:
+        raw, known = (folder / ABOUT).read_bytes(), _about_of(folder)
+    except (UserError, OSError):
+        raw, known = b"", {_SUM: ""}
+    if _SUM not in known and f'"{_SUM}"'.encode() not in raw:
+        return
+    if _encoded(known) != raw:
+        yield Finding(f"{here}/{ABOUT}", "damaged", f"is damaged: its checksum differs; {again}")
+        return
+    for name, sums in known[_SUMS].items():
+        if problem := _problem(folder / name, sums):
+            yield Finding(f"{here}/{name}", "missing" if problem == "is missing" else "damaged", f"{problem}; {again}")
+
+
+def _problem(path: Path, stated: Facts | None) -> str:
+    """Say how a file of results differs from what was written; empty where it does not, or nothing is known of it."""
+    if stated is None:
+        return ""
+    try:
+        return difference(path.read_bytes(), stated)
+    except OSError as error:
+        return "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+
+
+def _again(folder: Path) -> str:
+    return f"`codi-engine analyze {folder.parent.parent} {folder.name}` makes it again"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,8 @@ from codi_engine.store.sparse import sparse_specs, to_codes
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from codi_engine.store.writer import RunWriter
 
 SITE = "sae"
 _SHARD_BYTES = 32 << 20
@@ -275,13 +277,23 @@ def write_synthetic(what: Synthetic, output: str | Path, progress: Progress | No
             writer.add_plan({"cells": what.cells}, units, _specs(what), _labels(what))
         progress.start("synth", what.cells, "cells")
         for unit in range(units):
-            begin, end = unit * what.unit_cells, min((unit + 1) * what.unit_cells, what.cells)
             if unit not in writer.committed:
-                writer.commit(unit, "sweep", dict(_arrays(what, unit, begin, end)), _texts(what, begin, end))
-            progress.advance(end - begin)
+                writer.commit(unit, "sweep", *_unit(what, unit))
+            progress.advance(min(what.unit_cells, what.cells - unit * what.unit_cells))
         progress.finish()
     _write_truth(what, path)
     return path
+
+
+def resynthesize(settings: Mapping[str, Any]) -> Callable[[RunWriter, int], tuple[dict[str, np.ndarray], Any]]:
+    """Return what makes units of a synthetic run once more."""
+    what = Synthetic(**settings)
+    return lambda _, unit: _unit(what, unit)
+
+
+def _unit(what: Synthetic, unit: int) -> tuple[dict[str, np.ndarray], Any]:
+    begin, end = unit * what.unit_cells, min((unit + 1) * what.unit_cells, what.cells)
+    return dict(_arrays(what, unit, begin, end)), _texts(what, begin, end)
 
 
 def _specs(what: Synthetic) -> list[ArraySpec]:

@@ -1,0 +1,45 @@
+"""Comparing everything that belongs to a run with what was written: the store's files, results, and the files it was made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from codi_engine.core.progress import Progress
+from codi_engine.core.runs.places import no_run
+from codi_engine.core.runs.stored import damaged_results
+from codi_engine.store.layout import COPIES, LEDGER
+from codi_engine.store.verifying import Finding, Verifier
+
+
+def verify_run(path: str | Path, progress: Progress | None = None) -> list[Finding]:
+    """Compare a run with its ledger and its results with their checksums, in order of the files' names.
+
+    Raises
+    ------
+    UserError: not a run
+    StoreError: neither the ledger nor its copy can be read
+    """
+    root, progress = Path(path), progress or Progress()
+    if not (root / LEDGER).exists() and not (root / COPIES / LEDGER).exists():
+        raise no_run(root)
+    seen = _Bytes(progress)
+    verifier = Verifier(root, seen)
+    progress.start("verify", verifier.total // _MB, "MB")
+    found = [*verifier.findings(), *damaged_results(root)]
+    progress.finish()
+    return sorted(found, key=lambda f: f.file)
+
+
+_MB = 1_000_000
+
+
+class _Bytes:
+    """Tells of whole megabytes."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress, self.left = progress, 0
+
+    def __call__(self, size: int) -> None:
+        self.left += size
+        whole, self.left = divmod(self.left, _MB)
+        self.progress.advance(whole)
