@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from codi_engine.cli.completion import runs as known_runs
+
 if TYPE_CHECKING:
     from codi_engine.store.verifying import Finding
 
@@ -18,27 +20,30 @@ DAMAGED = 2
 
 
 @click.command()
-@click.argument("directory", metavar="RUN")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", shell_complete=known_runs)
 @_JSON
 @_QUIET
 @_DEBUG
-def verify(directory: str, as_json: bool, quiet: bool, debug: bool) -> int:
-    """Compare every byte of a RUN with what was written, and name each damaged, cut, missing or foreign file.
+def verify(runs: tuple[str, ...], as_json: bool, quiet: bool, debug: bool) -> int:
+    """Compare every byte of RUNs (patterns too) with what was written, and name each damaged, cut, missing or foreign file.
 
-    The exit code is 2 when there is damage. What a run leaves that was killed is no damage: the next one mends it.
+    The exit code is 2 when something is not as written. What a run leaves that was killed is no damage: the next one mends it.
     """
     from codi_engine.cli.progress import progress
-    from codi_engine.core.runs.verifying import verify_run
+    from codi_engine.core.runs.verifying import runs_to_verify, verify_run
 
+    found = {}
     with progress(quiet) as shown:
-        found = verify_run(directory, shown)
-    damage = [f for f in found if f.damage]
+        for path in runs_to_verify(runs):
+            found[str(path)] = verify_run(path, shown)
     if as_json:
-        click.echo(json.dumps([{"file": f.file, "kind": f.kind, "problem": f.problem, "unit": f.unit} for f in found], indent=1))
+        plain = {run: [{"file": f.file, "kind": f.kind, "problem": f.problem, "unit": f.unit} for f in each] for run, each in found.items()}
+        click.echo(json.dumps(plain, indent=1))
     else:
-        _list(found)
-        _conclude(directory, damage, len(found))
-    return DAMAGED if damage else 0
+        for run, each in found.items():
+            _list(each)
+            _conclude(run, [f for f in each if f.damage], len(each))
+    return DAMAGED if any(f.damage for each in found.values() for f in each) else 0
 
 
 def _list(found: list[Finding]) -> None:
@@ -64,7 +69,7 @@ def _conclude(directory: str, damage: list[Finding], count: int) -> None:
 
 
 @click.command()
-@click.argument("directory", metavar="RUN")
+@click.argument("directory", metavar="RUN", shell_complete=known_runs)
 @click.option("--replace", is_flag=True, help="Accept new values, equal up to rounding, where this machine gives other bits than the one before.")
 @click.option("--device", help="Where the model is loaded. Default: as the experiment says.")
 @_QUIET

@@ -14,8 +14,8 @@ import numpy as np
 from codi_engine.store.codec import encode
 from codi_engine.store.errors import IdentityMismatch, StoreError, refused
 from codi_engine.store.files import Batch, CheckedFiles, clean_partials, difference, facts, read_file
-from codi_engine.store.layout import LEDGER, LOCK, ArraySpec, text_file
-from codi_engine.store.ledger import Ledger, canonical
+from codi_engine.store.layout import COPIES, LEDGER, LOCK, ArraySpec, text_file
+from codi_engine.store.ledger import Ledger, canonical, sync_directory
 from codi_engine.store.lock import RunLock
 from codi_engine.store.provenance import mend_provenance, read_provenance, write_provenance
 from codi_engine.store.reader import read_rows
@@ -91,7 +91,7 @@ class RunWriter:
     @classmethod
     def _opened(cls, root: Path, lock: RunLock, made: Sequence[Path], head: Mapping[str, Any]) -> RunWriter:
         others = [p.name for p in root.iterdir() if p.name != LOCK]
-        if others and LEDGER not in others:
+        if others and LEDGER not in others and not (root / COPIES / LEDGER).exists():
             raise StoreError(f"{root}: is not empty and holds no run; give another output directory")
         if head["unit_cells"] < 1:
             raise StoreError(f"unit_cells must be at least 1; got {head['unit_cells']}")
@@ -339,6 +339,8 @@ def _make(root: Path) -> list[Path]:
         missing.append(at)
         at = at.parent
     root.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_directory(folder.parent)  # a run whose own name is lost with the power is lost
     return missing
 
 

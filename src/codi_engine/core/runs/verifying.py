@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from codi_engine.core.progress import Progress
+from codi_engine.core.runs.analyzing import expand
 from codi_engine.core.runs.places import no_run
 from codi_engine.core.runs.stored import damaged_results
 from codi_engine.store.layout import COPIES, LEDGER
@@ -31,6 +33,16 @@ def verify_run(path: str | Path, progress: Progress | None = None) -> list[Findi
 
 
 _MB = 1_000_000
+
+
+def runs_to_verify(patterns: Sequence[str]) -> list[Path]:
+    """Return the run directories that patterns name; one whose ledger is gone is a run too while there is its copy."""
+    found: list[Path] = []
+    for pattern in patterns:
+        given = Path(pattern)
+        lost = not (given / LEDGER).exists() and (given / COPIES / LEDGER).exists()
+        found += [p for p in ([given] if lost else expand([pattern])) if p not in found]
+    return found
 
 
 class _Bytes:
