@@ -102,7 +102,7 @@ class Verifier:
         if found.problem:
             yield Finding(LEDGER, found.kind, found.problem)
         if found.copy is None:
-            yield Finding(copy, "missing", "is missing; repair writes it again")
+            yield Finding(copy, "missing" if self.state.committed else "interrupted", "is missing; repair writes it again")
         elif found.copy != found.raw:
             behind = found.raw.startswith(found.copy)
             if not (behind and self.written):
@@ -112,11 +112,10 @@ class Verifier:
     def _provenance(self) -> Iterator[Finding]:
         copy = f"{COPIES}/{PROVENANCE}"
         found = {name: self._provenance_problem(name) for name in (PROVENANCE, copy)}
-        if not self.state.committed and found[PROVENANCE] == found[copy] == "is missing":
-            return  # it is written after the first plan
         for name, problem in found.items():
             if problem:
-                yield Finding(name, "missing" if problem == "is missing" else "damaged", problem)
+                missing: Kind = "missing" if self.state.committed else "interrupted"
+                yield Finding(name, missing if problem == "is missing" else "damaged", problem)
         if not any(found.values()) and (self.root / PROVENANCE).read_bytes() != (self.root / copy).read_bytes() and not self.written:
             yield Finding(copy, "interrupted", f"is older than {PROVENANCE}")
 
