@@ -73,7 +73,7 @@ def _write(path: Path, text: str) -> None:
         os.umask(mask)
         os.chmod(name, 0o666 & ~mask)
         os.replace(name, path)
-    except BaseException:
+    except BaseException:  # an interruption too must leave no half of a report
         Path(name).unlink(missing_ok=True)
         raise
 

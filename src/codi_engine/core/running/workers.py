@@ -108,7 +108,7 @@ class Workers(Hands):
                 self._crew.append(self._start(device))
             while not all(worker.ready for worker in self._crew):
                 self._listen()
-        except BaseException:
+        except BaseException:  # whatever it is, no worker may stay behind
             self._close(at_once=True)
             raise
         return self

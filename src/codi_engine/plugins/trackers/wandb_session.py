@@ -107,7 +107,7 @@ def open_session(run: Path, about: Mapping[str, Any], config: Mapping[str, Any],
     service.enter(wandb)
     try:
         return _opened(wandb, run, about, config, mode, note)
-    except BaseException:
+    except BaseException:  # whatever it is, its service must not wait for this session
         service.leave(wandb)
         raise
 
