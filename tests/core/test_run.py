@@ -60,6 +60,17 @@ def test_a_larger_plan_grows_the_run_and_equals_one_full_run(demo: Maker) -> Non
     pd.testing.assert_frame_equal(open_run("whole").cells, open_run("grown").cells, check_exact=True)
 
 
+def test_a_smaller_plan_with_more_layers_does_not_spoil_a_larger_one(demo: Maker) -> None:
+    def make(limit: int, *layers: int) -> Experiment:
+        return demo(intervention=PATCH, sweep={"layer": list(layers), "step": [3]}, data={"plugin": "demo-pairs", "limit": limit})
+
+    run_experiment(make(4, 0), "grown")
+    run_experiment(make(2, 0, 1), "grown")  # what layer 1 needs is captured of two examples only
+    run_experiment(make(4, 0, 1), "grown")
+    run_experiment(make(4, 0, 1), "whole")
+    pd.testing.assert_frame_equal(open_run("whole").cells, open_run("grown").cells, check_exact=True)
+
+
 def test_donors_and_trials_grow(demo: Maker) -> None:
     def make(donors: int, trials: int) -> Experiment:
         generate = {"max_new_tokens": 6, "do_sample": True, "temperature": 1.5}

@@ -46,9 +46,8 @@ def generation(
     first: int,
     baseline: Sequence[tuple[Sequence[str], int, int]],
     pool: Sequence[str],
-    known: Sequence[str],
     sources: Sequence[str],
-    missing: Sequence[str],
+    lacking: Sequence[tuple[Sequence[str], Sequence[str]]],
     cells: Sequence[str],
     size: int,
 ) -> list[dict[str, Any]]:
@@ -59,7 +58,7 @@ def generation(
     first: number of the first unit
     baseline: (prompts, first trial, trials) to run as baseline cells, capturing ``sources`` on the way
     pool: prompts to run for their source values only
-    known: prompts whose baseline exists, to be run again for the ``missing`` source arrays
+    lacking: (prompts whose unedited rows exist, source arrays that they lack): these are run again for those
     cells: edited cells
     size: slots per unit
     """
@@ -75,8 +74,8 @@ def generation(
             raise UserError(f"trials: at most {size // 2} can be added at once to this run; got {trials}")
         add("baseline", keys, size // trials // 2 * 2, trials=trials, first_trial=start, sources=list(sources))
     add("sources", pool, size, sources=list(sources))
-    if missing:
-        add("sources", known, size, sources=list(missing))
+    for keys, missing in lacking:
+        add("sources", keys, size, sources=list(missing))
     add("sweep", cells, size)
     return units
 

@@ -165,10 +165,8 @@ class Runner:
         done_cells = {k for u in units if u.stage == "sweep" for k in u.keys}
         cells = [c.key for c in plan.cells if c.key not in done_cells]
         baseline, pool, known = self._unedited(units)
-        have = {name for u in units for name in u.sources}
-        missing = [name for name in job.source_arrays if name not in have] if known else []
         first = max((u.number for u in units), default=-1) + 1
-        records = generation(first, baseline, pool, known, list(job.source_arrays), missing, cells, writer.unit_cells)
+        records = generation(first, baseline, pool, list(job.source_arrays), self._lacking(job, units, known), cells, writer.unit_cells)
         if records:
             from codi_engine.core.running.layout import array_specs
             from codi_engine.store.writer import RunWriter
@@ -200,6 +198,19 @@ class Runner:
         pool = [p.key for p in self.plan.prompts if p.pool and p.key not in seen]
         known = [p.key for p in self.plan.prompts if p.key in seen]
         return baseline, pool, known
+
+    def _lacking(self, job: Job, units: Sequence[Unit], known: Sequence[str]) -> list[tuple[list[str], list[str]]]:
+        """Return which of the known prompts lack which source arrays: earlier plans may have captured less, or of fewer prompts."""
+        have: dict[str, set[str]] = {}
+        for unit in units:
+            for key in unit.keys if unit.stage != "sweep" else ():
+                have.setdefault(key, set()).update(unit.sources)
+        lacking: dict[tuple[str, ...], list[str]] = {}
+        for key in known:
+            names = tuple(name for name in job.source_arrays if name not in have[key])
+            if names:
+                lacking.setdefault(names, []).append(key)
+        return [(keys, list(names)) for names, keys in lacking.items()]
 
     def _labels(self, job: Job) -> dict[str, list[Any]]:
         """Return array name → labels of this plan (the writer appends what is new)."""
