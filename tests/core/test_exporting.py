@@ -166,13 +166,13 @@ def test_codes_come_back_as_their_parts(kind: str, sparse: Run, tmp_path: Path) 
 
 
 def test_csv_fields_that_look_like_formulas_are_made_harmless(tmp_path: Path) -> None:
-    frame = pd.DataFrame({"text": ["=1+1", "+x", "-2", "@a", "\tb", "\rc", "plain", 'quo"te, and\nline', None], "n": [-1.5, 2, np.nan, 4, 5, 6, 7, 8, 9]})
+    frame = pd.DataFrame({"text": ["=1+1", "+x", "-2+1", "@a", "\tb", "\rc", "plain", 'quo"te, and\nline', None], "n": [-1.5, 2, np.nan, 4, 5, 6, 7, 8, 9]})
     exportfiles.write_rows("csv", tmp_path / "a.csv", [frame], frame.iloc[:0])
     data = (tmp_path / "a.csv").read_bytes()
-    assert data.startswith(b"text,n\r\n'=1+1,-1.5\r\n'+x,2.0\r\n'-2,\r\n'@a,4.0\r\n")
+    assert data.startswith(b"text,n\r\n'=1+1,-1.5\r\n'+x,2.0\r\n'-2+1,\r\n'@a,4.0\r\n")
     with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
         back = [row[0] for row in csv.reader(file)][1:]
-    assert back == ["'=1+1", "'+x", "'-2", "'@a", "'\tb", "'\rc", "plain", 'quo"te, and\nline', ""]
+    assert back == ["'=1+1", "'+x", "'-2+1", "'@a", "'\tb", "'\rc", "plain", 'quo"te, and\nline', ""]
     exportfiles.write_rows("csv", tmp_path / "b.csv", [frame], frame.iloc[:0], raw=True)
     assert (tmp_path / "b.csv").read_bytes().startswith(b"text,n\r\n=1+1,-1.5\r\n")
 

@@ -98,7 +98,7 @@ def test_letters_can_be_read_on_every_colour() -> None:
     for rule in rules().split("}"):
         names = dict(re.findall(r"--([sd]\d+t?):(#[0-9a-f]{6});", rule))
         for name in [n for n in names if not n.endswith("t")]:
-            assert contrast(names[name], names[f"{name}t"]) >= 4.0, name
+            assert contrast(names[name], names[f"{name}t"]) >= 4.5, name
     assert contrast("#000000", "#ffffff") == pytest.approx(21.0)
 
 

@@ -81,7 +81,7 @@ def test_elsewhere_links_still_lead_to_the_figures(patched: Run, tmp_path: Path)
     with pytest.raises(UserError, match="is a directory"):
         write_markdown(patched, tmp_path)
     with pytest.raises(UserError, match="cannot be written"):
-        write_markdown(patched, tmp_path / "no" / "page.md")
+        write_markdown(patched, tmp_path / "my page.md" / "page.md")
 
 
 def test_synthetic_runs_and_runs_without_results(planted: Run, tmp_path: Path) -> None:

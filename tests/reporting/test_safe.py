@@ -21,7 +21,7 @@ def test_nothing_invisible_is_left(text: str) -> None:
     shown = visible(text)
     assert all(c.isprintable() or c in "\n\t" for c in shown)
     assert visible(shown) == shown
-    if text.isprintable():
+    if text.isprintable() and not set(text) & set("\u115f\u1160\u2800\u3164\uffa0"):  # letters without ink
         assert shown == text
 
 

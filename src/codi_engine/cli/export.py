@@ -26,13 +26,14 @@ def export(directory: str, to: str, what: str, output: str | None, raw: bool, fo
       codi-engine export runs/demo --to npz --what activations/latent_out
     """
     from codi_engine.cli import show
-    from codi_engine.cli.tables import as_text, grid
+    from codi_engine.cli.tables import grid
     from codi_engine.core.runs import exporting
     from codi_engine.core.runs.results import open_run
+    from codi_engine.core.text import json_shown
 
     done = exporting.export(open_run(directory), to, output, what, force=force, raw=raw)
     if as_json:
-        click.echo(as_text(exporting.files_of(done)))
+        click.echo(json_shown(exporting.files_of(done)))
     elif len(done) == 1:
         show.table([(done[0].what, f"{done[0].rows:,} rows"), ("written", str(done[0].path))])
     else:

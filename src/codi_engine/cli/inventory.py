@@ -11,6 +11,7 @@ import click
 from codi_engine.cli.show import console, plain, table
 from codi_engine.cli.tables import grid
 from codi_engine.core.planning.costs import size_text
+from codi_engine.core.text import json_shown
 
 if TYPE_CHECKING:
     from codi_engine.core.watching.inventory import Entry
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 def show(entries: Sequence[Entry], as_json: bool) -> None:
     """Print one row per run; what is wrong with those that cannot be read comes below."""
     if as_json:
-        click.echo(json.dumps([e.to_dict() for e in entries], indent=2, ensure_ascii=False))
+        click.echo(json_shown([e.to_dict() for e in entries]))
         return
     if not entries:
         console().print(plain("no runs here"))

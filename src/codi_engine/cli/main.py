@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -331,7 +332,14 @@ def _code(error: BaseException) -> int | None:
 
     if isinstance(error, PluginError):
         return 1
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # a name that no file can have
+        return 2
     return 2 if isinstance(error, (CodiEngineError, StoreError)) else None
+
+
+def _said(error: BaseException) -> str:
+    """Say an error in characters that do nothing but show; a tab of a foreign name would pull words apart."""
+    return neutral(error).replace("\t", "\\t")
 
 
 def _usage(error: click.ClickException) -> str:
@@ -362,9 +370,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         code = _code(error)
         if code is not None:
-            click.echo(f"error: {neutral(error)}", err=True)
+            click.echo(f"error: {_said(error)}", err=True)
             return code
-        click.echo(f"error: {type(error).__name__}: {neutral(error)}\nThis is a defect of codi-engine; --debug shows where.", err=True)
+        click.echo(f"error: {type(error).__name__}: {_said(error)}\nThis is a defect of codi-engine; --debug shows where.", err=True)
         return 1
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import click
@@ -21,6 +20,7 @@ def note(directory: str, words: tuple[str, ...], edit: bool, as_json: bool, debu
     can be noted too. The experiment's own `hypothesis:` and `notes:` are shown first.
     """
     from codi_engine.core.errors import UserError
+    from codi_engine.core.text import json_shown, neutral
     from codi_engine.core.watching.notes import add_note, folder_of
 
     folder_of(directory)
@@ -29,7 +29,7 @@ def note(directory: str, words: tuple[str, ...], edit: bool, as_json: bool, debu
     text = click.edit("", extension=".md") if edit else sys.stdin.read() if words == ("-",) else " ".join(words) if words else None
     if text is not None:
         made = add_note(directory, text)
-        click.echo(json.dumps(made._asdict(), ensure_ascii=False) if as_json else f"noted in {directory}/notes.md, {made.time}")
+        click.echo(json_shown(made._asdict(), None) if as_json else neutral(f"noted in {directory}/notes.md, {made.time}"))
         return
     if edit:
         click.echo("nothing was written: the note was not saved")
@@ -39,12 +39,13 @@ def note(directory: str, words: tuple[str, ...], edit: bool, as_json: bool, debu
 
 def _show(directory: str, as_json: bool) -> None:
     from codi_engine.cli.show import console, plain
+    from codi_engine.core.text import json_shown
     from codi_engine.core.watching.notes import notes_of, stated
 
     hypothesis, remarks = stated(directory)
     notes = notes_of(directory)
     if as_json:
-        click.echo(json.dumps({"hypothesis": hypothesis, "notes": remarks, "added": [n._asdict() for n in notes]}, indent=1, ensure_ascii=False))
+        click.echo(json_shown({"hypothesis": hypothesis, "notes": remarks, "added": [n._asdict() for n in notes]}, 1))
         return
     screen = console()
     for title, text in [("hypothesis", hypothesis), ("notes of the experiment", remarks), *((n.time or "without a date", n.text) for n in notes)]:

@@ -138,21 +138,20 @@ def filter_(
 @_DEBUG
 def validate(file: str, as_json: bool, debug: bool) -> int:
     """Say everything that is wrong with the pairs of FILE, by line and pair; exit code 2 where something is."""
-    import json
     from dataclasses import asdict
 
     from codi_engine.core.pairs.pair_checks import check_pairs
-    from codi_engine.core.text import neutral
+    from codi_engine.core.text import json_shown, neutral
 
     read, problems = check_pairs(file)
     if as_json:
-        click.echo(json.dumps({"file": str(read.path), "pairs": len(read.pairs), "problems": [asdict(p) for p in problems]}, indent=1))
+        click.echo(json_shown({"file": str(read.path), "pairs": len(read.pairs), "problems": [asdict(p) for p in problems]}, 1))
         return 2 if problems else 0
     for problem in problems:
         click.echo(neutral(f"{problem.place}: pair {problem.pair_id or '?'}: {problem.kind}: {problem.message}"))
     bad = len({p.place for p in problems})
     click.echo(
-        f"{len(read.pairs):,} pairs, "
+        f"{len(read.pairs):,} {'pair' if len(read.pairs) == 1 else 'pairs'}, "
         + (f"{len(problems):,} {'mistake' if len(problems) == 1 else 'mistakes'} in {bad:,} of them" if problems else "nothing wrong")
     )
     return 2 if problems else 0

@@ -62,13 +62,13 @@ def _ending(output: str | None, every: bool) -> str | None:
 
 def _listed(directory: str, as_json: bool) -> None:
     from codi_engine.cli import show
-    from codi_engine.cli.tables import as_text
     from codi_engine.core.runs.drawing import figure_names
     from codi_engine.core.runs.stored import results_home
+    from codi_engine.core.text import json_shown
 
     known = figure_names(results_home(directory))
     if as_json:
-        click.echo(as_text(known))
+        click.echo(json_shown(known))
         return
     rows = [(f"{analysis}/{name}", str(Path(directory) / "results" / analysis / f"{name}.png")) for analysis, names in known.items() for name in names]
     show.table(rows or [("no figures yet", f"codi-engine analyze {directory}")])
@@ -110,9 +110,9 @@ def _write(made: Figure, path: Path, kind: str, dpi: int, force: bool) -> Path:
 
 def _said(written: list[Path], as_json: bool) -> None:
     from codi_engine.cli import show
-    from codi_engine.cli.tables import as_text
+    from codi_engine.core.text import json_shown
 
     if as_json:
-        click.echo(as_text([str(path) for path in written]))
+        click.echo(json_shown([str(path) for path in written]))
     else:
         show.table([("written", str(path)) for path in written] or [("no figures", "")])

@@ -55,6 +55,7 @@ def show(name: str, kind: str | None, as_json: bool, debug: bool) -> None:
     from codi_engine.core.contributed import left_out
     from codi_engine.core.errors import UserError, nearest
     from codi_engine.core.plugins import plugin_manager
+    from codi_engine.core.text import json_shown
 
     manager = plugin_manager()
     found = [r for r in manager.registered if name in (r.name, r.full_name) and kind in (None, r.kind)]
@@ -62,7 +63,7 @@ def show(name: str, kind: str | None, as_json: bool, debug: bool) -> None:
         known = [manager.written(r) for r in manager.registered if kind in (None, r.kind)]
         raise UserError(f"plugins show: unknown {kind or 'plugin'} '{name}'; {nearest(name, known)}{left_out(manager.problems, name)}")
     if as_json:
-        click.echo(json.dumps([_shown(manager, item) for item in found], indent=1, ensure_ascii=False, default=str))
+        click.echo(json_shown([_shown(manager, item) for item in found], 1))
         return
     for number, item in enumerate(found):
         _print_one(manager, item, first=number == 0)
@@ -100,6 +101,7 @@ def _shown(manager: Plugins, item: Registered) -> dict[str, Any]:
 
 def _list(kind: str | None, as_json: bool) -> None:
     from codi_engine.core.plugins import HOOKS, plugin_manager
+    from codi_engine.core.text import json_shown
 
     manager = plugin_manager()
     found = sorted(
@@ -108,7 +110,7 @@ def _list(kind: str | None, as_json: bool) -> None:
     if as_json:
         left = [{"package": p.package, "version": p.version, "problem": p.what} for p in manager.problems]
         value = {"plugins": [_shown(manager, item) for item in found], "left_out": left}
-        click.echo(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+        click.echo(json_shown(value, 1))
         return
     _print_list(manager, found, HOOKS)
     _print_problems(manager)

@@ -22,10 +22,9 @@ def report(directory: str, output: str | None, as_markdown: bool, show: bool, as
 
     The file needs no network and can be sent as it is.
     """
-    import json
-
     from codi_engine.cli.show import table
     from codi_engine.core.planning.costs import size_text
+    from codi_engine.core.text import json_shown
     from codi_engine.reporting import report as write
 
     if as_markdown:
@@ -37,7 +36,7 @@ def report(directory: str, output: str | None, as_markdown: bool, show: bool, as
         path = write(directory, output)
     size = path.stat().st_size
     if as_json:
-        click.echo(json.dumps({"report": str(path), "bytes": size}))
+        click.echo(json_shown({"report": str(path), "bytes": size}, None))
     elif not quiet:
         table([("report", str(path)), ("size", size_text(size))])
     if show:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.measure import Measurement
@@ -13,17 +12,13 @@ from rich.table import Table
 
 from codi_engine.cli.show import console, plain, table
 from codi_engine.core.planning.costs import Costs, StageCost, money_text, size_text, time_text
+from codi_engine.core.text import json_shown
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from codi_engine.core.running.run import PlanSummary
     from codi_engine.core.watching.status import Status
-
-
-def as_text(value: Any) -> str:
-    """Return JSON, characters of other alphabets as they are."""
-    return json.dumps(value, indent=2, ensure_ascii=False)
 
 
 def grid(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
@@ -71,7 +66,7 @@ def checks(frame: pd.DataFrame, label: str = "") -> None:
 def plans(found: Mapping[str, PlanSummary], as_json: bool) -> None:
     """Print what would be computed for every checkpoint, then what all of them come to."""
     if as_json:
-        click.echo(as_text({label: summary.to_dict() for label, summary in found.items()}))
+        click.echo(json_shown({label: summary.to_dict() for label, summary in found.items()}))
         return
     for label, summary in found.items():
         console().print(plain(f"checkpoint {label}", "bold"))
@@ -85,7 +80,7 @@ def plans(found: Mapping[str, PlanSummary], as_json: bool) -> None:
 def plan(summary: PlanSummary, as_json: bool) -> None:
     """Print what would be computed, what each stage costs, and what all of it costs."""
     if as_json:
-        click.echo(as_text(summary.to_dict()))
+        click.echo(json_shown(summary.to_dict()))
         return
     table(summary.lines())
     console().print()
@@ -119,7 +114,7 @@ def _hours(hours: float) -> str:
 def status(found: Status, as_json: bool) -> None:
     """Print how far a run is and what it took."""
     if as_json:
-        click.echo(as_text({**found.to_dict(), "events": found.events()}))
+        click.echo(json_shown({**found.to_dict(), "events": found.events()}))
         return
     console().print(plain(found.name, "bold"))
     rows = [("run", str(found.path)), ("state", _state(found))]
@@ -179,7 +174,7 @@ def runs(found: Sequence[Status], cost: bool, as_json: bool) -> None:
     if as_json:
         keys = ("run", "name", "hypothesis", "state", "share", "cells", "bytes", "finished", "problem")
         plain_values = [{k: v for k, v in s.to_dict().items() if cost or k in keys} for s in found]
-        click.echo(as_text(plain_values))
+        click.echo(json_shown(plain_values))
         return
     if not found:
         console().print(plain("no runs here"))

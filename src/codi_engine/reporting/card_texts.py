@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from codi_engine.core.planning.controls import is_control
 from codi_engine.core.planning.features import table_path
 from codi_engine.core.runs.results import BASELINE
 from codi_engine.reporting.text import texts_of, visible
+from codi_engine.reporting.words import number
 
 if TYPE_CHECKING:
     from codi_engine.core.runs.results import Run
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 #: pairs of texts on a card per condition, and cells looked at to find some that differ
 _PAIRS, _LOOKED_AT = 2, 8
+#: a number with decimals, as a table of features holds it
+_DECIMAL = re.compile(r"[+-]?\d+\.\d+([eE][+-]?\d+)?", re.ASCII)
 #: what tells cells of the same prompt and draw
 _SAME = ("example", "variant", "trial")
 
@@ -68,7 +72,12 @@ def _read(name: str, wanted: Mapping[str, Card]) -> None:
             label = (row.get("feature") or f"L{row.get('layer')}-{row.get('id')}").strip()
             if label in wanted:
                 known = {k: v.strip() for k, v in row.items() if k and k not in ("feature", "layer", "id") and isinstance(v, str) and v.strip()}
-                wanted[label].about.update({visible(k, 60): visible(v, 300) for k, v in known.items()})
+                wanted[label].about.update({visible(k, 60): visible(_rounded(v), 300) for k, v in known.items()})
+
+
+def _rounded(text: str) -> str:
+    """Return a number with decimals as the page writes numbers; other text as it is."""
+    return number(float(text)) if _DECIMAL.fullmatch(text) else text
 
 
 # --------------------------------------------------------------------------------------------------- texts

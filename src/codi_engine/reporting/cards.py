@@ -105,11 +105,17 @@ class Card:
         return sum(w.q is not None for *_, more, fewer in self.words for w in (*more, *fewer))
 
     @property
-    def strength(self) -> tuple[float, float, str]:
-        """Sort key: the largest |g| or |h| among what is significant, then the largest |z| of a word, then the name."""
+    def strength(self) -> tuple[float, float, int, int, str]:
+        """Sort key: the largest |g| or |h| among what is significant, then the largest |z| of a word, then layer, number and name."""
         sizes = [abs(link.g) for link in self.down] + [abs(s.size) for s in self.shares if s.significant and s.size == s.size]
         words = [abs(w.z) for *_, more, fewer in self.words for w in (*more, *fewer) if w.q is not None]
-        return (-max(sizes, default=0.0), -max(words, default=0.0), self.feature)
+        return (
+            -max(sizes, default=0.0),
+            -max(words, default=0.0),
+            -1 if self.layer is None else self.layer,
+            -1 if self.index is None else self.index,
+            self.feature,
+        )
 
 
 def anchor(feature: str) -> str:

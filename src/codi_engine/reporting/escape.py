@@ -5,22 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from codi_engine.core.text import markdown
 from codi_engine.reporting.text import visible
-
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!$])")
-#: what GitHub turns into links by itself
-_LINKS = re.compile(r"://|(?i:\bwww)\.|@")
-_ENTITIES = {"://": "&#58;//", "@": "&#64;"}
-#: what begins a list, a rule or a heading where it begins a line
-_BEGINS = re.compile(r"\A(\d*)([.)+=-])(?=\s|\Z|[=-])")
 
 
 def md(text: object, most: int = 500) -> str:
     """Return text that Markdown shows as it is, in one line."""
-    flat = re.sub(r"\s+", " ", visible(text, most)).strip()
-    safe = _SPECIAL.sub(r"\\\1", flat.replace("&", "&amp;"))
-    safe = _LINKS.sub(lambda m: _ENTITIES.get(m[0], m[0][:-1] + "&#46;"), safe)
-    return _BEGINS.sub(r"\1\\\2", safe)
+    return markdown(visible(text, most))
 
 
 def code(text: object, most: int = 300) -> str:

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from codi_engine.core.errors import UserError
 from codi_engine.core.planning.costs import size_text, time_text
+from codi_engine.core.runs.whole import whole_file
 from codi_engine.core.watching.status import status_of
 from codi_engine.reporting.escape import block, code, md, table
 from codi_engine.reporting.method import method
@@ -66,10 +67,9 @@ def write_markdown(run: Run, path: str | Path | None = None) -> Path:
     target = Path(path) if path is not None else run.path / FILE
     if target.is_dir():
         raise UserError(f"{target}: is a directory; give a file, such as -o {target / FILE}")
-    try:
-        target.write_text(markdown(run, target.absolute().parent), encoding="utf-8", errors="backslashreplace", newline="\n")
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written: {error.strerror}; choose another place with -o") from None
+    page = markdown(run, target.absolute().parent).encode("utf-8", "backslashreplace")
+    with whole_file(target, force=True) as part:
+        part.write_bytes(page)
     return target
 
 

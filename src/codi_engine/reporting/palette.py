@@ -22,8 +22,8 @@ def between(stops: tuple[str, ...], share: float) -> str:
     return "#" + "".join(f"{c:02x}" for c in mixed)
 
 
-#: letters on light and dark cells
-_LETTERS = ("#1c2129", "#ffffff")
+#: letters on light and dark cells: so far apart that one of them is read on every colour (4.5:1)
+_LETTERS = ("#030508", "#ffffff")
 
 
 def luminance(colour: str) -> float:

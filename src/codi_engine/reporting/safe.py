@@ -6,11 +6,11 @@ import base64
 import hashlib
 import json
 import re
-import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
-_KEPT = "\n\t"
+from codi_engine.core.text import shown_as
+
 _JSON = re.compile("[<>&\u2028\u2029]")
 
 
@@ -19,8 +19,7 @@ def visible(value: object) -> str:
 
     Line ends and tabs stay. Markup is left as it is: escaping is the template's.
     """
-    text = str(value)
-    return text if text.isprintable() else "".join(c if c.isprintable() or c in _KEPT else _sign(c) for c in text)
+    return shown_as(str(value), _sign)
 
 
 def _sign(character: str) -> str:
@@ -29,8 +28,6 @@ def _sign(character: str) -> str:
         return chr(0x2400 + number)
     if number == 0x7F:
         return "␡"
-    if unicodedata.category(character) == "Zs":  # spaces of other widths are seen as spaces
-        return " "
     return f"⟨U+{number:04X}⟩"
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from codi_engine.core.errors import CodiEngineError, UserError
+from codi_engine.core.text import neutral
 from codi_engine.reporting.watch import Watch
 from codi_engine.store.errors import StoreError
 from codi_engine.store.layout import LEDGER
@@ -159,7 +160,7 @@ class _Server(ThreadingHTTPServer):
         """A browser that went away is no error; anything else was answered with 500 and is told in one line."""
         error = sys.exc_info()[1]
         if not isinstance(error, (ConnectionError, TimeoutError, socket.timeout)):
-            sys.stderr.write(f"view: {type(error).__name__}: {error}\n")
+            sys.stderr.write(f"view: {type(error).__name__}: {neutral(error)}\n")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -181,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             status, kind, content, policy = self.viewer.answer(self.path)
         except Exception as error:  # a defect of the page must not end the server, which also shows the progress
-            sys.stderr.write(f"view: {type(error).__name__}: {error}\n")
+            sys.stderr.write(f"view: {type(error).__name__}: {neutral(error)}\n")
             status, kind, content, policy = HTTPStatus.INTERNAL_SERVER_ERROR, _TEXT, b"the page could not be made; the terminal says why\n", _LIVE_POLICY
         self._send(status, kind, content, policy, body)
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.pairs.pairfile import Pair, PairFile, plain_number, read_pairs, write_text
 from codi_engine.core.solutions.answers import answer_of
+from codi_engine.core.text import marked, unmarked
 
 _DECISIONS = {"": "needs_review", "needs_review": "needs_review", "approve": "approved", "approved": "approved", "reject": "rejected", "rejected": "rejected"}
 _SHOWN = {"needs_review": "", "approved": "approve", "rejected": "reject"}
 COLUMNS = ("pair_id", "clean_question", "corrupted_question", "changed_number", "clean_answer", "answer", "decision", "notes")
-#: what a spreadsheet takes for the beginning of a formula
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 #: lines of bad decisions that are named
 _NAMED = 8
 
@@ -94,17 +93,9 @@ def export_csv(file: PairFile, path: str | Path, force: bool = False) -> int:
     for pair in file.pairs:
         texts = [pair.id, pair.question("clean"), pair.question("corrupted"), str(pair.side("corrupted").get("changed_number", ""))]
         numbers = ["" if (a := pair.answer(s)) is None else str(plain_number(a)) for s in ("clean", "corrupted")]
-        table.writerow([*map(_neutral, texts), *numbers, _SHOWN.get(pair.status, pair.status), _neutral(str(pair.record.get("notes", "")))])
+        table.writerow([*map(marked, texts), *numbers, _SHOWN.get(pair.status, pair.status), marked(str(pair.record.get("notes", "")))])
     write_text(target, "\ufeff" + out.getvalue())
     return len(file.pairs)
-
-
-def _neutral(text: str) -> str:
-    return f"'{text}" if text.startswith(_FORMULA) or text.startswith("'") else text
-
-
-def _plain(text: str) -> str:
-    return text[1:] if text.startswith("'") and text[1:].startswith((*_FORMULA, "'")) else text
 
 
 def import_csv(file: PairFile, path: str | Path) -> Imported:
@@ -155,7 +146,7 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         out = []
         for row in table:
             if any(cell.strip() for cell in row):
-                cells = dict(zip(heading, map(_plain, row), strict=False))
+                cells = dict(zip(heading, map(unmarked, row), strict=False))
                 out.append((table.line_num, {c: cells.get(c, "") for c in (*COLUMNS,)} | {"_has": " ".join(cells)}))
     except csv.Error as error:
         raise UserError(f"{path}: not a CSV table: {error}") from None

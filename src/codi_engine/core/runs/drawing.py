@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from codi_engine.core.errors import PluginError, UserError, nearest
 from codi_engine.core.returned import figures_of
+from codi_engine.core.runs.lettering import as_typed
 from codi_engine.core.runs.stored import StoredResult, results_home, stored_results
 
 if TYPE_CHECKING:
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 DPI = 200
 FORMATS = ("pdf", "svg", "png")
 #: text stays text (to be searched and edited), and the same figure is the same bytes
-_STYLE = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "codi-engine"}
+#: and shows what was typed: a dollar in a text is a dollar (an analysis that draws mathematics says ``parse_math=True``)
+_STYLE = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "codi-engine", "text.parse_math": False}
 _DATES = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
@@ -48,7 +51,10 @@ def save(figure: Figure, path: Path | io.BytesIO, kind: str = "", dpi: float = D
     kind: one of :data:`FORMATS`; default: by the path's ending
     """
     kind = kind or cast(Path, path).suffix[1:]
-    with style():
+    with style(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"(?s)Glyph .* missing from font")  # a box is drawn; an SVG has the letter
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")  # labels that leave panels no room: drawn all the same
+        as_typed(figure)
         figure.savefig(path, format=kind, dpi=dpi, metadata=cast(Any, _DATES.get(kind)))
 
 

@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codi_engine.core.errors import UserError
+from codi_engine.core.text import marked
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from codi_engine.core.runs.exportrows import Activations
-
-#: at the beginning of a CSV field a spreadsheet takes what follows for a formula
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 # -------------------------------------------------------------------------------------------------- rows
 
@@ -67,7 +65,7 @@ def _csv(path: Path, frames: Iterable[pd.DataFrame], columns: Sequence[str], raw
 
 
 def _field(value: Any, raw: bool) -> Any:
-    return f"'{value}" if isinstance(value, str) and not raw and value.startswith(_FORMULA) else value
+    return marked(value) if isinstance(value, str) and not raw else value
 
 
 def _jsonl(path: Path, frames: Iterable[pd.DataFrame]) -> int:
@@ -132,7 +130,8 @@ def write_columns(kind: str, path: Path, frame: pd.DataFrame, about: Mapping[str
         import xarray as xr
 
         h5netcdf()
-        data = xr.Dataset({_nc_name(n): (dim, v.astype(np.int8) if v.dtype == bool else v) for n, v in columns.items()}, attrs=dict(about))
+        values = {n: _nc_words(v) if v.dtype.kind == "U" else v.astype(np.int8) if v.dtype == bool else v for n, v in columns.items()}
+        data = xr.Dataset({_nc_name(n): (dim, v) for n, v in values.items()}, attrs=dict(about))
         data.to_netcdf(path, engine="h5netcdf")
     return len(frame)
 
@@ -153,6 +152,11 @@ def h5netcdf() -> Any:
 
 def _nc_name(name: str) -> str:
     return name.replace("/", "_")
+
+
+def _nc_words(words: np.ndarray) -> np.ndarray:
+    """Return words as HDF5 can hold them: what would end its strings (NUL) is shown as ␀."""
+    return np.array([str(word).replace("\0", "␀") for word in words], object)
 
 
 def _npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -329,7 +333,7 @@ def _netcdf(path: Path, found: Activations, spools: Mapping[str, _Spool], labels
         for name, values in labels.items():
             kind = h5py.string_dtype() if values.dtype.kind == "U" else values.dtype
             variable = file.create_variable(name, (name if name in dims else "cell",), kind)
-            variable[...] = values.astype(object) if values.dtype.kind == "U" else values
+            variable[...] = _nc_words(values) if values.dtype.kind == "U" else values
         for name, spool in spools.items():
             wide = np.dtype("float32") if spool.dtype == np.float16 else spool.dtype  # netCDF knows no half precision
             over = ("entry",) if found.sparse else tuple(dims)

@@ -74,7 +74,7 @@ def export(
         targets = [home / f"{job.name}.{ending}" for job in jobs]
     for target in targets:
         if target.exists() and (not force or target.is_dir()):  # before anything is written
-            raise UserError(f"{target}: {'is a folder; name a file' if target.is_dir() else 'exists; --force overwrites it, or name another one with -o'}")
+            raise UserError(f"{target}: {'is a folder; name a file' if target.is_dir() else 'exists; name another one with -o, or overwrite it with --force'}")
     done = []
     for job, target in zip(jobs, targets, strict=True):
         with whole_file(target, force) as part:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from codi_engine.core.errors import UserError
@@ -19,13 +19,14 @@ def whole_file(path: Path, force: bool = False) -> Iterator[Path]:
     UserError: the file exists and ``force`` is not given, or it cannot be written
     """
     if path.exists() and (path.is_dir() or not force):
-        raise UserError(f"{path}: {'is a folder; name a file' if path.is_dir() else 'exists; --force overwrites it, or name another one with -o'}")
+        raise UserError(f"{path}: {'is a folder; name a file' if path.is_dir() else 'exists; name another one with -o, or overwrite it with --force'}")
     part = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         os.replace(part, path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}; choose another place with -o") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # where its folder is none, there is nothing to remove
+            part.unlink()

@@ -205,7 +205,8 @@ class Pathways(Analysis[PathwaysOptions]):
         unit = (
             f"{examples:,} examples" + (f", their {trials:,} trials averaged" if trials > 1 else "") if design.by_example else f"{examples * trials:,} trials"
         )
-        lines.append(f"{len(arrangement.targets):,} targets × {vectors.width:,} features of {vectors.name} × {len(names)} pairs; {design.test} tests on {unit}")
+        pairs = f"{len(names)} {'pair' if len(names) == 1 else 'pairs'}"
+        lines.append(f"{len(arrangement.targets):,} targets × {vectors.width:,} features of {vectors.name} × {pairs}; {design.test} tests on {unit}")
         if examples == 1:
             lines.append(_SPEAKS_OF_TRIALS)
         elif not design.by_example:

@@ -193,7 +193,7 @@ def _recovery(table: pd.DataFrame) -> list[str]:
             lines.append(f"{condition}: no pair has two right unedited answers, so there is nothing to recover")
             continue
         span = f"[{best['ci_low']:.0%}, {best['ci_high']:.0%}]"
-        lines.append(f"{condition}: {toward} in up to {best['share']:.0%} {span} of {int(best['valid'])} valid pairs ({best['target']})")
+        lines.append(f"{condition}: {toward} in up to {best['share']:.0%} {span} of {_count(int(best['valid']), 'valid pair')} ({best['target']})")
     return lines
 
 

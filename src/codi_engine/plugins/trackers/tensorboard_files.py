@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import Event, NoOptions, Tracker
+from codi_engine.core.text import markdown
 from codi_engine.plugins.trackers.places import effects_of, pictures, plain
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class TensorBoard(Tracker[NoOptions]):
                 self._writer.add_scalar(f"mean/{name}" if "/" in name else f"run/{name}", value, self._step)
 
     def event(self, event: Event) -> None:
-        self._text("events", f"{event.time} **{event.kind}**: {event.text}")
+        self._text("events", f"{event.time} **{event.kind}**: {markdown(event.text)}")
 
     def analysed(self, name: str, folder: Path) -> None:
         self._folders[name] = folder
@@ -98,7 +99,7 @@ def _pixels(path: Path) -> Any:
 
 def _markdown(table: pd.DataFrame) -> str:
     """Return a table in Markdown, its first :data:`ROWS` rows."""
-    head = [str(c) for c in table]
+    head = [markdown(c) for c in table]
     rows = [[_cell(v) for v in row] for row in table.head(ROWS).itertuples(index=False)]
     lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
     left = len(table) - ROWS
@@ -107,4 +108,4 @@ def _markdown(table: pd.DataFrame) -> str:
 
 def _cell(value: Any) -> str:
     value = plain(value)
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else markdown(value)
