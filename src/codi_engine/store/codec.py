@@ -19,6 +19,8 @@ import numpy as np
 from codi_engine.store.errors import StoreError
 from codi_engine.store.layout import ArraySpec
 
+#: a piece of a file; a memoryview is one of single bytes
+Part = bytes | memoryview
 #: what the index says of a chunk that is not there
 _ABSENT = np.uint64(2**64 - 1)
 
@@ -41,18 +43,47 @@ def codecs(spec: ArraySpec, unit_cells: int) -> list[dict[str, Any]]:
 
 def encode(spec: ArraySpec, unit_cells: int, values: np.ndarray) -> bytes:
     """Return the shard whose first rows are ``values`` (rows × row shape); the rest is filled, or absent for entries."""
+    return b"".join(parts(spec, unit_cells, values))
+
+
+def parts(spec: ArraySpec, unit_cells: int, values: np.ndarray) -> Iterator[Part]:
+    """Yield the bytes of a shard piece by piece, each made when it is asked for.
+
+    Rows that lie in memory as they lie on disk are not copied: their pieces are views of ``values``, which must not change
+    while they are used. Other rows are copied a chunk at a time.
+    """
     rows, total = spec.inner_rows(unit_cells), spec.rows(unit_cells)
-    present = total if not spec.entries or total == rows else -(-len(values) // rows) * rows
-    whole = np.full((present, *spec.shape), spec.fill, spec.numpy)
-    whole[: len(values)] = values
-    chunks = [_pack(spec, whole[at : at + rows].tobytes()) for at in range(0, present, rows)]
-    if total == rows:
-        return chunks[0]
-    index = np.full((total // rows, 2), _ABSENT, np.uint64)
-    sizes = np.array([len(c) for c in chunks], np.uint64)
-    index[: len(chunks)] = np.stack([np.cumsum(sizes) - sizes, sizes], 1)
+    count = total // rows
+    present = -(-len(values) // rows) if spec.entries and count > 1 else count
+    sizes, blank = [], None
+    for at in range(0, present * rows, rows):
+        here = values[at : at + rows]
+        if len(here):
+            chunk = _pack(spec, _laid_out(spec, rows, here))
+        else:  # the chunks that nobody filled are all alike
+            chunk = blank = blank or _pack(spec, _laid_out(spec, rows, here))
+        sizes.append(sum(map(len, chunk)))
+        yield from chunk
+    if count > 1:
+        yield _index(np.array(sizes, np.uint64), count)
+
+
+def _laid_out(spec: ArraySpec, rows: int, values: np.ndarray) -> np.ndarray:
+    """Return the bytes of a chunk (uint8), as a view where ``values`` fills it and is laid out like it."""
+    if len(values) < rows or values.dtype != spec.numpy or not values.flags.c_contiguous:
+        whole = np.empty((rows, *spec.shape), spec.numpy)
+        whole[: len(values)] = values
+        whole[len(values) :] = spec.fill
+        values = whole
+    return values.reshape(-1).view(np.uint8)
+
+
+def _index(sizes: np.ndarray, count: int) -> bytes:
+    """Return the index of a shard's ``count`` chunks, of which the first have these sizes and the others are absent."""
+    index = np.full((count, 2), _ABSENT, np.uint64)
+    index[: len(sizes)] = np.stack([np.cumsum(sizes) - sizes, sizes], 1)
     table = index.astype("<u8").tobytes()
-    return b"".join([*chunks, table, _crc(table)])
+    return table + _crc(table)
 
 
 def decode(spec: ArraySpec, unit_cells: int, data: bytes | np.ndarray) -> np.ndarray:
@@ -69,6 +100,36 @@ def decode(spec: ArraySpec, unit_cells: int, data: bytes | np.ndarray) -> np.nda
         out[at : at + len(part)] = part
         at += len(part)
     return out
+
+
+def in_place(spec: ArraySpec, unit_cells: int) -> tuple[np.ndarray, list[memoryview]] | None:
+    """Return an array for the rows of a shard, and where the pieces of its file belong, in their order; None where they must be decoded.
+
+    Chunks are read into the array itself, checksums and index beside it; :func:`check` compares them.
+    """
+    rows, count = spec.inner_rows(unit_cells), spec.rows(unit_cells) // spec.inner_rows(unit_cells)
+    if spec.sparse or spec.entries or not spec.numpy.isnative:
+        return None
+    out = np.empty((count * rows, *spec.shape), spec.numpy.newbyteorder("="))
+    places = []
+    for chunk in out.reshape(count, -1).view(np.uint8):
+        places += [chunk.data, memoryview(bytearray(4))]
+    return out, [*places, memoryview(bytearray(16 * count + 4))] if count > 1 else places
+
+
+def check(spec: ArraySpec, places: list[memoryview]) -> None:
+    """Compare the checksums that were read into the places of :func:`in_place`.
+
+    Raises
+    ------
+    StoreError: one is wrong
+    """
+    count = len(places) // 2
+    for chunk, stated in zip(places[: 2 * count : 2], places[1 : 2 * count : 2], strict=True):
+        if _crc(np.asarray(chunk)) != stated:
+            raise StoreError(f"{spec.name}: a chunk is damaged")
+    if count > 1 and places[-1] != _index(np.full(count, len(places[0]) + 4, np.uint64), count):
+        raise StoreError(f"{spec.name}: a shard's index is damaged")
 
 
 def blocks(spec: ArraySpec, unit_cells: int, data: bytes | np.ndarray) -> Iterator[np.ndarray]:
@@ -113,8 +174,8 @@ def _zstd() -> Any:
     return Zstd(level=1, checksum=True)
 
 
-def _pack(spec: ArraySpec, raw: bytes) -> bytes:
-    return bytes(_zstd().encode(raw)) if spec.sparse else raw + _crc(raw)
+def _pack(spec: ArraySpec, raw: np.ndarray) -> tuple[Part, ...]:
+    return (bytes(_zstd().encode(raw)),) if spec.sparse else (raw.data, _crc(raw))
 
 
 def _unpack(spec: ArraySpec, data: np.ndarray) -> bytes | np.ndarray:

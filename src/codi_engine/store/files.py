@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 import numpy as np
 
+from codi_engine.store.codec import Part, check, decode, in_place
 from codi_engine.store.errors import StoreError
-from codi_engine.store.layout import DATA, PARTIAL, TEXTS
+from codi_engine.store.layout import DATA, PARTIAL, TEXTS, ArraySpec
 from codi_engine.store.ledger import sync_directory
 
 Facts = dict[str, Any]
+T = TypeVar("T")
+#: bytes of a part that is worth a thread of its own
+_MUCH = 256 << 10
+DAMAGED = "is damaged: its checksum is not the one that was recorded"
 
 
 def facts(data: bytes) -> Facts:
@@ -24,38 +31,37 @@ def facts(data: bytes) -> Facts:
 
 
 class Batch:
-    """Files of one run written together: temporary names first, then all synchronised, then all renamed.
+    """Files of one run written together: under temporary names and synchronised, then all renamed, then their folders.
 
-    The waits of a disk overlap in a few threads; on return of :meth:`finish` files and directories are durable.
+    Nothing is written before :meth:`finish`; on its return files and directories are durable. With a pool, the waits of a
+    disk overlap, and large files are hashed while they are being written.
     """
 
-    def __init__(self, root: Path, pool: ThreadPoolExecutor | None = None) -> None:
-        self.root, self._pool = root, pool
-        self.files: dict[str, Facts] = {}
+    def __init__(self, root: Path, pool: ThreadPoolExecutor | None = None, lanes: int = 1) -> None:
+        self.root, self._pool, self._lanes = root, pool, lanes
+        self._parts: dict[str, Iterable[Part]] = {}
         self._folders: set[Path] = set()
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file under its temporary name; ``name`` is relative to the run."""
-        path = self.root / name
-        self._make(path.parent)
-        path.with_name(path.name + PARTIAL).write_bytes(data)
-        self.files[name] = facts(data)
+    def write(self, name: str, data: bytes | Iterable[Part]) -> None:
+        """Have a file written; ``name`` is relative to the run, ``data`` whole or in pieces that are made when they are wanted."""
+        self._parts[name] = [data] if isinstance(data, bytes) else data
 
     def finish(self) -> dict[str, Facts]:
         """Make everything durable, give the files their names, and return their facts."""
-        paths = [self.root / name for name in self.files]
-        self._each(_sync_file, [p.with_name(p.name + PARTIAL) for p in paths])
-        for path in paths:
-            os.replace(path.with_name(path.name + PARTIAL), path)
-        self._each(sync_directory, sorted(self._folders | {p.parent for p in paths}))
-        return self.files
+        paths = {name: self.root / name for name in self._parts}
+        for folder in sorted({path.parent for path in paths.values()}):
+            self._make(folder)
+        found = self._each(lambda name: self._store(_partial(paths[name]), self._parts[name]), list(paths))
+        for path in paths.values():
+            os.replace(_partial(path), path)
+        self._each(sync_directory, sorted(self._folders | {p.parent for p in paths.values()}))
+        return {name: facts() for name, facts in zip(paths, found, strict=True)}
 
     def discard(self) -> None:
         """Remove temporary files after a failure, as far as that goes."""
-        for name in self.files:
-            path = self.root / name
+        for name in self._parts:
             try:
-                path.with_name(path.name + PARTIAL).unlink(missing_ok=True)
+                _partial(self.root / name).unlink(missing_ok=True)
             except OSError:
                 return  # the next writer cleans up
 
@@ -68,17 +74,91 @@ class Batch:
             new.mkdir(exist_ok=True)
             self._folders |= {new, new.parent}
 
-    def _each(self, action: Any, paths: Iterable[Path]) -> None:
-        if self._pool is None:
-            for path in paths:
-                action(path)
-        else:
-            list(self._pool.map(action, paths))
+    def _store(self, path: Path, parts: Iterable[Part]) -> Callable[[], Facts]:
+        """Write and synchronise a file; what is returned gives its facts once its hash is known."""
+        digest = _Digest(self._pool)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            for part in parts:
+                digest.add(part)
+                _write_all(descriptor, part, digest.size)
+            os.fsync(descriptor)
+        finally:
+            digest.end()
+            os.close(descriptor)
+        return digest.facts
+
+    def _each(self, action: Callable[[Any], T], things: Sequence[Any]) -> list[T]:
+        """Apply an action to each in a few threads; an error is raised when all threads have come to rest."""
+        if self._pool is None or len(things) < 2:
+            return [action(thing) for thing in things]
+        results: dict[int, T] = {}
+        todo = deque(enumerate(things))
+
+        def lane() -> None:
+            while todo:
+                try:
+                    number, thing = todo.popleft()
+                except IndexError:  # another thread was faster
+                    return
+                try:
+                    results[number] = action(thing)
+                except BaseException:
+                    todo.clear()
+                    raise
+
+        lanes = [self._pool.submit(lane) for _ in range(min(self._lanes, len(things)))]
+        wait(lanes)
+        for done in lanes:
+            done.result()
+        return [results[number] for number in range(len(things))]
 
 
-def _sync_file(path: Path) -> None:
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())
+class _Digest:
+    """Size and sha256 of a file whose parts come one by one; where there are many bytes another thread computes it."""
+
+    def __init__(self, pool: ThreadPoolExecutor | None) -> None:
+        self._pool, self._hash = pool, hashlib.sha256()
+        self._coming: SimpleQueue[Part | None] = SimpleQueue()
+        self._thread: Future[None] | None = None
+        self.size = 0
+
+    def add(self, part: Part) -> None:
+        """Take the next part; it must not change before :meth:`facts`."""
+        self.size += len(part)
+        if self._thread is None and (self._pool is None or len(part) < _MUCH):
+            self._hash.update(part)
+            return
+        if self._thread is None and self._pool is not None:
+            self._thread = self._pool.submit(self._follow)
+        self._coming.put(part)
+
+    def end(self) -> None:
+        """Say that no part follows."""
+        self._coming.put(None)
+
+    def facts(self) -> Facts:
+        """Return size and hash, waiting for the latter."""
+        if self._thread is not None:
+            self._thread.result()
+        return {"size": self.size, "sha256": self._hash.hexdigest()}
+
+    def _follow(self) -> None:
+        while (part := self._coming.get()) is not None:
+            self._hash.update(part)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + PARTIAL)
+
+
+def _write_all(descriptor: int, part: Part, end: int) -> None:
+    """Write a part that ends at ``end`` of the file, and let the disk begin with it if it is large."""
+    view = memoryview(part)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    if len(part) >= _MUCH and hasattr(os, "posix_fadvise"):  # on Linux this begins to write back what is dirty, and waits for nothing
+        os.posix_fadvise(descriptor, end - len(part), len(part), os.POSIX_FADV_DONTNEED)
 
 
 def write_durably(root: Path, name: str, data: bytes) -> None:
@@ -135,23 +215,56 @@ class CheckedFiles:
         ------
         StoreError: the file is missing or has another size
         """
+        data = buffer[: stated["size"]]
+        self._fill(name, stated, [data.data])
+        return data
+
+    def read_rows(self, name: str, stated: Mapping[str, Any], spec: ArraySpec, unit_cells: int) -> np.ndarray:
+        """Return all rows of a shard, which is compared as by :meth:`read`; dense rows are read straight into their array.
+
+        Raises
+        ------
+        StoreError: the file is missing, truncated or damaged; the message names it
+        """
+        made = in_place(spec, unit_cells)
+        data = self.read(name, stated) if made is None else self._read_places(name, stated, made[1])
+        try:
+            if made is None:
+                return decode(spec, unit_cells, data)
+            check(spec, made[1])
+            return made[0]
+        except StoreError as error:
+            raise StoreError(f"{self.root / name}: is damaged ({error})") from None
+
+    def _read_places(self, name: str, stated: Mapping[str, Any], places: Sequence[memoryview]) -> bytes:
+        """Read a file into several places one after another; nothing else is returned."""
+        self._fill(name, stated, places)
+        if self.full and name not in self._seen:
+            digest = hashlib.sha256()
+            for place in places:
+                digest.update(place)
+            if digest.hexdigest() != stated["sha256"]:
+                raise StoreError(f"{self.root / name}: {DAMAGED}")
+        self._seen.add(name)
+        return b""
+
+    def _fill(self, name: str, stated: Mapping[str, Any], places: Sequence[memoryview]) -> None:
         path = self.root / name
         try:
             with path.open("rb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size
                 if size != stated["size"]:
                     raise StoreError(f"{path}: has {size:,} bytes where {stated['size']:,} were written")
-                data = buffer[:size]
-                view, at = memoryview(data.data), 0
-                while at < size and (count := file.readinto(view[at:])):
-                    at += count
+                at = 0
+                for place in places:
+                    while place and (count := file.readinto(place)):
+                        place, at = place[count:], at + count
         except FileNotFoundError:
             raise StoreError(f"{path}: is missing, although the ledger says that it was written") from None
         except OSError as error:
             raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
-        if at < size:
+        if at < size or at < sum(map(len, places)):
             raise StoreError(f"{path}: ended after {at:,} of {size:,} bytes")
-        return data
 
 
 def read_file(root: Path, name: str) -> bytes:
@@ -169,5 +282,5 @@ def difference(data: bytes, stated: Mapping[str, Any], full: bool = True) -> str
     if len(data) != stated["size"]:
         return f"has {len(data):,} bytes where {stated['size']:,} were written"
     if full and hashlib.sha256(data).hexdigest() != stated["sha256"]:
-        return "is damaged: its checksum is not the one that was recorded"
+        return DAMAGED
     return ""

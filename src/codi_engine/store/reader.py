@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from codi_engine.store.codec import blocks, decode
+from codi_engine.store.codec import blocks
 from codi_engine.store.errors import REPAIR, StoreError
 from codi_engine.store.files import CheckedFiles, difference, read_file
 from codi_engine.store.layout import LEDGER, STATUS, ArraySpec, text_file, unit_of
@@ -48,11 +48,7 @@ def read_rows(state: State, files: CheckedFiles, name: str, unit: int) -> np.nda
     stated = state.committed[unit]["files"].get(file)
     if stated is None:
         raise StoreError(f"{files.root}: unit {unit} wrote no '{name}'")
-    data = files.read(file, stated)
-    try:
-        return decode(spec, state.unit_cells, data)
-    except StoreError as error:
-        raise StoreError(f"{files.root / file}: is damaged ({error})") from None
+    return files.read_rows(file, stated, spec, state.unit_cells)
 
 
 class RunReader:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from codi_engine.store.errors import StoreError
+from codi_engine.store.files import DAMAGED
 from codi_engine.store.layout import COPIES, DATA, LEDGER, LOCK, PARTIAL, PROVENANCE, TEXTS, text_file, unit_of
 from codi_engine.store.ledger import Salvaged, salvage
 from codi_engine.store.lock import holder
@@ -171,7 +172,7 @@ class Verifier:
             return "missing", "is missing, although the ledger says that it was written"
         except OSError as error:
             return "damaged", f"cannot be read: {error.strerror}"
-        return None if digest == stated["sha256"] else ("damaged", "is damaged: its checksum is not the one that was recorded")
+        return None if digest == stated["sha256"] else ("damaged", DAMAGED)
 
     # ----------------------------------------------------------------------------------------------- others
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from codi_engine.store.codec import encode
+from codi_engine.store.codec import parts
 from codi_engine.store.errors import IdentityMismatch, StoreError, refused
 from codi_engine.store.files import Batch, CheckedFiles, clean_partials, difference, facts, read_file
 from codi_engine.store.layout import COPIES, LEDGER, LOCK, ArraySpec, text_file
@@ -22,8 +22,8 @@ from codi_engine.store.reader import read_rows
 from codi_engine.store.state import FORMAT, State, differences
 from codi_engine.store.texts import encode_texts
 
-#: threads whose waits for the disk overlap
-_THREADS = 8
+#: threads of a writer, and how many of them write files, so that their waits for the disk overlap (the others hash)
+_THREADS, _LANES = 12, 8
 
 
 class RunWriter:
@@ -197,7 +197,7 @@ class RunWriter:
         """Bring ``experiment.yaml`` and every ``zarr.json`` to what the ledger says."""
         stale = [name for name, stated in self._state.documents.items() if self._differs(name, stated)]
         content = self._state.metadata() if stale else {}
-        batch = Batch(self.path, self._pool)
+        batch = Batch(self.path, self._pool, _LANES)
         for name in stale:
             if difference(content.get(name, b""), self._state.documents[name]):
                 raise StoreError(f"{self.path / name}: is damaged and cannot be mended by this version; restore it from a copy")
@@ -232,11 +232,11 @@ class RunWriter:
         StoreError: an undeclared array, a wrong shape or type, a committed unit, or no space (what is committed stays)
         """
         rows = self._check(unit, arrays, texts)
-        batch = Batch(self.path, self._pool)
+        batch = Batch(self.path, self._pool, _LANES)
         try:
             for name in sorted(arrays):
                 spec = self.specs[name]
-                batch.write(spec.shard(unit), encode(spec, self.unit_cells, arrays[name]))
+                batch.write(spec.shard(unit), parts(spec, self.unit_cells, arrays[name]))
             if texts:
                 batch.write(text_file(unit), encode_texts(texts, unit * self.unit_cells))
             record = {"kind": "unit", "unit": unit, "stage": stage, "rows": rows, "files": batch.finish()}
