@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from codi_engine.store.codec import parts
+from codi_engine.store.codec import encode, parts
 from codi_engine.store.errors import IdentityMismatch, StoreError, refused
 from codi_engine.store.files import Batch, CheckedFiles, clean_partials, difference, facts, read_file
 from codi_engine.store.layout import COPIES, LEDGER, LOCK, ArraySpec, text_file
@@ -279,7 +279,7 @@ class RunWriter:
                 "the machine, the number of threads or a version differs (provenance.json says which they were).\n"
                 "Repair it there, restore the files from a copy, or accept the new values, equal up to rounding, with --replace."
             )
-        batch = Batch(self.path, self._pool)
+        batch = Batch(self.path, self._pool, _LANES)
         for name, data in made.items():
             if other or name in files:
                 batch.write(name, data)
