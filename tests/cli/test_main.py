@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -201,14 +202,17 @@ def test_an_interrupted_run_says_so_and_keeps_its_units(here: Path) -> None:
     process = subprocess.Popen(command, cwd=here, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     ledger = here / "runs/small/ledger"
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None and not (ledger.exists() and b'"unit"' in ledger.read_bytes()):
+    while time.monotonic() < deadline and process.poll() is None and not (ledger.exists() and b'"kind":"unit"' in ledger.read_bytes()):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert out == ""
-    assert err.strip() == "stopped; what is committed stays, the same command goes on"
-    assert b'"unit"' in ledger.read_bytes()
+    first, second = err.strip().splitlines()
+    assert re.fullmatch(r"stopped; \d+ of \d+ units \([\d,]+ of [\d,]+ cells\) are committed in runs/small", first), first
+    assert second == f"{shlex.join(['codi-engine', *command[3:]])} goes on"
+    there = ledger.read_bytes().count(b'"kind":"unit"')
+    assert f"stopped; {there} of" in first
 
 
 # --------------------------------------------------------------------------------------- bad command lines

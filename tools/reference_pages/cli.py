@@ -13,7 +13,7 @@ from codi_engine.cli.main import cli
 INTRO = """# The command line
 
 Generated from the commands themselves; `codi-engine COMMAND --help` prints the same. Every command takes `-h`. Exit codes: 0 done,
-1 a defect, 2 a mistake in the file, the command line or the data, 3 a failed check, 130 interrupted
+1 a defect, 2 a mistake in the file, the command line or the data, 3 a failed check, 4 paused on a nearly full disk, 130 interrupted
 ([more](../running.md#exit-codes)).
 """
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import shlex
+import signal
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,8 +29,8 @@ from codi_engine.core.text import neutral
 if TYPE_CHECKING:
     from codi_engine.core.experiment import Experiment
 
-#: exit code when a check of the experiment failed
-CHECK_FAILED = 3
+#: exit codes when a check of the experiment failed, and when a run paused because the disk is nearly full
+CHECK_FAILED, PAUSED = 3, 4
 
 F = TypeVar("F", bound=Callable[..., Any])
 _SET = click.option("-s", "--set", "overrides", multiple=True, metavar="A.B=C", help="Change a value of the file; the value is YAML.")
@@ -326,10 +329,12 @@ cli.add_command(completion)
 
 
 def _code(error: BaseException) -> int | None:
-    """Return the exit code of errors that are messages to the user: 2, and 1 where a plugin's own code failed; None for others."""
-    from codi_engine.core.errors import CodiEngineError, PluginError
+    """Return the exit code of errors that are messages to the user: 2, 1 where a plugin's own code failed, 4 where a run paused; None for others."""
+    from codi_engine.core.errors import CodiEngineError, Paused, PluginError
     from codi_engine.store.errors import StoreError
 
+    if isinstance(error, Paused):
+        return PAUSED
     if isinstance(error, PluginError):
         return 1
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # a name that no file can have
@@ -352,7 +357,8 @@ def _usage(error: click.ClickException) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code.
 
-    0; 1 for a defect, of a plugin too; 2 for the user's mistakes; 3 for a failed check; 130 when interrupted.
+    0; 1 for a defect, of a plugin too; 2 for the user's mistakes; 3 for a failed check; 4 when a run paused because the disk is
+    nearly full; 130 when interrupted, 143 by SIGTERM, 129 by SIGHUP.
     """
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
@@ -360,22 +366,47 @@ def main(arguments: list[str] | None = None) -> int:
         result = cli.main(args=given, prog_name="codi-engine", standalone_mode=False)
         return int(result or 0)
     except click.ClickException as error:
-        click.echo(f"error: {_usage(error)}", err=True)
+        _say(f"error: {_usage(error)}")
         return 2
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped; what is committed stays, the same command goes on", err=True)
-        return 130
+    except (click.Abort, KeyboardInterrupt) as error:
+        return _stopped(error, given)
     except Exception as error:  # the user gets one or two lines; --debug shows everything
+        if isinstance(error, OSError) and isinstance(error.__context__, KeyboardInterrupt):
+            return _stopped(error.__context__, given)  # click could not write to a terminal that is gone
         if debug:
             raise
         code = _code(error)
         if code is not None:
-            click.echo(f"error: {_said(error)}", err=True)
+            _say(_said(error) if code == PAUSED else f"error: {_said(error)}")
             return code
-        click.echo(f"error: {type(error).__name__}: {_said(error)}\nThis is a defect of codi-engine; --debug shows where.", err=True)
+        _say(f"error: {type(error).__name__}: {_said(error)}\nThis is a defect of codi-engine; --debug shows where.")
         return 1
+
+
+def _say(text: str) -> None:
+    """Print to standard error; the terminal may be closed, and the exit code still counts."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
+
+
+def _stopped(error: BaseException, given: list[str]) -> int:
+    """Say what is kept and how to go on, and return the exit code."""
+    from codi_engine.core.errors import Stopped
+
+    stopped = error.__cause__ if isinstance(error.__cause__, Stopped) else error  # click makes an Abort of it
+    if not isinstance(stopped, Stopped):
+        _say("stopped; what is committed stays, the same command goes on")
+        return 130
+    again = f"\n{shlex.join(['codi-engine', *given])} goes on" if stopped.again else ""
+    _say(neutral(f"stopped; {stopped.kept}{again}"))
+    return stopped.code
 
 
 def entry() -> None:
     """Console script."""
-    sys.exit(main())
+    try:
+        code = main()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # what is left is Python's own end
+    except KeyboardInterrupt:  # again, while the first one was answered
+        code = 130
+    sys.exit(code)

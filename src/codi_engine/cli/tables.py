@@ -124,6 +124,9 @@ def status(found: Status, as_json: bool) -> None:
         rows.append(("last commit", f"{_when(found.last_commit)} ({time_text(max(time.time() - found.last_commit, 0.0))} ago)"))
     if found.state != "finished":
         rows.append(("time left", f"about {time_text(found.seconds_left)}" if found.seconds_left is not None else "not known: no stage was timed yet"))
+        rows.append(("committed", found.committed))
+    if found.goes_on and not found.holder:
+        rows.append(("to go on", f"repeat its command, or: {found.goes_on}"))
     said = [("" if n else "events", f"{e.get('time', '')[:19].replace('T', ' ')} {e['event']}: {e.get('text', '')}") for n, e in enumerate(found.events())]
     table([*rows, ("disk", size_text(found.bytes)), *said])
     console().print()

@@ -5,8 +5,11 @@ CodiEngineError
 │   └── DifferentRun   the output directory holds another experiment
 ├── GateError          an edit did not do what the plan says; nothing was swept
 ├── WorkerDied         the process of a device ended before its units were computed
+├── Paused             a run stopped between two units, because the disk is nearly full (exit code 4)
 └── PluginError        a plugin's method failed or returned what it must not: package, plugin and method are named (exit code 1)
     └── AnalysesFailed some analyses failed; the results of the others are written
+
+``Stopped`` is no error: a KeyboardInterrupt that says which signal ended a run, and what of it is committed (exit code 130, 143, 129).
 
 The store, which knows nothing of the core, has errors of its own: ``codi_engine.store.errors``.
 """
@@ -36,6 +39,33 @@ class GateError(CodiEngineError):
 
 class WorkerDied(CodiEngineError):
     """A process that computed units on a device ended, and ended again; what is committed stays."""
+
+
+class Paused(CodiEngineError):
+    """A run stopped between two units and goes on with the same command, once the reason is gone."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal (Ctrl-C, SIGTERM, SIGHUP) ended a run; what is committed stays.
+
+    Attributes
+    ----------
+    number: of the signal
+    kept: what is committed, in words
+    again: False where nothing is kept that the same command could go on with
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number, self.kept, self.again = number, "what is committed stays", True
+
+    @property
+    def code(self) -> int:
+        """The exit code, as shells count: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + self.number
+
+    def __str__(self) -> str:
+        return f"stopped; {self.kept}{'; the same call goes on' if self.again else ''}"
 
 
 class PluginError(CodiEngineError):

@@ -131,6 +131,7 @@ class Experiment(Options):
     price: float | None = Field(default=None, ge=0.0)
     batch_size: int | Literal["auto"] = "auto"
     memory: float | None = Field(default=None, gt=0.0)
+    keep_free: float | None = Field(default=None, ge=0.0)
     common_random_numbers: bool = False
     allow_vacuous: bool = False
     controls: Literal["auto", "none"] | list[Literal["random", "wrong_step", "shuffled"]] = "auto"

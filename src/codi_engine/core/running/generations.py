@@ -7,7 +7,7 @@ recomputes the same units, and a larger plan adds units for its new cells and to
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,3 +87,10 @@ def units_of(records: Iterable[Mapping[str, Any]]) -> list[Unit]:
         for record in records
         for u in record["units"]
     ]
+
+
+def counted(units: Iterable[Unit], committed: Container[int]) -> str:
+    """Say how much of units is committed: ``12 of 40 units (3,072 of 10,240 cells)``."""
+    cells = [(unit.number in committed, 0 if unit.stage == "sources" else len(unit.keys) * unit.trials) for unit in units]
+    there = [count for known, count in cells if known]
+    return f"{len(there):,} of {len(cells):,} units ({sum(there):,} of {sum(c for _, c in cells):,} cells)"

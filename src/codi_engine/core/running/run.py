@@ -9,11 +9,13 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codi_engine.core.errors import DifferentRun, PluginError, UserError
+from codi_engine.core.errors import DifferentRun, PluginError, Stopped, UserError
 from codi_engine.core.planning.controls import control_of, in_words
 from codi_engine.core.planning.costs import Costs, money_text, size_text, time_text
 from codi_engine.core.planning.machine import Preparing
 from codi_engine.core.progress import Progress
+from codi_engine.core.running.stopping import Stopping, listening
+from codi_engine.core.watching.disk import free_bytes, free_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -142,7 +144,7 @@ class PlanSummary:
         without = f", without {', '.join(costs.unknown)} (unknown)" if costs.unknown else ""
         rows = [
             ("forwards", f"about {costs.rows:,} token rows through the model"),
-            ("disk", f"about {size_text(costs.disk)}"),
+            ("disk", f"about {size_text(costs.disk)}{free_text(self.output, costs.disk)}"),
             ("time", f"about {time_text(costs.seconds)} {where}{without}"),
             ("from", costs.basis),
         ]
@@ -156,7 +158,7 @@ class PlanSummary:
         return {
             "experiment": self.prepared.experiment.name, "output": str(self.output), "cells": self.cells - self.prepared.plan.control_cells,
             "controls": self.prepared.plan.control_cells, "unedited": self.prompts * self.prepared.plan.trials, "units": self.units,
-            **self.costs.to_dict(),
+            "free_bytes": free_bytes(self.output), **self.costs.to_dict(),
         }  # fmt: skip
 
     def _controls(self) -> list[tuple[str, str]]:
@@ -256,20 +258,27 @@ def run_experiment(
     ------
     UserError: bad input, and DifferentRun when the directory holds another experiment
     GateError: an edit does not do what the plan says
+    Paused: the disk is nearly full (``keep_free``)
+    Stopped: a KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP; once, the unit that is computed was finished (``core/running/stopping.py``)
     """
+    progress, path = progress or Progress(), output_of(experiment, output)
+    with listening(progress.note) as stopping:
+        if experiment.checkpoints is None:
+            return _run(experiment, path, limit, device, progress, stopping)
+        from codi_engine.core.planning.checkpoints import run_checkpoints
+
+        return run_checkpoints(experiment, path, limit=limit, device=device, progress=progress)
+
+
+def _run(experiment: Experiment, path: Path, limit: int | None, device: str | None, progress: Progress, stopping: Stopping) -> Finished:
+    """Run an experiment of one model."""
     from codi_engine.core.running.runner import Runner
     from codi_engine.core.runs.analyzing import analyze_one
     from codi_engine.core.runs.results import open_run
 
-    if experiment.checkpoints is not None:
-        from codi_engine.core.planning.checkpoints import run_checkpoints
-
-        return run_checkpoints(experiment, output_of(experiment, output), limit=limit, device=device, progress=progress or Progress())
     begun = Preparing()
-    progress = progress or Progress()
     prepared, plugins = _prepared(experiment, limit, device)
-    path = output_of(experiment, output)
-    runner = Runner(prepared, path, progress, begun)
+    runner = Runner(prepared, path, progress, begun, stopping)
     try:
         runner.run(lambda: open_writer(prepared, path))
         finished = _finished(runner)
@@ -289,6 +298,8 @@ def run_experiment(
             for name in finished.checks["check"][finished.checks["passed"] == False]:  # noqa: E712 - None is neither
                 runner.life.warned(f"check '{name}' failed")
     except BaseException as error:
+        if isinstance(error, Stopped):
+            error.kept = runner.kept() or error.kept
         runner.life.stopped(error)
         raise
     finally:
@@ -316,8 +327,13 @@ def try_experiment(
     experiment = experiment.with_overrides(["trackers=[]"])
     if output is not None:
         return run_experiment(experiment, output, limit=limit or TRIED, device=device, progress=progress)
-    with tempfile.TemporaryDirectory(prefix="codi-engine-test-") as folder:
-        finished = run_experiment(experiment, Path(folder) / experiment.name, limit=limit or TRIED, device=device, progress=progress)
+    note = progress.note if progress is not None else Progress().note
+    with tempfile.TemporaryDirectory(prefix="codi-engine-test-") as folder, listening(note, at_once=True):
+        try:
+            finished = run_experiment(experiment, Path(folder) / experiment.name, limit=limit or TRIED, device=device, progress=progress)
+        except Stopped as stopped:
+            stopped.kept, stopped.again = "nothing is kept of a run that is tried out", False
+            raise
     finished.figures, finished.tables = {}, {}
     return finished
 

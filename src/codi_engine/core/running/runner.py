@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +17,12 @@ from codi_engine.core.plugin import Intervention
 from codi_engine.core.progress import Progress
 from codi_engine.core.returned import loaded_model
 from codi_engine.core.rollout.devices import held
-from codi_engine.core.running.generations import Unit, generation, units_of
-from codi_engine.core.watching.disk import DiskWatch
+from codi_engine.core.running.generations import Unit, counted, generation, units_of
+from codi_engine.core.running.origins import git_commit, versions
+from codi_engine.core.running.stopping import Stopping
+from codi_engine.core.watching.disk import DiskWatch, Room
 from codi_engine.core.watching.lifecycle import Lifecycle
-from codi_engine.core.watching.recording import KEY, Recorder
+from codi_engine.core.watching.recording import KEY, Recorder, now
 from codi_engine.core.watching.tally import tally_of
 
 if TYPE_CHECKING:
@@ -39,15 +39,22 @@ if TYPE_CHECKING:
 class Runner:
     """Carries one experiment from plan to committed run."""
 
-    def __init__(self, prepared: Prepared, path: Path, progress: Progress, begun: Preparing | None = None) -> None:
+    def __init__(
+        self, prepared: Prepared, path: Path, progress: Progress, begun: Preparing | None = None, stopping: Stopping | None = None
+    ) -> None:  # fmt: skip
         self.prepared, self.path, self.progress = prepared, path, progress
+        self.stopping = stopping or Stopping(progress.note)
         self.experiment, self.plan = prepared.experiment, prepared.plan
         self.new_cells = 0  # computed by this call
-        self._units, self._conditions = 0, list[str]()  # of the whole run
+        self._units, self._conditions = list[Unit](), list[str]()  # of the whole run
+        self._committed: Mapping[int, Any] = {}
+        self._turn = 1  # of the unit that is computed, and then committed
         self.saes: dict[str, str] = {}
         self.facts: dict[str, Any] = {}  # of the loaded model, for the provenance
         self.life = Lifecycle(prepared.plugins, prepared.trackers, path, progress.note)
         self.cost = Recorder(self.plan.info.device, begun, self.experiment.price)
+        keep = self.experiment.keep_free
+        self.room = Room(path, None if keep is None else keep * 1e9)
 
     # ------------------------------------------------------------------------------------------ preparing
 
@@ -233,12 +240,14 @@ class Runner:
     def run(self, open_writer: Callable[[], RunWriter], gate: bool = True) -> None:
         """Compute and commit every unit of the plan that is not committed yet."""
         with open_writer() as writer:
+            self._count(writer)
             todo, hands = self._begin(writer)
             unedited = [u for u in todo if u.stage != "sweep"]
             sweep = [u for u in todo if u.stage == "sweep"]
             with hands:
                 writer.set_provenance(self._provenance(writer))
                 self.life.started()
+                self.life.look()
                 self.cost.begin("baseline")
                 self._stage("baseline", "prompts", unedited, hands, writer)
                 if sweep:
@@ -248,16 +257,36 @@ class Runner:
                         self.facts["gate"] = hands.gate()
                     self._stage("sweep", "cells", sweep, hands, writer)
                 self.cost.end()
-            writer.set_provenance({**self._provenance(writer), "finished": _now()})
+            writer.set_provenance({**self._provenance(writer), "finished": now()})
 
     def _stage(self, stage: str, what: str, units: Sequence[Unit], hands: Hands, writer: RunWriter) -> None:
         """Compute and commit the units of a stage."""
         self.progress.start(stage, sum(len(u.keys) * u.trials for u in units), what)
         self.progress.at(f"unit 1 of {len(units)}")
-        for number, made in enumerate(hands.results(units), 1):
-            self._commit(writer, made.unit, made.arrays, made.texts)
-            self.progress.at(f"unit {min(number + 1, len(units))} of {len(units)}")
+        if units:
+            self.room.check(len(self._committed), len(self._units))
+        self._turn = len(self._committed) + 1
+        with self.stopping.units(lambda: f"unit {self._turn:,} of {len(self._units):,}"):
+            for number, made in enumerate(hands.results(units), 1):
+                self._commit(writer, made.unit, made.arrays, made.texts)
+                self.progress.at(f"unit {min(number + 1, len(units))} of {len(units)}")
+                self.stopping.check()
+                self._turn += 1
+                if number < len(units):
+                    self.room.check(len(self._committed), len(self._units))
         self.progress.finish()
+
+    def _count(self, writer: RunWriter) -> None:
+        """See how far the run on disk is, and whether there is room to go on, before the model is loaded."""
+        self._units, self._committed = units_of(writer.plans), writer.committed
+        for record in self._committed.values():
+            self.room.wrote(record["files"])
+        if len(self._committed) < len(self._units):
+            self.room.check(len(self._committed), len(self._units))
+
+    def kept(self) -> str:
+        """Say what is committed of the run; empty before it is planned."""
+        return f"{counted(self._units, self._committed)} are committed in {self.path}" if self._units else ""
 
     def _begin(self, writer: RunWriter) -> tuple[list[Unit], Hands]:
         """Load, plan, and return the units to compute and who computes them."""
@@ -281,7 +310,7 @@ class Runner:
 
     def _tell_plan(self, writer: RunWriter, units: Sequence[Unit]) -> None:
         """Tell observers what the run is and how far; units of earlier plans and invocations count."""
-        self._units, self._conditions = len(units), list(writer.labels.get("cells/condition", []))
+        self._units, self._conditions = list(units), list(writer.labels.get("cells/condition", []))
         self.life.planned(self.experiment.to_dict(), len(self.plan.cells), len(units), tally_of(self.path, units, writer.committed))
         self.life.disk = DiskWatch(self.path, lambda: self.cost.disk_left)
         for note in self.plan.notes:  # the user reads them at the end
@@ -323,11 +352,13 @@ class Runner:
 
     def _commit(self, writer: RunWriter, unit: Unit, arrays: Mapping[str, np.ndarray], texts: Mapping[str, list[Any]]) -> None:
         writer.commit(unit.number, unit.stage, dict(arrays), dict(texts) if texts else None, None)
-        written = sum(int(f["size"]) for f in writer.committed[unit.number]["files"].values())
+        files = writer.committed[unit.number]["files"]
+        self.room.wrote(files)
+        written = sum(int(f["size"]) for f in files.values())
         self.cost.committed(len(unit.keys) * unit.trials, written)
         self.cost.write(writer)
         self.progress.advance(len(unit.keys) * unit.trials)
-        self.life.committed(unit.number, self._units, len(unit.keys) * unit.trials, arrays, self._conditions, unit.stage)
+        self.life.committed(unit.number, len(self._units), len(unit.keys) * unit.trials, arrays, self._conditions, unit.stage)
 
     def compare(self, writer: RunWriter, adapter: ModelAdapter) -> None:
         """The model and the data must be those of the run so far."""
@@ -370,36 +401,15 @@ class Runner:
 
     def _provenance(self, writer: RunWriter) -> dict[str, Any]:
         import torch
-        import transformers
-        import zarr
 
-        from codi_engine import __version__
-
-        versions = {"codi-engine": __version__, "python": platform.python_version(), "torch": torch.__version__}
-        versions |= {"transformers": transformers.__version__, "numpy": np.__version__, "zarr": zarr.__version__}
         kept = {k: writer.provenance[k] for k in ("gate",) if k in writer.provenance}  # of an earlier call, unless this one runs it again
         return {
-            "versions": versions, **kept, **self.facts, "data_digest": self.plan.data.digest, "data": list(self.plan.data.report),
-            "threads": torch.get_num_threads(), "seed": self.experiment.seed, "git": _git_commit(),
-            "reproducible_bits": self.reproducible, "started": writer.provenance.get("started", _now()),
+            "versions": versions(), **kept, **self.facts, "data_digest": self.plan.data.digest, "data": list(self.plan.data.report),
+            "threads": torch.get_num_threads(), "seed": self.experiment.seed, "git": git_commit(),
+            "reproducible_bits": self.reproducible, "started": writer.provenance.get("started", now()),
             KEY: self.cost.into(writer.provenance)[KEY],
         }  # fmt: skip
 
 
 def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _git_commit() -> str | None:
-    """Return the commit of the directory the run was started in, if it is one."""
-    import subprocess
-
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None

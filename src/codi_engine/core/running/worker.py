@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from codi_engine.core.errors import GateError, PluginError, UserError
 from codi_engine.core.planning.machine import peak_bytes, reset_peak
 from codi_engine.core.progress import Progress
+from codi_engine.core.running.stopping import DEFAULTS
 from codi_engine.store.errors import StoreError
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ class Failed:
 
 def work(connection: Connection, order: Order) -> None:
     """Run a worker until its connection is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent ends this one
+    for number in DEFAULTS:  # Ctrl-C and a closing terminal reach all processes, a scheduler's SIGTERM all of a job; the parent ends this one
+        signal.signal(number, signal.SIG_IGN)
     _write_to(order.words)
     outbox = _Outbox(connection)
     try:

@@ -24,6 +24,7 @@ from codi_engine.core.errors import UserError, WorkerDied
 from codi_engine.core.planning.machine import peak_bytes
 from codi_engine.core.running.computing import Hands, Made
 from codi_engine.core.running.generations import Unit
+from codi_engine.core.running.stopping import DEFAULTS
 from codi_engine.core.running.worker import GATE, KINDS, Failed, Note, Order, Ready, Result, work
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 DEPTH = 2
 #: units a worker may be ahead of the commits, on average; bounds what waits in memory
 AHEAD = 3
-#: seconds that workers get to end by themselves, and after they were told to
+#: seconds that workers get to end by themselves, and that one takes to be gone when it has ended
 PATIENCE, SHORT = 10.0, 3.0
 
 
@@ -137,13 +138,10 @@ class Workers(Hands):
         return _Worker(device, words, process, here, again)
 
     def _close(self, at_once: bool) -> None:
-        """End all workers: idle ones end when their connection is closed, others are told to, and then made to."""
+        """End all workers: idle ones end when their connection is closed, others are made to; they hold nothing that must be kept."""
         for worker in self._crew:
             worker.connection.close()
         _join(self._crew, 0.0 if at_once else PATIENCE)
-        for worker in self._crew:
-            worker.process.terminate()
-        _join(self._crew, SHORT)
         for worker in self._crew:
             worker.process.kill()
             worker.process.join()
@@ -168,7 +166,7 @@ class Workers(Hands):
             self._hand_out(last)
             while number not in self._made:
                 self._listen()
-                self._hand_out(last)
+                self._hand_out(number if self.runner.stopping.asked else last)
             yield self._made.pop(number)
 
     def _hand_out(self, last: int) -> None:
@@ -277,13 +275,13 @@ def _release_memory() -> None:
 
 @contextlib.contextmanager
 def _apart() -> Iterator[None]:
-    """Start a process that neither runs the user's script again nor sees the terminal's Ctrl-C while it begins."""
+    """Start a process that neither runs the user's script again nor sees a signal that ends a run: this process ends it."""
     main, mask = sys.modules["__main__"], None
     if hasattr(signal, "pthread_sigmask"):
         from multiprocessing import resource_tracker
 
         resource_tracker.ensure_running()  # starting it unblocks signals
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, set(DEFAULTS))
     sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codi_engine.core.contributed import said
-from codi_engine.core.errors import CodiEngineError
+from codi_engine.core.errors import CodiEngineError, Paused
 from codi_engine.core.plugin import AnalysisResult, Event, Tracker
 from codi_engine.core.watching.eventlog import EventLog, now
 from codi_engine.core.watching.observer import PATIENCE, SHORT, Observer
@@ -78,6 +78,10 @@ class Lifecycle:
         known = self._tally.aggregates(conditions)
         self._log_unit(unit, units, stage, known)
         self._trackers("committed", unit, units, known)
+        self.look()
+
+    def look(self) -> None:
+        """Say what is new of the disk."""
         for event in self.disk.look() if self.disk is not None else ():
             self.note(event.text)
             self.event(event.kind, event.text, **event.data)
@@ -95,13 +99,19 @@ class Lifecycle:
         self._trackers("finished", self.path, dict(tables), dict(figures))
         self._end(PATIENCE)
 
+    @property
+    def counted(self) -> str:
+        """How far the run is: ``3,072 of 10,240 cells``."""
+        return f"{self._tally.cells:,} of {self._tally.planned:,} cells"
+
     def stopped(self, error: BaseException) -> None:
         """The run ends before its time: it was interrupted, or something failed."""
         if self._over:
             return
-        at = f"{self._tally.cells:,} of {self._tally.planned:,} cells"
         if isinstance(error, KeyboardInterrupt):
-            self.event("paused", f"stopped at {at}; the same command goes on", cells=self._tally.cells)
+            self.event("paused", f"stopped at {self.counted}; the same command goes on", cells=self._tally.cells)
+        elif isinstance(error, Paused):
+            self.event("paused", str(error), cells=self._tally.cells)
         else:
             ours = isinstance(error, (CodiEngineError, StoreError))
             text = str(error) if ours else f"{type(error).__name__}: {error}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,8 @@ class TerminalProgress(Progress):
         if self.console.is_terminal:
             self._bars = _bars(self.console, bool(total))
             self._bars.add_task(neutral(stage), total=total or None, **self._fields())
-            self._bars.start()
+            with suppress(OSError):  # as in _say
+                self._bars.start()
         elif not total:
             self._say(stage)
 
@@ -86,13 +87,15 @@ class TerminalProgress(Progress):
 
     def finish(self) -> None:
         if self._bars is not None:
-            self._bars.stop()
+            with suppress(OSError):  # as in _say
+                self._bars.stop()
         self._bars = self._meter = None
 
     def _say(self, text: str, style: str = "") -> None:
         from rich.text import Text
 
-        self.console.print(Text(neutral(text), style=style), soft_wrap=True)
+        with suppress(OSError):  # the terminal was closed, or nobody reads the pipe: the run goes on
+            self.console.print(Text(neutral(text), style=style), soft_wrap=True)
 
 
 def _bars(console: Console, known: bool) -> Bars:

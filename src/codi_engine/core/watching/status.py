@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,7 +17,7 @@ from codi_engine.core.runs.places import no_run
 from codi_engine.core.watching.eventlog import read_events
 from codi_engine.core.watching.recording import actual_of, estimate_of, invocations_of
 from codi_engine.store.errors import StoreError
-from codi_engine.store.layout import LEDGER, LOCK
+from codi_engine.store.layout import EXPERIMENT, LEDGER, LOCK
 from codi_engine.store.ledger import read_ledger
 from codi_engine.store.lock import holder
 from codi_engine.store.provenance import read_provenance
@@ -60,6 +61,13 @@ class Status:
     problem: str = ""
     seconds_left: float | None = field(default=None)
     hypothesis: str = ""
+    goes_on: str = ""  # the command that goes on with it; empty for finished runs, and for those that were imported or made up
+
+    @property
+    def committed(self) -> str:
+        """Say what is committed: ``12 of 40 units, 3,072 of 10,240 cells``."""
+        units, cells, planned_units, planned = (sum(getattr(s, n) for s in self.stages) for n in ("units", "cells", "planned_units", "planned_cells"))
+        return f"{units:,} of {planned_units:,} units, {cells:,} of {planned:,} cells"
 
     @property
     def share(self) -> float:
@@ -85,7 +93,7 @@ class Status:
             "last_commit": None if self.last_commit is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.last_commit)),
             "written_by": self.holder, "finished": self.finished, "invocations": self.invocations,
             "estimate": self.estimate.to_dict(), "actual": self.actual.to_dict(), "problem": self.problem,
-            "hypothesis": self.hypothesis,
+            "hypothesis": self.hypothesis, "goes_on": self.goes_on,
         }  # fmt: skip
 
 
@@ -107,7 +115,8 @@ def status_of(path: str | Path) -> Status:
         raise UserError(str(error)) from None
     owner = holder(root / LOCK)
     invocations = invocations_of(provenance)
-    stages = [_timed(s, invocations) for s in _stages(state)]
+    units = _units(state)
+    stages = [_timed(s, invocations) for s in _stages(state, units)]
     done = all(s.units >= s.planned_units for s in stages)
     known = [s.left for s in stages]
     left = None if any(v is None for v in known) else float(sum(v for v in known if v is not None))
@@ -118,14 +127,27 @@ def status_of(path: str | Path) -> Status:
     return Status(
         root, name, word, stages, committed, (root / LEDGER).stat().st_mtime if state.committed else None, owner,
         estimate_of(provenance), actual_of(provenance), len(invocations), finished, _size(root), seconds_left=left, hypothesis=hypothesis,
+        goes_on="" if done or units is None else _command(root),
     )  # fmt: skip
 
 
-def _stages(state: State) -> list[StageProgress]:
-    """Count units and cells of each stage, planned and committed."""
+def _command(root: Path) -> str:
+    """Return the command that goes on with a run, wherever the one that began it is written: its experiment lies in it."""
+    output = str(root).replace("{", "{{").replace("}", "}}")
+    return shlex.join(["codi-engine", "run", str(root / EXPERIMENT), "--output", output])
+
+
+def _units(state: State) -> list[Unit] | None:
+    """Return the planned units; None for imported and synthetic runs, which have plans of their own."""
     try:
-        units = units_of(state.plans)
-    except (KeyError, TypeError, ValueError):  # imported and synthetic runs have plans of their own
+        return units_of(state.plans)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _stages(state: State, units: Sequence[Unit] | None) -> list[StageProgress]:
+    """Count units and cells of each stage, planned and committed."""
+    if units is None:
         stages = list(dict.fromkeys(u["stage"] for u in state.committed.values())) or ["import"]
         rows = sum(u["rows"] for u in state.committed.values())
         planned = rows if len(state.committed) == state.units else state.units * state.unit_cells
