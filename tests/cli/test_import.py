@@ -48,7 +48,7 @@ def test_import_then_again(cli: Run) -> None:
 
 
 def test_missing_values_are_reported(cli: Run) -> None:
-    Path("log.jsonl").write_text('{"c": "a", "x": 1}\n{"c": "b", "x": null}\n{"note": 1}\n')
+    Path("log.jsonl").write_text('{"c": "a", "x": 1}\n{"c": "b", "x": null}\n{"note": 1}\n', encoding="utf-8")
     code, out, _ = cli("import", "log.jsonl", "--map", "condition=c", "--map", "metrics/x=x", "--name", "mine", "--output", "{name}-run")
     assert code == 0
     assert "1 of 2 cells have no metrics/x" in out
@@ -69,9 +69,9 @@ def test_bad_input_is_two_lines_and_exit_code_2(cli: Run) -> None:
 
 
 def test_another_run_is_refused(cli: Run) -> None:
-    Path("log.jsonl").write_text('{"x": 1}\n')
+    Path("log.jsonl").write_text('{"x": 1}\n', encoding="utf-8")
     assert cli("import", "log.jsonl", "--map", "metrics/x=x")[0] == 0
-    Path("log.jsonl").write_text('{"x": 2}\n')
+    Path("log.jsonl").write_text('{"x": 2}\n', encoding="utf-8")
     code, _, err = cli("import", "log.jsonl", "--map", "metrics/x=x", "-q")
     assert code == 2
     assert err.startswith("error: runs/log: holds another run (imported.files.log.jsonl: ")
@@ -80,7 +80,7 @@ def test_another_run_is_refused(cli: Run) -> None:
 
 def test_an_imported_run_is_analysed(cli: Run) -> None:
     rows = [{"c": c, "e": e, "l": layer, "kl": (c != "baseline") * (layer + e / 10)} for c in ("baseline", "patch") for e in range(6) for layer in range(3)]
-    Path("log.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    Path("log.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     maps = [part for m in ("condition=c", "example=e", "layer=l", "metrics/kl=kl") for part in ("--map", m)]
     assert cli("import", "log.jsonl", *maps)[0] == 0
     code, out, _ = cli("analyze", "runs/log", "importance", "-q")

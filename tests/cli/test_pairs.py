@@ -162,7 +162,7 @@ def test_filter_without_a_model(cli: Run, tmp_path: Path) -> None:
     code, out, _ = cli("filter", "flat.jsonl", "pairs.jsonl", "--distinct-answers")
     assert code == 0
     assert "1 dropped" in out
-    assert json.loads(Path("pairs.jsonl").read_text())["clean"]["question"] == "0 clean?"
+    assert json.loads(Path("pairs.jsonl").read_text(encoding="utf-8"))["clean"]["question"] == "0 clean?"
     before = Path("pairs.jsonl").read_bytes()
     for arguments, said in [
         (("flat.jsonl", "pairs.jsonl"), "exists"),
@@ -180,9 +180,9 @@ def test_filter_without_a_model(cli: Run, tmp_path: Path) -> None:
 
 
 def test_a_model_without_latents_needs_none(cli: Run, tiny_gpt2: Path) -> None:
-    Path("lm.yaml").write_text(f"name: mine\nmodel: {{plugin: causal_lm, path: {tiny_gpt2}, device: cpu}}\ngenerate: {{max_new_tokens: 4}}\n")
+    Path("lm.yaml").write_text(f"name: mine\nmodel: {{plugin: causal_lm, path: {tiny_gpt2}, device: cpu}}\ngenerate: {{max_new_tokens: 4}}\n", encoding="utf-8")
     cli("generate", PROBLEMS, "pairs.jsonl", "--limit", "2", "-q")
-    with Path("pairs.jsonl").open("a") as file:
+    with Path("pairs.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"pair_id": "open", "clean": {"question": "2?", "answer": 2}, "corrupted": {"question": "3?", "answer": None}}) + "\n")
     code, _, err = cli("filter", "pairs.jsonl", "o.jsonl", "--needs-latents", "--model", "lm.yaml", "-q")
     assert (code, err) == (2, "error: --needs-latents: this model has no latents\n")

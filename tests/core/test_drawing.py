@@ -177,7 +177,7 @@ def test_the_command_lists_draws_and_refuses(
     assert main(["plot", run, "importance/heatmap"]) == 0
     assert Path("heatmap.pdf").read_bytes()[:4] == b"%PDF"
     assert main(["plot", run, "importance/heatmap", "-o", "a.svg", "--size", "9cmx7cm"]) == 0
-    assert "<svg" in Path("a.svg").read_text()
+    assert "<svg" in Path("a.svg").read_text(encoding="utf-8")
     capsys.readouterr()
     refusals = (
         (["importance/heatmap"], "exists; --force"),

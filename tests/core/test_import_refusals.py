@@ -111,8 +111,8 @@ def test_maps_that_say_nothing(here: Path, entry: str, part: str) -> None:
 
 
 def test_a_map_in_a_file(here: Path) -> None:
-    Path("map.yaml").write_text('activations/x: "a[condition ; width]"\ncondition: [safe, risky]\n')
-    Path("list.yaml").write_text('- activations/x=a[condition ; width]\n- \'condition=["safe", "risky"]\'\n')
+    Path("map.yaml").write_text('activations/x: "a[condition ; width]"\ncondition: [safe, risky]\n', encoding="utf-8")
+    Path("list.yaml").write_text('- activations/x=a[condition ; width]\n- \'condition=["safe", "risky"]\'\n', encoding="utf-8")
     np.savez("a.npz", a=np.zeros((2, 3)))
     run, _ = imported(["a.npz"], "@map.yaml")
     assert run.cells["condition"].tolist() == ["safe", "risky"]
@@ -236,5 +236,5 @@ def test_the_old_format_of_torch(here: Path) -> None:
     ],
 )
 def test_records_that_cannot_be_read(here: Path, name: str, content: str, part: str) -> None:
-    Path(name).write_text(content)
+    Path(name).write_text(content, encoding="utf-8")
     assert part in refused([name], "metrics/x=x")

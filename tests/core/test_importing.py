@@ -166,7 +166,7 @@ def test_file_names_bind_axes(here: Path) -> None:
     targets = ["L10-3", "L2-7"]
     for number, target in enumerate(targets):
         np.savez_compressed(f"cache/{target}.npz", acts=VALUES + number, conditions=np.array(["safe", "baseline", "risky"]))
-    Path("cache/readme.txt").write_text("not read")
+    Path("cache/readme.txt").write_text("not read", encoding="utf-8")
     run, done = imported(["cache/{target}.npz"], "activations/sae=acts[trial, condition ; feature]", "condition=conditions")
     assert done.name == "cache"
     assert done.axes == {"target": 2, "condition": 3, "trial": 7}
@@ -268,7 +268,7 @@ def test_every_record_format(here: Path, name: str, write: Callable[[Path], None
 
 def test_a_table_of_json_objects_and_lists(here: Path) -> None:
     results = {f"CT{k}": {"problems": [{"acc": 0.1 * k + i} for i in range(3)]} for k in range(2)}
-    Path("a.json").write_text(json.dumps({"meta": 1, "results": results}))
+    Path("a.json").write_text(json.dumps({"meta": 1, "results": results}), encoding="utf-8")
     run, done = imported(["a.json"], "metrics/acc=results.{step}.problems.{example}.acc")
     assert done.axes == {"example": 3, "step": 2}
     assert run.to_xarray()["acc"].values == pytest.approx(np.array([[0, 0.1], [1, 1.1], [2, 2.1]]))
@@ -454,7 +454,7 @@ def test_a_large_array_is_streamed(here: Path, name: str, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
 def test_a_long_log_is_streamed(here: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importing, "MOST_CELLS", 64)
-    with open(name, "w") as file:
+    with open(name, "w", encoding="utf-8") as file:
         for number in range(3000):
             file.write(("[" if number == 0 else ",") if name == "a.json" else "")
             file.write(json.dumps({"response": f"{number} " * 4000}) + "\n")

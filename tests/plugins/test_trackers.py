@@ -312,8 +312,8 @@ def test_a_webhook_and_a_command_are_told_of_a_run(
     head, last = got[-1]
     assert head["Authorization"] == "Bearer s3cret"
     assert (last["text"], last["run"], last["experiment"], last["data"]["cells"]) == ("test: finished", "run", "test", 12)
-    assert "s3cret" not in Path("run/experiment.yaml").read_text() + Path("run/events.jsonl").read_text()
-    assert Path("told").read_text() == "x"
+    assert "s3cret" not in Path("run/experiment.yaml").read_text(encoding="utf-8") + Path("run/events.jsonl").read_text(encoding="utf-8")
+    assert Path("told").read_text(encoding="utf-8") == "x"
     assert next(n for n in notes.notes if "command" in n).endswith("RuntimeError: " + f"{sys.executable} ended with 1: who knows")
 
 

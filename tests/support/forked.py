@@ -39,7 +39,7 @@ class Forked:
             descriptor = os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
-            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115 - until the child ends
+            sys.stdout, sys.stderr = open(1, "w", encoding="utf-8", closefd=False), open(2, "w", 1, "utf-8", closefd=False)  # noqa: SIM115 - until the child ends
             prepare()
             sys.argv = ["codi-engine", *arguments]
             from codi_engine.__main__ import entry

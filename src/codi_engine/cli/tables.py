@@ -127,6 +127,8 @@ def status(found: Status, as_json: bool) -> None:
         rows.append(("committed", found.committed))
     if found.goes_on and not found.holder:
         rows.append(("to go on", f"repeat its command, or: {found.goes_on}"))
+    if found.nonfinite:
+        rows.append(("not finite", found.nonfinite))
     said = [("" if n else "events", f"{e.get('time', '')[:19].replace('T', ' ')} {e['event']}: {e.get('text', '')}") for n, e in enumerate(found.events())]
     table([*rows, ("disk", size_text(found.bytes)), *said])
     console().print()

@@ -134,6 +134,7 @@ class Experiment(Options):
     keep_free: float | None = Field(default=None, ge=0.0)
     common_random_numbers: bool = False
     allow_vacuous: bool = False
+    nonfinite: Literal["stop", "mark"] | None = None
     controls: Literal["auto", "none"] | list[Literal["random", "wrong_step", "shuffled"]] = "auto"
     output: str | None = None
     notes: str | None = None

@@ -64,6 +64,13 @@ class Model(Plugin[OptionsT]):
     def locate(self) -> None:
         """Find the files of the weights, on the Hub too, and read none; raise UserError where there are none."""
 
+    def files(self) -> Mapping[str, Path]:
+        """Return name → file on this machine for all that decides its numbers: weights, configuration, tokenizer; nothing is fetched.
+
+        A run keeps their digests and does not go on with others.
+        """
+        return {}
+
     @abstractmethod
     def load(self) -> ModelAdapter:
         """Load weights and tokenizer onto the device and audit every key."""
@@ -167,6 +174,10 @@ class Intervention(Plugin[OptionsT]):
 
     def check(self, saes: SaeStore, site: Site, width: int) -> None:
         """Raise UserError where the options do not fit the files that they name; called before anything is computed."""
+
+    def files(self) -> Sequence[str | Path]:
+        """Return the files and run directories that its options name: a run keeps their digests and does not go on with others."""
+        return ()
 
     def prepare(self, sources: Sources) -> None:
         """Compute what is needed once (a steering direction, for instance) from the baseline's values."""

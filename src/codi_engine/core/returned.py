@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from codi_engine.core.sites import Phase
 
 #: columns of cells that the engine writes
-TAKEN = frozenset({"example", "condition", "variant", "trial", "donor", "layer", "step", "position", "head", "answer", "answer_rule", "text", "key", "stage"})
+TAKEN = frozenset(
+    {"example", "condition", "variant", "trial", "donor", "layer", "step", "position", "head", "answer", "answer_rule", "text", "key", "stage", "nonfinite"}
+)
 _COLUMN = re.compile(r"\w[\w.=+-]*")
 PHASES = ("prompt", "latent", "answer")
 #: the prompts that an example of each kind of data has
@@ -94,8 +96,44 @@ def _unlike(example: Example) -> str:
     return ""
 
 
-def applied(intervention: Intervention[Any], rows: Rows) -> torch.Tensor:
-    """Return an intervention's new values: a tensor of the same shape, type and device, finite where the model's own values are."""
+class Unsettled:
+    """Values of a batch that are still to be looked at: on a GPU each look would wait for all work before it, so there is one a batch."""
+
+    def __init__(self) -> None:
+        self._flags: list[torch.Tensor] = []
+        self._about: list[tuple[Intervention[Any], Rows, str]] = []
+
+    def add(self, flags: torch.Tensor, intervention: Intervention[Any], rows: Rows, at: str) -> None:
+        """Take in which rows of a call are not finite; the values themselves are not kept."""
+        import dataclasses
+
+        self._flags.append(flags)
+        self._about.append((intervention, dataclasses.replace(rows, values=rows.values[:0], source=None, scale=None, draws=None), at))
+
+    def settle(self) -> None:
+        """Look at all of them, once.
+
+        Raises
+        ------
+        PluginError: an intervention returned values that are not finite
+        """
+        import torch
+
+        if not self._flags:
+            return
+        flags, about = self._flags, self._about
+        self._flags, self._about = [], []
+        made = torch.cat(flags).cpu().split([len(f) for f in flags])
+        for rows_made, (intervention, rows, at) in zip(made, about, strict=True):
+            if rows_made.any():
+                _refuse(intervention, rows, rows_made.nonzero().flatten().tolist(), len(rows_made), at)
+
+
+def applied(intervention: Intervention[Any], rows: Rows, unsettled: Unsettled | None = None) -> torch.Tensor:
+    """Return an intervention's new values: a tensor of the same shape, type and device, finite where the model's own values are.
+
+    ``unsettled``: where the look at values on a GPU is put off to.
+    """
     import torch
 
     old = rows.values
@@ -108,23 +146,30 @@ def applied(intervention: Intervention[Any], rows: Rows) -> torch.Tensor:
         raise wrong(intervention, "apply", f"returned {list(new.shape)} {new.dtype} for {list(old.shape)} {old.dtype} {at}")
     if new.device != old.device:
         raise wrong(intervention, "apply", f"returned a tensor on {new.device} for one on {old.device} {at}")
-    if not math.isfinite(float(new.sum())):  # cheap, and never finite where a value is not; that a sum overflows is sorted out below
-        _demand_finite(intervention, rows, new, at)
+    if unsettled is not None and new.device.type != "cpu":
+        unsettled.add(_made(rows, new), intervention, rows, at)
+    elif not math.isfinite(float(new.sum())):  # cheap, and never finite where a value is not; that a sum overflows is sorted out below
+        made = _made(rows, new).nonzero().flatten().tolist()
+        if made:
+            _refuse(intervention, rows, made, len(new), at)
     return new
 
 
-def _demand_finite(intervention: Intervention[Any], rows: Rows, new: torch.Tensor, at: str) -> None:
-    """Refuse values that are not finite where the model's own are, naming the first cell; a model's own overflow passes."""
+def _made(rows: Rows, new: torch.Tensor) -> torch.Tensor:
+    """Return which rows are not finite although the model's own values and the source's are: a model's own overflow passes."""
     import torch
 
-    made = (torch.isfinite(rows.values).all(dim=-1) & ~torch.isfinite(new).all(dim=-1)).nonzero().flatten().tolist()
-    if not made:
-        return
+    made = torch.isfinite(rows.values).all(dim=-1) & ~torch.isfinite(new).all(dim=-1)
+    return made if rows.source is None else made & torch.isfinite(rows.source).all(dim=-1)
+
+
+def _refuse(intervention: Intervention[Any], rows: Rows, made: Sequence[int], count: int, at: str) -> None:
+    """Refuse values that are not finite, naming the first cell."""
     examples = rows.labels.get("example", ())
     who = f" for example '{examples[made[0]]}'" if len(examples) else ""
     given = ", ".join(f"{k} {v}" for k, v in intervention.options.model_dump(exclude_none=True).items())
     said = f" with {given[:160]}" if given else ""
-    raise wrong(intervention, "apply", f"returned NaN or infinite values {at}{who} ({len(made)} of {len(new)} rows){said}", defect=False)
+    raise wrong(intervention, "apply", f"returned NaN or infinite values {at}{who} ({len(made)} of {count} rows){said}", defect=False)
 
 
 def edited_places(intervention: Intervention[Any], phase: Phase, places: Sequence[int], latents: int) -> Mapping[Phase, Sequence[int]]:

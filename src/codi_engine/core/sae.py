@@ -33,6 +33,7 @@ BUDGET = 4 << 30
 _EPSILON = 1e-5
 _MOST_LAYERS = 512
 _HUB = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(/[^/]+)*/?")
+_CALLED = re.compile(r"(.+) \(layer (\d+)\)")
 _SEPARABLE: frozenset[str] = frozenset({"relu", "jumprelu", "gated"})
 
 
@@ -348,7 +349,16 @@ class SaeStore:
 
     def digests(self) -> dict[str, str]:
         """Return path (``{layer}`` filled in) → digest of every autoencoder that was asked for."""
-        return {filled(path, layer): self.digest(path, layer) for path, layer in self._asked}
+        return {self._called(path, layer): self.digest(path, layer) for path, layer in self._asked}
+
+    def _called(self, path: str, layer: int | None) -> str:
+        """Return a name of its own for every file: a shortcut may stand for one file a layer."""
+        return f"{path} (layer {layer})" if "{layer}" not in path and "{layer}" in self._named(path) else filled(path, layer)
+
+    def named_digest(self, name: str) -> str:
+        """Return the digest of what :meth:`digests` calls so."""
+        shortcut = _CALLED.fullmatch(name)
+        return self.digest(shortcut[1], int(shortcut[2])) if shortcut else self.digest(name)
 
     @property
     def loaded(self) -> tuple[tuple[str, int | None], ...]:

@@ -37,6 +37,7 @@ _EXPERIMENT = {
     "keep_free": "GB that stay free on the disk of the run: it pauses before; 0 fills the disk.",
     "common_random_numbers": "Conditions share what is drawn, so that their difference is the edit's.",
     "allow_vacuous": "Run conditions that are the same computation.",
+    "nonfinite": "Rows with NaN or infinite values: stop at all, or mark all; left out, unedited rows stop and edited cells are marked.",
     "controls": "What else could have had the effect, run beside it.",
     "output": "Run directory; {date}, {name}, {seed} are filled in.",
     "notes": "Your own words, kept with the run.",

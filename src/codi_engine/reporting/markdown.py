@@ -225,6 +225,7 @@ def _limitations(run: Run) -> str:
     """Say what follows from the data and the analyses; nothing is said that does not."""
     status = status_of(run.path)
     lines = [f"The run is not finished: {status.share:.0%} of its cells are there."] if status.state != "finished" else []
+    lines += [f"{status.nonfinite}."] if status.nonfinite else []
     lines += _of_n(run)
     for result in run.results.values():
         found = [s.strip() for s in result.summary.split("\n") if any(word in s for word in _LIMITS)]

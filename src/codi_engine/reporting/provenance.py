@@ -18,6 +18,7 @@ def provenance(facts: Facts) -> Section | None:
     rows = [("run", str(facts.run.path)), ("state", f"sha256 {facts.run.digest}")]
     rows += [(label, str(known[key])) for key, label in _ROWS if known.get(key) not in (None, "", [], {})]
     rows += [(f"autoencoder {name}", _text(value)) for name, value in (known.get("saes") or {}).items()]
+    rows += [("not finite", facts.status.nonfinite)] if facts.status.nonfinite else []
     git = known.get("git")
     rows.append(("git", _text(git) if git else "not in a repository"))
     if "reproducible_bits" in known:

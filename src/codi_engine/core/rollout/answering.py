@@ -96,8 +96,10 @@ class Answering:
             cells = np.flatnonzero(cell_row >= 0)
             tokens = self._choose(cells, cell_row[cells], logits)
             for cell, token in zip(cells.tolist(), tokens.tolist(), strict=True):
-                self.run.tokens[cell].append(token)
-            going = np.array([t not in stop for t in tokens.tolist()])
+                if token >= 0:
+                    self.run.tokens[cell].append(token)
+            self.run.spoilt[cells[tokens < 0]] = True
+            going = np.array([t >= 0 and t not in stop for t in tokens.tolist()])
             full = np.array([len(self.run.tokens[c]) >= self.run.want.max_new_tokens for c in cells.tolist()])
             if not self.run.want.observers:  # the last token of a text is read by nothing else
                 going &= ~full
@@ -119,6 +121,7 @@ class Answering:
             place += 1
 
     def _choose(self, cells: np.ndarray, rows: np.ndarray, logits: torch.Tensor) -> np.ndarray:
+        """Return the next token of each cell; −1 where the logits are no numbers, of which none can be chosen."""
         if self.run.want.sampler is None:
             return self._greedy(logits).cpu().numpy()[rows]  # type: ignore[no-any-return]
         keys = [self.run.tasks[c].key for c in cells.tolist()]
@@ -135,7 +138,9 @@ class Answering:
         return logits
 
     def _greedy(self, logits: torch.Tensor) -> torch.Tensor:
-        return self._allowed(logits).argmax(-1)
+        allowed = self._allowed(logits)
+        best = allowed.argmax(-1, keepdim=True)  # of NaN, where there is one
+        return torch.where(torch.isfinite(allowed.gather(-1, best)), best, -1)[:, 0]
 
     def _read_answers(self, state: State, cell_row: np.ndarray, logits: torch.Tensor, place: int) -> None:
         """Teacher-force the gold and the other answer; several tokens need one further stage per answer length."""
@@ -173,7 +178,9 @@ class Answering:
         token = torch.tensor([getattr(self.run.tasks[c], name)[place] for c in cells], device=logits.device)
         logit = logits[index, token].double()
         self.run.answer_reads[f"{name}_logit"][cells, place] = logit.cpu().numpy()
-        self.run.answer_reads[f"{name}_logprob"][cells, place] = (logit - norms[index]).cpu().numpy()
+        read = (logit - norms[index]).cpu().numpy()
+        self.run.answer_reads[f"{name}_logprob"][cells, place] = read
+        self.run.spoilt[cells] |= ~np.isfinite(read)
 
     def _embedded(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
         return self.run.net.embed(torch.tensor([list(i) for i in ids], device=self.run.net.device))

@@ -12,9 +12,10 @@ import torch
 
 from codi_engine.core.rollout.answering import Answering, compact
 from codi_engine.core.rollout.attention import BLOCK
+from codi_engine.core.rollout.finite import broken_cells
 from codi_engine.core.rollout.tasks import Produced, Task, Want
-from codi_engine.core.rollout.wavefront import Apply, Batch, Edit, StageResult, State, empty_state, run_stage
-from codi_engine.core.sites import Phase
+from codi_engine.core.rollout.wavefront import Apply, Batch, Edit, Missed, StageResult, State, empty_state, run_stage
+from codi_engine.core.sites import Phase, Site
 
 if TYPE_CHECKING:
     from codi_engine.core.rollout.rollout import Rollout
@@ -27,6 +28,8 @@ class BatchRun:
         self.rollout, self.net = rollout, rollout.net
         self.prompts, self.tasks, self.want, self.apply = prompts, tasks, want, apply
         self.lengths = np.array([len(p) for p in prompts])
+        #: latents that each cell consumes
+        self.latents = np.array([self.net.info.latents if t.latents is None else t.latents for t in tasks])
         captured = [p for (_, phase), (_, places) in want.captures.items() if phase == "prompt" for p in places]
         # what is captured may lie before the first token of every prompt of this batch, if longer ones are in others
         self.kv, self.last = rollout.load_prompts(prompts, -min(captured, default=0))
@@ -34,7 +37,9 @@ class BatchRun:
         self.same_place = not want.prefix
         self.rows = 0
         self.forwarded = 0
-        self.reached: set[tuple[int, Phase, int | None]] = set()
+        self.reached: set[tuple[int, Site, int | None]] = set()
+        #: cells of which a value that was read on the way is not finite
+        self.spoilt = np.zeros(len(tasks), bool)
         self.opened: dict[tuple[Edit, int], Edit] = {}
         for observer in want.observers:
             observer.begin(len(tasks))
@@ -51,16 +56,27 @@ class BatchRun:
     def run(self) -> Produced:
         for slot, cells in self._groups().items():
             self._run_group(slot, cells)
-        for cell, task in enumerate(self.tasks):
-            for phase, edits in task.edits.items():
-                for edit in edits:
-                    if edit.place is not None and (cell, phase, edit.place) not in self.reached:
-                        raise RuntimeError(f"an edit at {edit.site}@{phase}[{edit.place}] was never reached")
+        self._account()
         first = self.number if self.want.first and self.want.read and self.same_place else self.first
+        lengths = self.lengths[[t.prompt for t in self.tasks]]
+        broken = broken_cells((self.first, self.number), self.captured, self.want.captures, lengths, self.latents)
         return Produced(
             self.tokens, first, self.number, **self.answer_reads,
-            captures=self.captured, rows=self.rows, forwarded=self.forwarded,
+            captures=self.captured, rows=self.rows, forwarded=self.forwarded, broken=broken | self.spoilt,
         )  # fmt: skip
+
+    def _account(self) -> None:
+        """Every edit that a cell asks for must have been made: each stage counts its own, and every place must have had its stage.
+
+        Raises
+        ------
+        Missed: the first one that was not
+        """
+        for cell, task in enumerate(self.tasks):
+            for edits in task.edits.values():
+                for edit in edits:
+                    if edit.place is not None and (cell, edit.site, edit.place) not in self.reached:
+                        raise Missed(edit.site, edit.place, cell, "its place was never reached")
 
     def _groups(self) -> dict[int | None, list[int]]:
         """Group cells by the slot of their earliest prompt edit (None: the prompt is untouched)."""
@@ -142,7 +158,8 @@ class BatchRun:
             due = self._due(self.tasks[cell].edits.get(phase, ()), place, tokens)
             if due:
                 edits[cell] = due
-                self.reached.update((cell, phase, e.place) for _, e in due)
+                self.reached.update((cell, e.site, e.place) for _, e in due)
+        self._check_place(state, cell_row, phase, place)
         wanted = self._wanted(phase, place, tokens) if captured else {}
         watched = {site for o in self.want.observers for site in o.sites} if observed else set()
         result = run_stage(
@@ -155,6 +172,13 @@ class BatchRun:
         for (component, layer), places in wanted.items():
             self._keep(component, layer, phase, place, places, result)
         return result.state, result.cell_row, result
+
+    def _check_place(self, state: State, cell_row: np.ndarray, phase: Phase, place: int) -> None:
+        """A stage's first token must stand where the file counts it, whatever rows were dropped, split or begun again before it."""
+        at = state.start + state.used - self.batch.slots
+        passed = self.latents[cell_row >= 0] if phase == "answer" else 0
+        if (passed + np.int64(place) != at).any():
+            raise RuntimeError(f"{phase}[{place}] stands {at} tokens after the prompt")
 
     def _due(self, edits: Sequence[Edit], place: int, tokens: int) -> list[tuple[int, Edit]]:
         """Return the edits of a stage as (token offset, edit); an open edit stands at every token."""

@@ -18,7 +18,7 @@ from codi_engine.core.calling import calling
 from codi_engine.core.errors import UserError
 from codi_engine.core.planning.plan import Cell, Condition
 from codi_engine.core.plugin import Intervention, Rows
-from codi_engine.core.returned import applied, edited_places
+from codi_engine.core.returned import Unsettled, applied, edited_places
 from codi_engine.core.rollout.network import Network
 from codi_engine.core.rollout.rollout import Task
 from codi_engine.core.rollout.sampling import generator
@@ -114,6 +114,7 @@ class Editor:
         self.net, self.conditions, self.build, self.sources = net, conditions, build, sources
         self.lengths, self.seed, self.common, self.record, self.own_source = lengths, seed, common, record, own_source
         self.naturals = naturals
+        self.unsettled = Unsettled()
         self.groups: list[_Group] = []
         self._group_ids: dict[str, int] = {}
         self.fired: dict[tuple[str, str], Fired] = {}
@@ -269,7 +270,7 @@ class Editor:
         if group.intervention is None:
             assert rows.source is not None
             return rows.source.to(rows.values.dtype)
-        new = applied(group.intervention, rows)
+        new = applied(group.intervention, rows, self.unsettled)
         if group.condition.control != "random":
             return new
         step, direction = (new - rows.values).norm(dim=-1, keepdim=True), rows.draws()

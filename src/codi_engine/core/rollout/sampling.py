@@ -53,6 +53,10 @@ def sample(logits: torch.Tensor, rows: np.ndarray, keys: Sequence[int], at: Sequ
     logits: rows × vocabulary
     rows: the row of each cell
     keys, at: the cell's key and the number of tokens it has so far: together they name its uniform
+
+    Returns
+    -------
+    the token of each cell; −1 where a logit is NaN or +inf: nothing can be drawn there
     """
     import torch
 
@@ -68,6 +72,9 @@ def sample(logits: torch.Tensor, rows: np.ndarray, keys: Sequence[int], at: Sequ
     ids = order.cpu().numpy()
     out = np.empty(len(rows), np.int64)
     for cell, (row, key, index) in enumerate(zip(rows.tolist(), keys, at, strict=True)):
+        if not np.isfinite(cumulative[row, -1]):
+            out[cell] = -1
+            continue
         target = uniform(key, index) * cumulative[row, -1]
         place = min(int(np.searchsorted(cumulative[row], target, side="right")), ids.shape[1] - 1)
         out[cell] = ids[row, place]

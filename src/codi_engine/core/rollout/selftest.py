@@ -17,14 +17,16 @@ TOLERANCE = {torch.float32: 2e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
 
 @dataclass(frozen=True)
 class SelfTest:
-    """``difference``: max |Δlogit| / std against the model's own forward; ``reproducible``: bits do not depend on the batch.
+    """``difference``: max |Δlogit| / std against the model's own forward; ``reproducible``: the same bits again, in any batch.
 
-    ``bits``: a digest of the computed logits, to be compared with other devices'.
+    ``bits``: a digest of the computed logits, to be compared with other devices' and with those of earlier invocations.
+    ``deterministic``: the same batch gave the same bits twice.
     """
 
     difference: float
     reproducible: bool
     bits: str
+    deterministic: bool = True
 
 
 @torch.inference_mode()
@@ -41,8 +43,15 @@ def self_test(net: Network) -> SelfTest:
     rollout = Rollout(net, cache_bytes=0)
     want = Want(generate=False, read=False, first=False, captures={("final_norm", "prompt"): ((None,), (-1,))})
     alone = rollout.run([first], [Task(0)], want).captures["final_norm", None, "prompt"][0, 0]
-    among = rollout.run([second, first, second], [Task(0), Task(1), Task(2)], want).captures["final_norm", None, "prompt"][1, 0]
+    several = [rollout.run([second, first, second], [Task(0), Task(1), Task(2)], want).captures["final_norm", None, "prompt"] for _ in range(2)]
+    among, deterministic = several[0][1, 0], same_bits(*several)
     logits = net.logits(alone[None])[0]
+    deterministic &= same_bits(logits, net.logits(alone[None])[0])
+    if not bool(torch.isfinite(logits).all()):
+        raise GateError(
+            f"model: the logits of an ordinary prompt are not finite in {str(net.dtype).removeprefix('torch.')}.\n"
+            "Set model.dtype: float32 (or bfloat16 instead of float16, whose range is small); are the checkpoint's weights finite?"
+        )
     scale = float(reference.std().clamp_min(1e-6))
     difference = float((logits - reference).abs().max()) / scale
     if not difference <= TOLERANCE.get(net.dtype, 2e-4):
@@ -52,7 +61,31 @@ def self_test(net: Network) -> SelfTest:
         )
     _drop_broken_sites(net, first)
     bits = hashlib.sha256(logits.float().cpu().numpy().tobytes()).hexdigest()
-    return SelfTest(difference, bool(torch.equal(alone, among)), bits)
+    return SelfTest(difference, deterministic and same_bits(alone, among), bits, deterministic)
+
+
+def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Say whether two results of one computation are the same bits."""
+    return bool(torch.equal(first, second))
+
+
+def arithmetic(net: Network, bits: str) -> dict[str, str]:
+    """Return what bits depend on: the digest of the self-test's, torch, threads, the device and what stands behind it."""
+    import platform
+
+    device = torch.cuda.get_device_name(net.device) if net.device.type == "cuda" else f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return {"bits": bits, "torch": torch.__version__, "threads": str(torch.get_num_threads()), "device": f"{net.device.type} ({device})"}
+
+
+def other_bits(then: list[dict[str, str]], now: dict[str, str]) -> str:
+    """Say that units of a run were computed with other bits, with what has changed; empty where they are the same."""
+    others = [one for one in then if one.get("bits") != now["bits"]]
+    if not others:
+        return ""
+    old = others[0]
+    changed = [f"{key} {old.get(key)} then, {now[key]} now" for key in ("torch", "threads", "device") if old.get(key) != now[key]]
+    why = "; ".join(changed) or "the same torch, threads and kind of device: other settings or another library"
+    return f"units of this run were computed with other bits ({why}): results agree to rounding, not bit for bit"
 
 
 def _probe(net: Network, length: int) -> list[int]:

@@ -87,6 +87,7 @@ class Sources:
     lengths: tokens of each prompt; with them, prompt positions from 0 on count from the start
 
     ``saes`` holds the run's sparse autoencoders, ``model_digest`` says which model computed the values.
+    ``broken_too``: values that are not finite are handed out, because their cells will be marked.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Sources:
         self._statistics: dict[tuple[object, ...], np.ndarray] = {}
         self.saes: SaeStore | None = None
         self.model_digest = ""
+        self.broken_too = False
         self.turn_to("latent", Pool(), None)
 
     def turn_to(self, phase: Phase, pool: Pool, place: int | None) -> None:
@@ -137,13 +139,18 @@ class Sources:
                 out = np.empty((len(prompts), array.shape[-1]), array.dtype)
             out[rows] = array[slots, ats]
         assert out is not None
-        if np.isnan(out).any():
-            bad = int(np.isnan(out).any(1).argmax())
+        absent = np.isnan(out).any(1) & (not self.broken_too or self._before(phase, prompts, places))
+        if absent.any():
+            bad = int(absent.argmax())
             raise UserError(
                 f"{component}@{phase}[{places[bad]}]: prompt {prompts[bad]} has no baseline value there "
                 "(the position lies before its first token, or the model returned NaN)"
             )
         return out
+
+    def _before(self, phase: Phase, prompts: Sequence[int], places: Sequence[int]) -> np.ndarray:
+        """Return which places lie before a prompt's first token."""
+        return np.array([phase == "prompt" and place < -self._lengths[prompt] for prompt, place in zip(prompts, places, strict=True)])
 
     def _from_end(self, prompt: int, place: int) -> int:
         if place >= self._lengths[prompt]:

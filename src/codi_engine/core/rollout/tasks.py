@@ -80,3 +80,5 @@ class Produced:
     captures: dict[tuple[str, int | None, Phase], torch.Tensor]
     rows: int = 0
     forwarded: int = 0
+    #: cells: True where logits or captured values are not finite
+    broken: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))

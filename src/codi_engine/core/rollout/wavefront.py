@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from codi_engine.core.rollout.accounting import Account, Missed
 from codi_engine.core.rollout.attention import BLOCK, MIN_ROWS, Context, PromptKV, Rectangle, round_up, using
 from codi_engine.core.rollout.network import Network, select_tokens
 from codi_engine.core.sites import Site
@@ -125,6 +126,7 @@ class Stage:
         self.captured: dict[tuple[str, int | None], tuple[torch.Tensor, int]] = {}
         self.splits: list[np.ndarray] = []  # per split, new row → old row
         self.layers = len(net.blocks)
+        self.account = Account(edits, cell_row)
         self.schedule = self._schedule(edits)
         self.pending: dict[str, list[tuple[np.ndarray, int, Edit, list[int]]]] = {}
 
@@ -260,7 +262,7 @@ class Stage:
         """Give cells with edits at this boundary rows of their own; return True when rows changed."""
         due = self.schedule.get(boundary)
         if self.pending:
-            raise RuntimeError(f"edits did not fire: {sorted(self.pending)}")
+            self.account.miss("the model passed its site")
         if not due:
             return False
         names: dict[Hashable, int] = {None: 0}
@@ -313,6 +315,7 @@ class Stage:
             index = torch.from_numpy(rows * self.tokens + offset).to(out.device)
             assert edit.place is not None  # open edits are placed before a stage begins
             out[index] = self.apply(edit.group, edit.site, edit.place, cells, out[index])
+            self.account.add(edit, rows, len(self.origin), self.cell_row)
         return out
 
     def _handlers(self, layer: int) -> dict[str, Callable[[torch.Tensor], torch.Tensor | None]]:
@@ -363,8 +366,7 @@ def run_stage(
     """
     stage = Stage(net, batch, state, inputs, cell_row, edits or {}, capture, apply, last_component, keep, consume)
     result = stage.run()
-    if stage.pending:
-        raise RuntimeError(f"edits did not fire: {sorted(stage.pending)}")
+    stage.account.settle(stage.pending)
     return result
 
 
@@ -376,4 +378,4 @@ def empty_state(net: Network, prompt: np.ndarray, start: int) -> State:
     return State(prompt, keys, [k.clone() for k in keys], start, 0, last)
 
 
-__all__ = ["Batch", "Edit", "Stage", "StageResult", "State", "empty_state", "run_stage"]
+__all__ = ["Batch", "Edit", "Missed", "Stage", "StageResult", "State", "empty_state", "run_stage"]

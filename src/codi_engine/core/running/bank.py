@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,9 +13,13 @@ from codi_engine.core.plugin import Outcome
 from codi_engine.core.rollout.sources import Sources, Stored
 from codi_engine.core.running.generations import Unit
 from codi_engine.core.running.job import Job
+from codi_engine.core.running.marks import noted
 from codi_engine.core.running.parts import OUTCOME, join_outcomes
 from codi_engine.core.running.reading import ANSWER_TOKENS, take
 from codi_engine.store.errors import StoreError
+
+if TYPE_CHECKING:
+    from codi_engine.core.rollout.editing import Placed
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class Bank:
         self.job = job
         self._homes: dict[str, list[_Home]] = {}
         self._outcomes: dict[int, Outcome] = {}
+        #: (unit, row) of what is not finite
+        self._marked = {(u.number, row) for u in units for row in noted(job.writer.committed.get(u.number, {}))}
         for unit in units:
             if unit.stage == "sweep" or unit.number not in job.writer.committed:
                 continue
@@ -63,6 +70,13 @@ class Bank:
             total += len(part.answer)
             parts.append(part)
         return take(join_outcomes(parts), [start[u] + row for u, row in picks])
+
+    def marked_references(self, placed: Sequence[Placed]) -> np.ndarray:
+        """Return which cells are compared with an unedited row that is not finite: their own prompt's or their partner's."""
+        if not self._marked:
+            return np.zeros(len(placed), bool)
+        keys = [(self.job.order[p.prompt], self.job.order[p.partner], p.cell.trial) for p in placed]
+        return np.array([self._row(a, t) in self._marked or (b != a and self._row(b, t) in self._marked) for a, b, t in keys])
 
     def _row(self, key: str, trial: int) -> tuple[int, int]:
         for home in self._homes.get(key, ()):
@@ -98,6 +112,8 @@ class Bank:
         for key, ref in job.prompts.items():
             if ref.example in pool_ids and key in self._homes:
                 home = self._homes[key][0]
+                if (home.unit, home.row) in self._marked:
+                    continue  # one such row would make every mean over the pool NaN
                 answer = float(self._unit(home.unit).answer[home.row])
                 correct = None if ref.gold is None else bool(abs(answer - ref.gold) < 1e-6)
                 example = job.examples[ref.example]

@@ -12,6 +12,7 @@ import torch
 from codi_engine.core.axes import resolve_axis
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.planning.features import resolve_features
+from codi_engine.core.rollout.finite import all_finite
 from codi_engine.core.sae import SAE, SaeStore
 from codi_engine.core.sites import COMPONENTS, LAYERED, Phase, parse_site
 
@@ -101,9 +102,11 @@ class CodeReader:
         self.whole_prompt = capture.spec.at == "all"
         self.kept: dict[int, torch.Tensor] = {}
         self.count = np.zeros(0)
+        #: cells whose codes are not finite; known after :meth:`codes`
+        self.broken = np.zeros(0, bool)
 
     def begin(self, cells: int) -> None:
-        self.kept, self.count = {}, np.zeros(cells)
+        self.kept, self.count, self.broken = {}, np.zeros(cells), np.zeros(cells, bool)
 
     def see(self, phase: Phase, cells: np.ndarray, rows: np.ndarray, values: Mapping[tuple[str, int | None], torch.Tensor]) -> None:
         """Take in the tokens that cells have just passed."""
@@ -153,5 +156,6 @@ class CodeReader:
                 kept = self._encode(layer, kept)
             elif self.capture.spec.reduce == "mean":
                 kept = kept / torch.from_numpy(self.count).to(kept)[:, None]
+            self.broken |= ~all_finite(kept).cpu().numpy()
             parts.append(kept.cpu().numpy())
         return np.concatenate(parts, 1)

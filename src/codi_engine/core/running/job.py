@@ -19,7 +19,7 @@ from codi_engine.core.rollout.rollout import Rollout, Want
 from codi_engine.core.rollout.sampling import Sampler, generator
 from codi_engine.core.running.captures import Capture, merge
 from codi_engine.core.running.codes import CodeCapture, CodeReader
-from codi_engine.core.running.finite import Overflow
+from codi_engine.core.running.finite import Watch
 from codi_engine.core.running.reading import Answers, Needs
 from codi_engine.store.sparse import to_codes
 
@@ -99,9 +99,9 @@ class Job:
         return self.rows
 
     @cached_property
-    def overflow(self) -> Overflow:
-        """Says where edits are too large for the model."""
-        return Overflow(self.note)
+    def watch(self) -> Watch:
+        """Says what becomes of rows that are not finite."""
+        return Watch(self.experiment.nonfinite, self.note)
 
     @cached_property
     def _wanted(self) -> re.Pattern[str] | None:

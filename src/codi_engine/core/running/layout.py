@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from codi_engine.core.running.marks import MARKED
 from codi_engine.core.running.reading import ANSWER_TOKENS
 from codi_engine.store.layout import ArraySpec
 from codi_engine.store.sparse import sparse_specs
@@ -18,7 +19,7 @@ def array_specs(job: Job) -> list[ArraySpec]:
     if job.plan.trials > 1 or job.experiment.generate.do_sample:
         axes.append("trial")
     specs = [_scalar(f"cells/{axis}", "int32", -1, {"labels": []}) for axis in axes]
-    specs += [_scalar("cells/status", "uint8", 0), _scalar("cells/answer", "float64", float("nan"))]
+    specs += [_scalar("cells/status", "uint8", 0), _scalar("cells/answer", "float64", float("nan")), _scalar(MARKED, "uint8", 0)]
     columns = [job.column(m, c) for m in job.metrics for c in m.columns()]
     columns += ["attempts"] if job.experiment.generate.retries else []
     specs += [_scalar(f"cells/metrics/{column}", "float64", float("nan")) for column in columns]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -20,12 +20,16 @@ OUTCOME = ("gold_logprob", "other_logprob", "gold_logit", "other_logit")
 
 @dataclass(frozen=True)
 class Part:
-    """Rows that ran together: outcome, rule by which each answer was found, array → rows, and draws that each text took."""
+    """Rows that ran together: outcome, rule by which each answer was found, array → rows, and draws that each text took.
+
+    ``broken``: rows of which something that was computed is not finite.
+    """
 
     done: Outcome
     rules: list[str]
     values: dict[str, np.ndarray]
     attempts: np.ndarray
+    broken: np.ndarray
 
     @property
     def rows(self) -> int:
@@ -33,17 +37,19 @@ class Part:
 
     def with_codes(self, readers: Sequence[CodeReader]) -> Part:
         """Add what the readers collected in the batch that has just run."""
-        return Part(self.done, self.rules, {**self.values, **{r.capture.array: r.codes() for r in readers}}, self.attempts)
+        codes = {r.capture.array: r.codes() for r in readers}
+        broken = np.logical_or.reduce([self.broken, *(r.broken for r in readers)])
+        return Part(self.done, self.rules, {**self.values, **codes}, self.attempts, broken)
 
     def take(self, index: np.ndarray) -> Part:
         """Return the rows of an index."""
         rules = [self.rules[i] for i in index]
-        return Part(take(self.done, index), rules, {name: v[index] for name, v in self.values.items()}, self.attempts[index])
+        return Part(take(self.done, index), rules, {name: v[index] for name, v in self.values.items()}, self.attempts[index], self.broken[index])
 
 
-def first_part(done: Outcome, rules: list[str], values: Mapping[str, np.ndarray]) -> Part:
+def first_part(done: Outcome, rules: list[str], values: Mapping[str, np.ndarray], broken: np.ndarray) -> Part:
     """Return a part whose texts were drawn once."""
-    return Part(done, rules, dict(values), np.ones(len(done.answer)))
+    return Part(done, rules, dict(values), np.ones(len(done.answer)), broken)
 
 
 def join(parts: Sequence[Part]) -> Part:
@@ -52,7 +58,8 @@ def join(parts: Sequence[Part]) -> Part:
         return parts[0]
     values = {name: np.concatenate([p.values[name] for p in parts]) for name in parts[0].values}
     attempts = np.concatenate([p.attempts for p in parts])
-    return Part(join_outcomes([p.done for p in parts]), [r for p in parts for r in p.rules], values, attempts)
+    broken = np.concatenate([p.broken for p in parts])
+    return Part(join_outcomes([p.done for p in parts]), [r for p in parts for r in p.rules], values, attempts, broken)
 
 
 def join_outcomes(outcomes: Sequence[Outcome]) -> Outcome:
@@ -89,6 +96,6 @@ def drawn_again(items: Sequence[T], run: Callable[[Sequence[T], int], Part], fit
         later = run([items[i] for i in again], attempt)
         index = np.arange(part.rows)
         index[again] = part.rows + np.arange(len(again))
-        later = Part(later.done, later.rules, later.values, part.attempts[again] + 1)
+        later = replace(later, attempts=part.attempts[again] + 1)
         part = join([part, later]).take(index)
     return part

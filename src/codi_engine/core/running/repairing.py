@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.errors import UserError
 from codi_engine.core.progress import Progress
+from codi_engine.core.running.marks import committable
 from codi_engine.core.yamlfile import parse_yaml
 from codi_engine.store.layout import EXPERIMENT, RESULTS
 from codi_engine.store.repairing import Content, Recompute, Repaired, repair
@@ -111,9 +112,7 @@ class _By:
         changes = ["analyses=[]", "trackers=[]", "checks={}"] + ([] if self.device is None else [f"model.device={self.device}"])
         runner = Runner(prepare(Experiment.from_dict(value, changes, source=source), plugin_manager()), self.path, self.progress)
         self._loaded = self._loaded or runner.load()
-        runner.compare(writer, self._loaded[0])
-        job = runner.job(*self._loaded, writer)
-        runner.compare_saes(writer, job)
+        job = runner.same_job(*self._loaded, writer)
         computer = Computer(job, runner.known_units(job))
         return lambda _, unit: _computed(computer, unit, self.path)
 
@@ -124,7 +123,7 @@ def _computed(computer: Computer, number: int, path: Path) -> Content:
     if any(key not in known for key in unit.keys):
         raise UserError(f"{path}: unit {number} cannot be computed again: the data of its experiment are not those of the run any more; put those back")
     made = computer.compute(unit)
-    return made.arrays, made.texts or None
+    return committable(unit, made.arrays)[0], made.texts or None
 
 
 def experiment_of(writer: RunWriter, unit: int) -> str:

@@ -10,19 +10,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codi_engine.core.calling import calling
-from codi_engine.core.errors import DifferentRun, UserError
+from codi_engine.core.errors import UserError
 from codi_engine.core.planning.plan import BASELINE, PLACES, PromptRef, build_intervention, build_plan
 from codi_engine.core.planning.preparing import Prepared
 from codi_engine.core.plugin import Intervention
 from codi_engine.core.progress import Progress
 from codi_engine.core.returned import loaded_model
 from codi_engine.core.rollout.devices import held
-from codi_engine.core.running.generations import Unit, counted, generation, units_of
+from codi_engine.core.running.finite import check_policy
+from codi_engine.core.running.generations import Unit, counted, units_of
+from codi_engine.core.running.inputs import DATA, MODEL, compare, model_digests, other_digests, recorded
+from codi_engine.core.running.marks import committable, in_words
 from codi_engine.core.running.origins import git_commit, versions
 from codi_engine.core.running.stopping import Stopping
 from codi_engine.core.watching.disk import DiskWatch, Room
 from codi_engine.core.watching.lifecycle import Lifecycle
-from codi_engine.core.watching.recording import KEY, Recorder, now
+from codi_engine.core.watching.recording import KEY, Recorder, gone_back, now
 from codi_engine.core.watching.tally import tally_of
 
 if TYPE_CHECKING:
@@ -34,6 +37,10 @@ if TYPE_CHECKING:
     from codi_engine.core.sae import SaeStore
     from codi_engine.store.view import RunView
     from codi_engine.store.writer import RunWriter
+
+
+#: what the bits of a run's units depend on, in its provenance: one entry for each kind of them, the latest last
+ARITHMETIC = "arithmetic"
 
 
 class Runner:
@@ -50,6 +57,7 @@ class Runner:
         self._committed: Mapping[int, Any] = {}
         self._turn = 1  # of the unit that is computed, and then committed
         self.saes: dict[str, str] = {}
+        self.inputs: dict[str, str] = {}  # name → digest of what units are computed from
         self.facts: dict[str, Any] = {}  # of the loaded model, for the provenance
         self.life = Lifecycle(prepared.plugins, prepared.trackers, path, progress.note)
         self.cost = Recorder(self.plan.info.device, begun, self.experiment.price)
@@ -61,16 +69,22 @@ class Runner:
     def load(self) -> tuple[ModelAdapter, Any]:
         """Load the model, take it apart and self-test it."""
         from codi_engine.core.rollout.network import Network
-        from codi_engine.core.rollout.selftest import self_test
+        from codi_engine.core.rollout.selftest import arithmetic, self_test
 
         self.progress.start("loading the model", 0, "")
         adapter = loaded_model(self.prepared.model)
         net = Network(adapter)
         result = self_test(net)
         self.progress.finish()
-        if not result.reproducible:
+        if not result.deterministic:
+            self.life.warn(
+                "the same batch gives other bits each time on this device: results agree to rounding, not bit for bit; "
+                "CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment before the command can mend it"
+            )
+        elif not result.reproducible:
             self.life.warn("rows' bits depend on the batch on this device: results agree to rounding, not bit for bit")
         self.reproducible, self.bits = result.reproducible, result.bits
+        self.arithmetic = arithmetic(net, result.bits)
         return adapter, net
 
     def job(self, adapter: ModelAdapter, net: Any, writer: RunWriter | RunView) -> Job:
@@ -103,6 +117,14 @@ class Runner:
             experiment, plugins, self.plan, net, Rollout(net), answers, self.prepared.metrics, self.prepared.column, needs,
             captures, arrays, writer, self.life.warn, prompts, ids, {c.key: c for c in self.plan.cells}, codes, saes,
         )  # fmt: skip
+
+    def same_job(self, adapter: ModelAdapter, net: Any, writer: RunWriter) -> Job:
+        """As :meth:`job`, after comparing model, data and every other input with what the run was computed with so far."""
+        self._compare(writer, {MODEL: adapter.digest, DATA: self.plan.data.digest, **model_digests(self.prepared.model)})
+        job = self.job(adapter, net, writer)
+        self._compare(writer, self.digests(job))
+        self.saes = {**dict(writer.provenance.get("saes", {})), **self.saes}
+        return job
 
     def _encode(self, adapter: ModelAdapter, prompt: PromptRef, chat: bool) -> list[int]:
         text = prompt.text
@@ -167,73 +189,16 @@ class Runner:
 
     def add_generation(self, job: Job) -> list[Unit]:
         """Record what this plan adds to the run, and return all units of the run."""
-        writer, plan = job.writer, self.plan
-        units = units_of(writer.plans)
-        done_cells = {k for u in units if u.stage == "sweep" for k in u.keys}
-        cells = [c.key for c in plan.cells if c.key not in done_cells]
-        baseline, pool, known = self._unedited(units)
-        first = max((u.number for u in units), default=-1) + 1
-        records = generation(first, baseline, pool, list(job.source_arrays), self._lacking(job, units, known), cells, writer.unit_cells)
-        if records:
-            from codi_engine.core.running.layout import array_specs
-            from codi_engine.store.writer import RunWriter
+        from codi_engine.core.running.growing import grow
 
-            assert isinstance(writer, RunWriter)
-            record = {"experiment": self.experiment.identity(), "units": records}
-            writer.add_plan(record, len(records), array_specs(job), self._labels(job))
+        grow(job, self.plan, self.inputs)
         return self.known_units(job)
 
     def known_units(self, job: Job) -> list[Unit]:
         """Return all units of the run, and let the job name cells as the run does."""
-        job.codes = {name: {_hashable(v): i for i, v in enumerate(labels)} for name, labels in self._known_labels(job).items()}
+        labels = {name.removeprefix("cells/"): labels for name, labels in job.writer.labels.items() if name.startswith("cells/")}
+        job.codes = {name: {_hashable(v): i for i, v in enumerate(values)} for name, values in labels.items()}
         return units_of(job.writer.plans)
-
-    def _unedited(self, units: Sequence[Unit]) -> tuple[list[tuple[list[str], int, int]], list[str], list[str]]:
-        """Return prompts to run as baseline (by trials), prompts to run for their values, and prompts known before."""
-        have: dict[str, int] = {}
-        pooled: set[str] = set()
-        for unit in units:
-            for key in unit.keys if unit.stage == "baseline" else ():
-                have[key] = max(have.get(key, 0), unit.first_trial + unit.trials)
-            pooled |= set(unit.keys) if unit.stage == "sources" else set()
-        groups: dict[int, list[str]] = {}
-        for prompt in self.plan.prompts:
-            if not prompt.pool and have.get(prompt.key, 0) < self.plan.trials:
-                groups.setdefault(have.get(prompt.key, 0), []).append(prompt.key)
-        baseline = [(keys, start, self.plan.trials - start) for start, keys in sorted(groups.items())]
-        seen = set(have) | pooled
-        pool = [p.key for p in self.plan.prompts if p.pool and p.key not in seen]
-        known = [p.key for p in self.plan.prompts if p.key in seen]
-        return baseline, pool, known
-
-    def _lacking(self, job: Job, units: Sequence[Unit], known: Sequence[str]) -> list[tuple[list[str], list[str]]]:
-        """Return which of the known prompts lack which source arrays: earlier plans may have captured less, or of fewer prompts."""
-        have: dict[str, set[str]] = {}
-        for unit in units:
-            for key in unit.keys if unit.stage != "sweep" else ():
-                have.setdefault(key, set()).update(unit.sources)
-        lacking: dict[tuple[str, ...], list[str]] = {}
-        for key in known:
-            names = tuple(name for name in job.source_arrays if name not in have[key])
-            if names:
-                lacking.setdefault(names, []).append(key)
-        return [(keys, list(names)) for names, keys in lacking.items()]
-
-    def _labels(self, job: Job) -> dict[str, list[Any]]:
-        """Return array name → labels of this plan (the writer appends what is new)."""
-        plan = self.plan
-        labels: dict[str, list[Any]] = {
-            "cells/example": [e.id for e in plan.data.examples],
-            "cells/condition": [BASELINE, *(c.name for c in plan.conditions)],
-            "cells/variant": list(dict.fromkeys(v for e in plan.data.examples for v in e.prompts)),
-        }
-        if plan.trials > 1 or self.experiment.generate.do_sample:
-            labels["cells/trial"] = list(range(plan.trials))
-        labels.update({f"cells/{axis}": plan.axis_labels(axis) for axis in plan.axes})
-        return labels
-
-    def _known_labels(self, job: Job) -> dict[str, list[Any]]:
-        return {name.removeprefix("cells/"): labels for name, labels in job.writer.labels.items() if name.startswith("cells/")}
 
     # -------------------------------------------------------------------------------------------- running
 
@@ -257,6 +222,8 @@ class Runner:
                         self.facts["gate"] = hands.gate()
                     self._stage("sweep", "cells", sweep, hands, writer)
                 self.cost.end()
+            if said := in_words(writer.committed):
+                self.life.warn(said)
             writer.set_provenance({**self._provenance(writer), "finished": now()})
 
     def _stage(self, stage: str, what: str, units: Sequence[Unit], hands: Hands, writer: RunWriter) -> None:
@@ -290,17 +257,17 @@ class Runner:
 
     def _begin(self, writer: RunWriter) -> tuple[list[Unit], Hands]:
         """Load, plan, and return the units to compute and who computes them."""
+        check_policy(writer.committed, self.experiment.nonfinite, self.path)
         adapter, net = self.load()
-        self.compare(writer, adapter)
-        job = self.job(adapter, net, writer)
-        self.compare_saes(writer, job)
+        job = self.same_job(adapter, net, writer)
+        self._compare_bits(writer)
         units = self.add_generation(job)
         mine = {c.key for c in self.plan.cells} | {p.key for p in self.plan.prompts}
         todo = [u for u in units if u.number not in writer.committed and mine & set(u.keys)]
         self._complete(job, todo)
         self.new_cells = sum(len(u.keys) * u.trials for u in todo if u.stage != "sources")
         self._expect(todo)
-        self.facts = {
+        self.facts |= {
             "model_digest": adapter.digest, "model": list(adapter.report), "layers": adapter.info.layers, "latents": adapter.info.latents,
             "device": adapter.info.device, "saes": self.saes,
         }  # fmt: skip
@@ -351,7 +318,8 @@ class Runner:
             )
 
     def _commit(self, writer: RunWriter, unit: Unit, arrays: Mapping[str, np.ndarray], texts: Mapping[str, list[Any]]) -> None:
-        writer.commit(unit.number, unit.stage, dict(arrays), dict(texts) if texts else None, None)
+        stored, note = committable(unit, arrays)
+        writer.commit(unit.number, unit.stage, stored, dict(texts) if texts else None, note)
         files = writer.committed[unit.number]["files"]
         self.room.wrote(files)
         written = sum(int(f["size"]) for f in files.values())
@@ -365,39 +333,36 @@ class Runner:
         self._check_model(writer, adapter)
         self._check_data(writer)
 
-    def _check_model(self, writer: RunWriter, adapter: ModelAdapter) -> None:
-        old = writer.provenance.get("model_digest")
-        if old is not None and old != adapter.digest:
-            raise DifferentRun(
-                f"{self.path}: was computed with other model files (sha256 {str(old)[:12]} then, {adapter.digest[:12]} now).\n"
-                'Choose a new output, for example --output "runs/{date}_{name}_s{seed}".'
-            )
+    def _compare_bits(self, writer: RunWriter) -> None:
+        """Say, before anything is computed, that committed units have other bits than those to come, and that the clock went back."""
+        from codi_engine.core.rollout.selftest import other_bits
 
-    def _check_data(self, writer: RunWriter) -> None:
-        """Edits that take values of other examples depend on all of them: another data file is another experiment."""
-        old, new = writer.provenance.get("data_digest"), self.plan.data.digest
-        pooled = next((c.name for c in self.plan.conditions if c.differences or c.plugin.needs_scale or self._draws(c)), None)
-        if old and new and old != new and (pooled is not None or self.plan.natural):
-            raise DifferentRun(
-                f"{self.path}: was computed with other data (sha256 {str(old)[:12]} then, {new[:12]} now); '{pooled or 'unusual'}' draws from all of them.\n"
-                'Choose a new output, for example --output "runs/{date}_{name}_s{seed}".'
-            )
+        before = list(writer.provenance.get(ARITHMETIC) or []) if writer.committed else []
+        if said := other_bits(before, self.arithmetic):
+            self.life.warn(said)
+        self.facts[ARITHMETIC] = [*(one for one in before if one.get("bits") != self.arithmetic["bits"]), self.arithmetic]
+        if said := gone_back(writer.provenance):
+            self.life.warn(said)
+
+    def _compare(self, writer: RunWriter, more: Mapping[str, str]) -> None:
+        """Take in digests of inputs and refuse to go on with a run that was computed with others."""
+        self.inputs = {**self.inputs, **more}
+        compare(recorded(writer.plans, writer.provenance), self.inputs, self.path, self._pooled())
+
+    def _pooled(self) -> str | None:
+        """Name what takes values of all examples, not of its own alone: there another data file is another experiment."""
+        found = next((c.name for c in self.plan.conditions if c.differences or c.plugin.needs_scale or self._draws(c)), None)
+        return found or ("unusual" if self.plan.natural else None)
 
     def _draws(self, condition: Condition) -> bool:
         probe = build_intervention(self.prepared.plugins, condition.plugin, condition.first_options, "", "")
         return probe.source in ("donor", "mean", "mean_over_steps") or condition.control == "shuffled"
 
-    def compare_saes(self, writer: RunWriter, job: Job) -> None:
-        """The same paths must hold the same autoencoders as before."""
+    def digests(self, job: Job) -> dict[str, str]:
+        """Return the digests of autoencoders, and of files and runs that options name; the interventions have looked at them."""
         assert job.saes is not None
-        before = dict(writer.provenance.get("saes", {}))
-        self.saes = {**before, **job.saes.digests()}
-        changed = next((path for path, digest in before.items() if self.saes[path] != digest), None)
-        if changed is not None:
-            raise DifferentRun(
-                f"{self.path}: was computed with another autoencoder '{changed}' (sha256 {before[changed][:12]} then, {self.saes[changed][:12]} now).\n"
-                'Choose a new output, for example --output "runs/{date}_{name}_s{seed}".'
-            )
+        self.saes = job.saes.digests()
+        return other_digests(self.experiment, self.prepared.plugins, self.plan.conditions, job.saes)
 
     def _provenance(self, writer: RunWriter) -> dict[str, Any]:
         import torch
@@ -406,7 +371,7 @@ class Runner:
         return {
             "versions": versions(), **kept, **self.facts, "data_digest": self.plan.data.digest, "data": list(self.plan.data.report),
             "threads": torch.get_num_threads(), "seed": self.experiment.seed, "git": git_commit(),
-            "reproducible_bits": self.reproducible, "started": writer.provenance.get("started", now()),
+            "reproducible_bits": self.reproducible and len(self.facts.get(ARITHMETIC, ())) < 2, "started": writer.provenance.get("started", now()),
             KEY: self.cost.into(writer.provenance)[KEY],
         }  # fmt: skip
 

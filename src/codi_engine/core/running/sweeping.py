@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from codi_engine.core.calling import calling
+from codi_engine.core.errors import GateError
 from codi_engine.core.planning.plan import Cell, axis_label, build_intervention, prompt_ref
 from codi_engine.core.plugin import Intervention, Outcome, Readings
 from codi_engine.core.returned import neutral_of
@@ -17,10 +18,13 @@ from codi_engine.core.rollout.memory import in_batches
 from codi_engine.core.rollout.rollout import Want
 from codi_engine.core.rollout.sampling import redrawn
 from codi_engine.core.rollout.sources import Sources
+from codi_engine.core.rollout.wavefront import Missed
 from codi_engine.core.running.bank import Bank
 from codi_engine.core.running.captures import captured
+from codi_engine.core.running.finite import undefined
 from codi_engine.core.running.generations import Unit
 from codi_engine.core.running.job import Job, field_columns, numbers
+from codi_engine.core.running.marks import MARKED
 from codi_engine.core.running.natural import Naturals, natural_examples
 from codi_engine.core.running.parts import Part, drawn_again, first_part, join
 from codi_engine.core.running.reading import measure, outcome
@@ -38,6 +42,7 @@ def editor_for(
         sources = bank.sources()
     values = sources
     values.saes, values.model_digest = job.saes, job.net.adapter.digest
+    values.broken_too = not job.watch.stops_unedited
 
     def build(condition: Any, options: Mapping[str, Any]) -> Intervention[Any]:
         intervention = build_intervention(job.plugins, condition.plugin, options, f"conditions.{condition.name}", job.experiment.source)
@@ -91,8 +96,11 @@ def run_sweep(job: Job, unit: Unit, bank: Bank, editor: Editor) -> tuple[dict[st
             editor.naturals.begin()
         part = drawn_again(batch, draw, job.fits, job.generate.retries)
         unusual = None if editor.naturals is None else editor.naturals.of(batch)
-        columns.append(_metrics(job, batch, bank, part.done, unusual))
-        job.overflow.look([job.plan.conditions[p.cell.condition].name for p in batch], batch, part.done, columns[-1])
+        if part.broken.any():
+            job.watch.edited(job, batch, part.broken, lambda p: (editor.tasks([p], {p.prompt: 0})[0], editor.apply))
+        part = replace(part, broken=part.broken | bank.marked_references(batch))
+        columns.append(undefined(_metrics(job, batch, bank, part.done, unusual), part.broken))
+        job.watch.metrics([job.plan.conditions[p.cell.condition].name for p in batch], batch, columns[-1])
         parts.append(part)
 
     size = job.batch_rows(1)
@@ -101,7 +109,9 @@ def run_sweep(job: Job, unit: Unit, bank: Bank, editor: Editor) -> tuple[dict[st
         job.rows = held
     whole = join(parts)
     arrays = {f"cells/metrics/{name}": np.concatenate([c[name] for c in columns]) for name in columns[0]}
-    arrays["cells/answer"] = whole.done.answer
+    arrays["cells/answer"] = np.where(whole.broken, np.nan, whole.done.answer)
+    if whole.broken.any():
+        arrays[MARKED] = whole.broken.astype(np.uint8)
     arrays.update(job.attempts(whole.attempts))
     arrays.update(job.stored(unit, whole.values))
     arrays.update(_cell_axes(job, placed))
@@ -123,13 +133,27 @@ def edited_batch(job: Job, placed: Sequence[Placed], want: Want, editor: Editor,
         ids = (job.answers.tokens(gold), job.answers.tokens(other)) if want.read else ((), ())
         task = replace(task, edits={}, latents=None) if bare else task
         tasks.append(replace(task, gold=ids[0], other=ids[1], key=redrawn(task.key, attempt)))
-    produced = job.rollout.run([job.ids[job.order[p]] for p in used], tasks, want, editor.apply)
+    try:
+        produced = job.rollout.run([job.ids[job.order[p]] for p in used], tasks, want, editor.apply)
+    except Missed as missed:
+        raise _unfired(job, placed[missed.cell], missed) from None
+    editor.unsettled.settle()
     job.forwarded += produced.forwarded
     lengths = np.array([job.lengths[p.prompt] for p in placed])
     values = {c.array: captured(c, produced, want.captures, lengths) for c in job.captures if want.captures or c.site.component == "logits"}
     kept = {c.name: values[c.array] for c in job.captures if c.array in values}
     done, rules = outcome(produced, job.net.adapter, kept)
-    return first_part(done, rules, values)
+    return first_part(done, rules, values, produced.broken)
+
+
+def _unfired(job: Job, placed: Placed, missed: Missed) -> GateError:
+    """Name the condition, the site and the cell of an edit that was planned and not made."""
+    cell, at = placed.cell, missed.site if missed.place is None else f"{missed.site}[{missed.place}]"
+    where = ", ".join([f"example '{cell.example}'", *(f"{axis} {value}" for axis, value in cell.values.items())])
+    return GateError(
+        f"condition '{job.plan.conditions[cell.condition].name}': the edit at {at} did not fire as planned ({missed.why}); cell: {where}.\n"
+        "Nothing of its unit is stored. This is a defect of codi-engine or of the intervention: please report it with the experiment file."
+    )
 
 
 def answers_of(job: Job, placed: Placed) -> tuple[float | None, float | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from codi_engine.core.rollout.memory import in_batches
 from codi_engine.core.rollout.rollout import Task, Want
 from codi_engine.core.rollout.sampling import redrawn
 from codi_engine.core.running.captures import Capture, block, captured
+from codi_engine.core.running.finite import undefined
 from codi_engine.core.running.generations import Unit
 from codi_engine.core.running.job import Job, field_columns, numbers
+from codi_engine.core.running.marks import MARKED
 from codi_engine.core.running.parts import OUTCOME, Part, drawn_again, first_part, join
 from codi_engine.core.running.reading import measure, outcome, take
 from codi_engine.store.errors import StoreError
@@ -35,7 +38,9 @@ def run_unedited(job: Job, unit: Unit) -> tuple[dict[str, np.ndarray], dict[str,
         return _unedited_batch(job, batch, want, sources, captures, attempt).with_codes(readers)
 
     def run(batch: Sequence[tuple[str, int]]) -> None:
-        parts.append(drawn_again(batch, draw, job.fits, job.generate.retries if is_baseline else 0))
+        part = drawn_again(batch, draw, job.fits, job.generate.retries if is_baseline else 0)
+        job.watch.unedited(job, [key for key, _ in batch], part.broken, lambda key: _task(job, key, 0, 0, want.read))
+        parts.append(part)
 
     tokens = max((-min(p) for (_, phase), (_, p) in want.captures.items() if phase == "prompt"), default=1)
     size = max(job.batch_rows(tokens) // max(tokens // 4, 1), 1)
@@ -45,8 +50,11 @@ def run_unedited(job: Job, unit: Unit) -> tuple[dict[str, np.ndarray], dict[str,
     whole = join(parts)
     arrays = {**job.stored(unit, whole.values), **_outcome_arrays(job, whole.done)}
     texts: dict[str, list[Any]] = {}
+    broken = _with_sides(job, rows, whole.broken)
+    if broken.any():
+        arrays[MARKED] = broken.astype(np.uint8)
     if is_baseline:
-        arrays.update(_baseline_cells(job, rows, whole.done))
+        arrays.update(_baseline_cells(job, rows, whole.done, broken))
         arrays.update(job.attempts(whole.attempts))
         texts = _texts(job, rows, whole)
     return arrays, texts
@@ -55,11 +63,7 @@ def run_unedited(job: Job, unit: Unit) -> tuple[dict[str, np.ndarray], dict[str,
 def _unedited_batch(job: Job, batch: Sequence[tuple[str, int]], want: Want, sources: Mapping[str, Need], captures: Sequence[Capture], attempt: int) -> Part:
     keys = list(dict.fromkeys(key for key, _ in batch))
     local = {key: i for i, key in enumerate(keys)}
-    tasks = []
-    for key, trial in batch:
-        ref = job.prompts[key]
-        gold, other = (job.answers.tokens(ref.gold), job.answers.tokens(ref.other)) if want.read else ((), ())
-        tasks.append(Task(local[key], gold=gold, other=other, key=redrawn(job.trial_key(ref.example, trial), attempt)))
+    tasks = [replace(_task(job, key, trial, attempt, want.read), prompt=local[key]) for key, trial in batch]
     produced = job.rollout.run([job.ids[k] for k in keys], tasks, want)
     job.forwarded += produced.forwarded
     lengths = np.array([len(job.ids[key]) for key, _ in batch])
@@ -67,7 +71,23 @@ def _unedited_batch(job: Job, batch: Sequence[tuple[str, int]], want: Want, sour
     values.update({c.array: captured(c, produced, want.captures, lengths) for c in captures})
     kept = {c.name: values[c.array] for c in captures}
     done, rules = outcome(produced, job.net.adapter, kept)
-    return first_part(done, rules, values)
+    return first_part(done, rules, values, produced.broken)
+
+
+def _task(job: Job, key: str, trial: int, attempt: int, read: bool) -> Task:
+    """Return the task of an unedited row, alone in its batch."""
+    ref = job.prompts[key]
+    gold, other = (job.answers.tokens(ref.gold), job.answers.tokens(ref.other)) if read else ((), ())
+    return Task(0, gold=gold, other=other, key=redrawn(job.trial_key(ref.example, trial), attempt))
+
+
+def _with_sides(job: Job, rows: Sequence[tuple[str, int]], broken: np.ndarray) -> np.ndarray:
+    """Mark both sides of a pair where one is not finite: each is compared with the other."""
+    if job.plan.data.kind != "pairs" or not broken.any():
+        return broken
+    names = [(job.prompts[key].example, trial) for key, trial in rows]
+    bad = {name for name, b in zip(names, broken, strict=True) if b}
+    return np.array([name in bad for name in names])
 
 
 def _outcome_arrays(job: Job, done: Outcome) -> dict[str, np.ndarray]:
@@ -81,7 +101,7 @@ def _outcome_arrays(job: Job, done: Outcome) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _baseline_cells(job: Job, rows: Sequence[tuple[str, int]], done: Outcome) -> dict[str, np.ndarray]:
+def _baseline_cells(job: Job, rows: Sequence[tuple[str, int]], done: Outcome, broken: np.ndarray) -> dict[str, np.ndarray]:
     refs = [job.prompts[key] for key, _ in rows]
     read = Readings(
         labels={"example": np.array([r.example for r in refs], object), "condition": np.full(len(refs), BASELINE, object)},
@@ -89,9 +109,9 @@ def _baseline_cells(job: Job, rows: Sequence[tuple[str, int]], done: Outcome) ->
         gold_token=job.first_tokens([r.gold for r in refs]), other_token=job.first_tokens([r.other for r in refs]),
         edited=done, baseline=done, encode=job.net.adapter.encode, **_sides(job, rows, refs, done),
     )  # fmt: skip
-    arrays = {f"cells/metrics/{name}": values for name, values in measure(job.metrics, read, job.column).items()}
+    arrays = {f"cells/metrics/{name}": values for name, values in undefined(measure(job.metrics, read, job.column), broken).items()}
     count = len(rows)
-    arrays["cells/answer"] = done.answer
+    arrays["cells/answer"] = np.where(broken, np.nan, done.answer)
     arrays["cells/status"] = np.ones(count, np.uint8)
     arrays["cells/example"] = np.array([job.code("example", r.example) for r in refs], np.int32)
     arrays["cells/condition"] = np.array([job.code("condition", BASELINE)] * count, np.int32)

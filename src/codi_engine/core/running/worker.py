@@ -7,7 +7,7 @@ import signal
 import traceback
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,7 @@ class Ready:
     reproducible: bool
     bits: str
     peak: int | None
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ class _Bench:
         from codi_engine.core.planning.preparing import prepare
         from codi_engine.core.plugins import plugin_manager
         from codi_engine.core.running.computing import Computer
+        from codi_engine.core.running.inputs import SMALL, model_digests
         from codi_engine.core.running.runner import Runner
         from codi_engine.store.view import RunView
 
@@ -173,7 +175,8 @@ class _Bench:
         self.computer = Computer(job, units)
         self.units = {u.number: u for u in units}
         self.device, self._edited = order.device, False
-        self._ready = Ready(adapter.digest, runner.plan.data.digest, runner.reproducible, runner.bits, peak_bytes(self.device))
+        read = {**model_digests(runner.prepared.model, SMALL), **runner.digests(job)}
+        self._ready = Ready(adapter.digest, runner.plan.data.digest, runner.reproducible, runner.bits, peak_bytes(self.device), read)
 
     def ready(self) -> Ready:
         return self._ready

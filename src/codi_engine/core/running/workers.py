@@ -212,7 +212,8 @@ class Workers(Hands):
 
     def _compare(self, worker: _Worker, found: Ready) -> None:
         """All workers must have the same model and data; where their bits differ, the user is told."""
-        for what, mine, other in (("model", self.runner.facts["model_digest"], found.model), ("data", self.runner.plan.data.digest, found.data)):
+        read = [(name, self.runner.inputs.get(name, digest), digest) for name, digest in found.inputs.items()]
+        for what, mine, other in (("model", self.runner.facts["model_digest"], found.model), ("data", self.runner.plan.data.digest, found.data), *read):
             if mine != other:
                 raise UserError(f"{worker.device}: the {what} files changed while the run began (sha256 {mine[:12]}, then {other[:12]}); run it again")
         self._first = self._first or found

@@ -15,6 +15,7 @@ from codi_engine.core.errors import AnalysesFailed, PluginError, UserError, near
 from codi_engine.core.planning.checkpoints import family_analyses, is_family, runs_below
 from codi_engine.core.progress import Progress
 from codi_engine.core.returned import analysed, figures_of
+from codi_engine.core.running.marks import in_words
 from codi_engine.core.runs.drawing import json_safe, save, storable, style
 from codi_engine.core.runs.stored import SUMMARY, about, write_about, written_files
 from codi_engine.core.runs.work import Work
@@ -225,12 +226,19 @@ def analyze_one(runs: Sequence[Run], analysis: Analysis[Any], progress: Progress
     work.memory = int(getattr(options, "memory", 0) * 1e9) or work.memory
     work.threads = getattr(options, "threads", None) or work.threads
     progress.start(f"analysis {analysis.name}", 0, "")
-    result = analysed(analysis, runs, work)
+    result = _with_marked(analysed(analysis, runs, work), runs)
     written = write_result(folder, result, about(analysis, runs), analysis)
     work.clear()
     progress.finish()
     written.name, written.runs = analysis.name, [r.path for r in runs]
     return written
+
+
+def _with_marked(result: AnalysisResult, runs: Sequence[Run]) -> AnalysisResult:
+    """Say in the summary how many cells of which runs are not finite: no analysis counts them."""
+    said = [(run, in_words(run.store.committed)) for run in runs]
+    lines = [f"{run.path}: {words}." if len(runs) > 1 else f"{words[:1].upper()}{words[1:]}." for run, words in said if words]
+    return replace(result, summary="\n".join([result.summary, *lines])) if lines else result
 
 
 def _check(runs: Sequence[Run], analysis: Analysis[Any]) -> None:

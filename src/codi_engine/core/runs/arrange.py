@@ -119,7 +119,7 @@ def arrange(run: Run, where: str, array: str | None = None, asked: Collection[st
         codes, slots = {a: c[kept] for a, c in codes.items()}, slots[kept]
     if len(slots) == 0:
         raise UserError(f"{where}: {run.path} has no finished cells" + (f" with '{array}'" if array else ""))
-    kept = _comparable(run, codes, asked)
+    kept = _comparable(run, codes, asked) & ~np.isin(slots, run.marked)
     codes, slots = {a: c[kept] for a, c in codes.items()}, slots[kept]
     labels = {axis: run.store.labels(axis) for axis in codes}
     swept = (a for a in run.axes if a not in ("example", "condition", "variant", *_REPLICATES) and (codes[a] >= 0).any())

@@ -27,7 +27,7 @@ _METRICS = "cells/metrics/"
 class Cells:
     """Cells of a run in the order of their slots (the order in which they were computed), a unit at a time.
 
-    ``dtypes``: column → pandas dtype, the same for every unit: ``slot``, axes, metrics, answer, then the texts' own columns.
+    ``dtypes``: column → pandas dtype, the same for every unit: ``slot``, axes, metrics, answer, nonfinite, then the texts' own columns.
     """
 
     def __init__(self, run: Run, texts: bool = True) -> None:
@@ -49,6 +49,7 @@ class Cells:
         out: dict[str, Any] = {"slot": "int64", **{a: _dtype(labels) for a, labels in self.axes.items()}}
         out.update(dict.fromkeys(self.run.metrics, "float64"))
         out["answer"] = "float64"
+        out["nonfinite"] = "boolean"
         for name, kind in self.text_columns.items():
             out.setdefault(name, kind)
         return out
@@ -89,6 +90,7 @@ class Cells:
         for metric in self.run.metrics:
             columns[metric] = self._values(f"{_METRICS}{metric}", unit, slots)
         columns["answer"] = self._values("cells/answer", unit, slots)
+        columns["nonfinite"] = np.isin(slots, self.run.marked)
         table = self._table(unit) if self._texts else None
         if table is not None:
             texts = table.to_pandas().set_index("slot").reindex(slots)

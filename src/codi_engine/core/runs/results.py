@@ -12,6 +12,7 @@ import numpy as np
 
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.planning.controls import control_rows
+from codi_engine.core.running.marks import marked_slots
 from codi_engine.core.runs.places import no_run
 from codi_engine.core.runs.stored import StoredResult, stored_results
 from codi_engine.core.sites import parse_site
@@ -93,7 +94,7 @@ class Run:
     def axes(self) -> list[str]:
         """Names of the axes, in table order."""
         names = [a.removeprefix("cells/") for a in self.store.arrays if a.startswith("cells/") and a.count("/") == 1]
-        found = [n for n in names if n not in ("status", "answer")]
+        found = [n for n in names if n not in ("status", "answer", "nonfinite")]
         order = [*_FIRST, "layer", "step", "position", "head", "donor"]
         return sorted(found, key=lambda n: (order.index(n) if n in order else len(order), n))
 
@@ -151,6 +152,7 @@ class Run:
             out[metric] = self._column(f"cells/metrics/{metric}").reindex(coded.index)
         if len(coded):
             out["answer"] = self._column("cells/answer").reindex(coded.index)
+            out["nonfinite"] = np.isin(coded.index, self.marked)
             texts = self.store.texts().to_pandas().set_index("slot").reindex(coded.index)
             out[list(texts.columns)] = texts
         return out.reset_index(drop=True)
@@ -159,6 +161,11 @@ class Run:
     def slots(self) -> np.ndarray:
         """The slot in the store of each row of ``cells``."""
         return self._coded.index.to_numpy(np.int64)
+
+    @cached_property
+    def marked(self) -> np.ndarray:
+        """The slots of cells that are not finite; their metrics and answers are NaN and their captures are left out."""
+        return marked_slots(self.store.committed, self.store.unit_cells)
 
     @property
     def baseline(self) -> pd.DataFrame:
@@ -224,6 +231,7 @@ class Run:
         coded = self._coded
         # in an imported run without a baseline nothing tells edited cells apart: all are given
         keep = coded.index[((coded["condition"] != self._baseline_code).to_numpy() == edited) | (self._baseline_code < 0)]
+        keep = keep[~np.isin(keep, self.marked)]
         where = {s: i for i, s in enumerate(slots)}
         rows = [where[s] for s in keep if s in where]
         spec = self.store.spec(array)

@@ -30,6 +30,15 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
+def gone_back(provenance: Mapping[str, Any]) -> str:
+    """Say that this machine's clock stands before times that a run has recorded; empty where it does not."""
+    times = [str(provenance.get("started") or ""), *(str(i.get("updated") or "") for i in invocations_of(provenance))]
+    last = max(times, default="")
+    if last <= now():  # ISO 8601 in UTC sorts as text
+        return ""
+    return f"the clock went back: this run has records of {last}, and it is {now()} here; durations are measured by another clock and hold"
+
+
 class Recorder:
     """Times the stages of one invocation; they follow one another, each begins where the last one ends.
 

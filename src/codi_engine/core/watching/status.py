@@ -13,6 +13,7 @@ from typing import Any
 from codi_engine.core.errors import UserError
 from codi_engine.core.planning.costs import Costs, StageCost
 from codi_engine.core.running.generations import Unit, units_of
+from codi_engine.core.running.marks import in_words
 from codi_engine.core.runs.places import no_run
 from codi_engine.core.watching.eventlog import read_events
 from codi_engine.core.watching.recording import actual_of, estimate_of, invocations_of
@@ -61,6 +62,7 @@ class Status:
     problem: str = ""
     seconds_left: float | None = field(default=None)
     hypothesis: str = ""
+    nonfinite: str = ""
     goes_on: str = ""  # the command that goes on with it; empty for finished runs, and for those that were imported or made up
 
     @property
@@ -93,7 +95,7 @@ class Status:
             "last_commit": None if self.last_commit is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.last_commit)),
             "written_by": self.holder, "finished": self.finished, "invocations": self.invocations,
             "estimate": self.estimate.to_dict(), "actual": self.actual.to_dict(), "problem": self.problem,
-            "hypothesis": self.hypothesis, "goes_on": self.goes_on,
+            "hypothesis": self.hypothesis, "goes_on": self.goes_on, "nonfinite": self.nonfinite,
         }  # fmt: skip
 
 
@@ -128,6 +130,7 @@ def status_of(path: str | Path) -> Status:
         root, name, word, stages, committed, (root / LEDGER).stat().st_mtime if state.committed else None, owner,
         estimate_of(provenance), actual_of(provenance), len(invocations), finished, _size(root), seconds_left=left, hypothesis=hypothesis,
         goes_on="" if done or units is None else _command(root),
+        nonfinite=in_words(state.committed),
     )  # fmt: skip
 
 

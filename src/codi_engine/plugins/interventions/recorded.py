@@ -43,6 +43,9 @@ class Recorded(Intervention[RecordedOptions]):
         self._digest = ""
         self._values: dict[tuple[str, int | None, str], tuple[dict[str, int], list[int], np.ndarray]] = {}
 
+    def files(self) -> list[str]:
+        return [self.options.run]
+
     def check(self, saes: SaeStore, site: Site, width: int) -> None:
         """Open the run and read what it has of the site; a missing run, site or example is named before anything is computed."""
         if site.phase is None:

@@ -88,6 +88,9 @@ class Steer(Intervention[SteerOptions]):
         """True when the direction is a difference of means over the data set."""
         return self.options.difference is not None
 
+    def files(self) -> list[str]:
+        return [] if self.options.vector is None else [self.options.vector]
+
     def prepare(self, sources: Sources) -> None:
         self._sources = sources
 

@@ -13,7 +13,7 @@ from codi_engine.core.errors import UserError
 from codi_engine.core.model import ModelAdapter, ModelInfo
 from codi_engine.core.plugin import Model, Options
 from codi_engine.plugins.models.codi import Codi, CodiOptions
-from codi_engine.plugins.models.hf import DTYPES, describe, find, quiet, read_config, read_tokenizer, resolve_device, stop_ids
+from codi_engine.plugins.models.hf import DTYPES, describe, find, quiet, read_config, read_tokenizer, resolve_device, stop_ids, texts_of
 from codi_engine.plugins.models.weights import check_header, file_digest
 
 
@@ -48,6 +48,15 @@ class CausalLM(Model[CausalLMOptions]):
         if _is_demo(self.options.path):
             return replace(_demo(self.options).describe(), latents=0)
         return describe(self._config(), 0, self.options.dtype, resolve_device(self.options.device))
+
+    def files(self) -> dict[str, Path]:
+        options = self.options
+        if _is_demo(options.path):
+            return _demo(options).files()
+        found = texts_of(find(options.path, "model.path"), options.revision)
+        folder = next((path.parent for path in found.values()), Path(options.path).expanduser())
+        found |= {path.name: path for pattern in ("*.safetensors", "*.bin") for path in sorted(folder.glob(pattern))}
+        return found if options.tokenizer is None else {**found, **texts_of(find(options.tokenizer, "model.tokenizer"), options.revision, "tokenizer/")}
 
     def load(self) -> ModelAdapter:
         if _is_demo(self.options.path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from torch import nn
 from codi_engine.core.errors import UserError
 from codi_engine.core.model import ModelAdapter, ModelInfo
 from codi_engine.core.plugin import Model, Options
-from codi_engine.plugins.models.hf import DTYPES, describe, download, empty_network, find, read_config, read_tokenizer, resolve_device
+from codi_engine.plugins.models.hf import DTYPES, cached, describe, download, empty_network, find, read_config, read_tokenizer, resolve_device, texts_of
 from codi_engine.plugins.models.weights import NAMES, file_digest, listed, read_weights, weight_file
 
 #: added to the base tokenizer in this order
@@ -70,6 +70,10 @@ class Coconut(Model[CoconutOptions]):
 
     def locate(self) -> None:
         _weight_file(self.options.checkpoint)
+
+    def files(self) -> dict[str, Path]:
+        weights = _weight_file(self.options.checkpoint, cached)
+        return {weights.name: weights, **texts_of(find(self.options.base, "model.base"), prefix="base/")}
 
     def load(self) -> ModelAdapter:
         options = self.options
@@ -163,11 +167,11 @@ class _Names:
         return _Names((*names, f"{head}.weight"), None) if tied else _Names(names, f"{head}.weight")
 
 
-def _weight_file(checkpoint: str) -> Path:
+def _weight_file(checkpoint: str, fetch: Callable[[str, str], str | None] = download) -> Path:
     """Return the file of a checkpoint; a directory of ``checkpoint_N`` files must hold one only."""
     path = Path(checkpoint).expanduser()
     if not path.is_dir() or any((path / name).is_file() for name in NAMES):
-        return weight_file(checkpoint, "model.checkpoint", download)
+        return weight_file(checkpoint, "model.checkpoint", fetch)
     saved = sorted((int(m[1]), p) for p in path.iterdir() if (m := _SAVED.fullmatch(p.name)) and p.is_file())
     if not saved:
         raise UserError(f"model.checkpoint: '{checkpoint}' holds none of {', '.join(NAMES)}, checkpoint_N")

@@ -15,6 +15,7 @@ from codi_engine.core.model import ModelAdapter, ModelInfo
 from codi_engine.core.plugin import Model, Options
 from codi_engine.plugins.models.hf import (
     DTYPES,
+    cached,
     describe,
     download,
     empty_network,
@@ -24,6 +25,7 @@ from codi_engine.plugins.models.hf import (
     read_tokenizer,
     resolve_device,
     stop_ids,
+    texts_of,
 )
 from codi_engine.plugins.models.weights import file_digest, listed, read_weights, weight_file
 
@@ -120,6 +122,10 @@ class Codi(Model[CodiOptions]):
 
     def locate(self) -> None:
         weight_file(self._checkpoint, "model.checkpoint", download)
+
+    def files(self) -> dict[str, Path]:
+        weights = weight_file(self._checkpoint, "model.checkpoint", cached)
+        return {weights.name: weights, **texts_of(find(self._base, "model.base"), prefix="base/")}
 
     def config(self) -> Any:
         """Return the base model's configuration."""

@@ -18,6 +18,11 @@ from codi_engine.core.model import ModelInfo
 from codi_engine.core.rollout.devices import resolve_device as resolve_device
 from codi_engine.core.runs.places import similar
 
+#: files beside the weights that decide what a model computes and how its text is read
+TEXTS = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -132,6 +137,27 @@ def stop_ids(config: Any, *more: Any) -> tuple[int, ...]:
             if isinstance(item, int):
                 ids[item] = None
     return tuple(ids)
+
+
+def cached(repository: str, name: str) -> str | None:
+    """Return the local copy of one file of a Hub repository; None where there is none. Nothing is fetched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, name)
+    return found if isinstance(found, str) else None
+
+
+def texts_of(name: str, revision: str | None = None, prefix: str = "") -> dict[str, Path]:
+    """Return the configuration and tokenizer files of a directory, or of the local copy of a Hub repository."""
+    from huggingface_hub import try_to_load_from_cache
+
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        config = try_to_load_from_cache(name, "config.json", revision=revision) if name.count("/") == 1 else None
+        if not isinstance(config, str):
+            return {}
+        folder = Path(config).parent
+    return {f"{prefix}{file}": folder / file for file in TEXTS if (folder / file).is_file()}
 
 
 def download(repository: str, name: str) -> str | None:
