@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+#: how often a run that grows is looked at again
+_LOOKS = 50
 _NOTHING = (-1, np.empty(0, np.uint8), np.empty(0, np.uint8))
 
 
@@ -67,22 +69,30 @@ class RunReader:
 
     def __init__(self, path: str | Path, verify: Literal["size", "full"] = "full") -> None:
         self.path = Path(path)
-        content = read_ledger(self.path / LEDGER)
-        if not content.records:
-            raise StoreError(f"{self.path}: holds no run (there is no ledger)")
-        self.torn = content.torn
-        self.state = State.of(content.records, str(self.path))
         self.files = CheckedFiles(self.path, verify == "full")
         self._recent: dict[str, tuple[int, np.ndarray, np.ndarray]] = {}
         self._coming: dict[str, tuple[int, Future[tuple[np.ndarray, np.ndarray]]]] = {}
         self._spare: dict[str, np.ndarray] = {}
         self._ahead: ThreadPoolExecutor | None = None
-        for name in self.state.documents:
-            problem = self._document_problem(name)
-            if problem:
-                raise StoreError(f"{self.path / name}: {problem}; repeating the run's command, or {REPAIR.format(self.path)}, mends it")
+        problem = self._look()
+        for _ in range(_LOOKS):
+            if not problem:
+                return
+            before = self.digest
+            problem = self._look()  # a plan that was added since the ledger was read changes the metadata
+            if problem and self.digest == before:
+                break
+        if problem:
+            raise StoreError(f"{self.path / problem}; repeating the run's command, or {REPAIR.format(self.path)}, mends it")
 
-        self.digest = content.chain
+    def _look(self) -> str:
+        """Read the ledger, and return the first metadata file that is not what it says, with the difference."""
+        content = read_ledger(self.path / LEDGER)
+        if not content.records:
+            raise StoreError(f"{self.path}: holds no run (there is no ledger)")
+        self.torn, self.digest = content.torn, content.chain
+        self.state = State.of(content.records, str(self.path))
+        return next((f"{name}: {problem}" for name in self.state.documents if (problem := self._document_problem(name))), "")
 
     # ---------------------------------------------------------------------------------------- what there is
 
@@ -350,18 +360,11 @@ class RunReader:
 
     def _document_problem(self, name: str) -> str:
         """Say what is wrong with a metadata file; it may lag behind while a plan has just been added."""
-        state = self.state
-        problem = self._file_problem(name, state.documents[name])
-        if problem and state.pending:
-            former = state.former.get(name, [])
-            if not (self.path / name).exists() and not former:
-                return ""
-            if any(not self._file_problem(name, stated) for stated in former):
-                return ""
-        return problem
-
-    def _file_problem(self, file: str, stated: dict[str, Any]) -> str:
+        former = self.state.former.get(name, []) if self.state.pending else []
         try:
-            return difference(read_file(self.path, file), stated)
+            data = read_file(self.path, name)  # read once: it may be replaced at any moment
         except StoreError as error:
-            return str(error).split(": ", 1)[1]
+            new = self.state.pending and not former and not (self.path / name).exists()
+            return "" if new else str(error).split(": ", 1)[1]
+        problem = difference(data, self.state.documents[name])
+        return "" if any(not difference(data, stated) for stated in former) else problem

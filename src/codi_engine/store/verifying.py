@@ -23,6 +23,8 @@ from codi_engine.store.state import State
 Kind = Literal["damaged", "missing", "truncated", "foreign", "interrupted"]
 #: files that are read at the same time
 _THREADS = 4
+#: how often a run that grows is looked at again
+_LOOKS = 50
 
 
 @dataclass(frozen=True)
@@ -89,19 +91,34 @@ class Verifier:
 
     def findings(self) -> Iterator[Finding]:
         """Yield what is not as it should be."""
-        yield from self._ledgers()
-        yield from self._provenance()
-        for name in self.state.documents:
-            yield from self._document(name)
+        yield from self._settled()
         yield from self._units()
-        yield from self._others()
+
+    def _settled(self) -> list[Finding]:
+        """Return what is wrong beside units' files; where the run grew meanwhile, it is looked at again."""
+        seen, found = self, self._apart()
+        for _ in range(_LOOKS):
+            if not found:
+                break
+            again = Verifier(self.root)
+            still = again._apart()
+            if again.ledger.raw == seen.ledger.raw:
+                return [f for f in found if f in still]
+            seen, found = again, still
+        return found
+
+    def _apart(self) -> list[Finding]:
+        documents = [f for name in self.state.documents for f in self._document(name)]
+        return [*self._ledgers(), *self._provenance(), *documents, *self._others()]
 
     # ----------------------------------------------------------------------------------- ledger, provenance
 
     def _ledgers(self) -> Iterator[Finding]:
         found, copy = self.ledger, f"{COPIES}/{LEDGER}"
-        if found.problem:
+        if found.problem and not (found.kind == "interrupted" and self.written):
             yield Finding(LEDGER, found.kind, found.problem)
+        if found.copy is None and self.written:
+            return  # it follows the ledger
         if found.copy is None:
             yield Finding(copy, "missing" if self.state.committed else "interrupted", "is missing; repair writes it again")
         elif found.copy != found.raw:
@@ -113,11 +130,14 @@ class Verifier:
     def _provenance(self) -> Iterator[Finding]:
         copy = f"{COPIES}/{PROVENANCE}"
         found = {name: self._provenance_problem(name) for name in (PROVENANCE, copy)}
+        if self.written and found[copy] == "is missing":
+            found[copy] = ""  # it follows the other
         for name, problem in found.items():
-            if problem:
-                missing: Kind = "missing" if self.state.committed else "interrupted"
-                yield Finding(name, missing if problem == "is missing" else "damaged", problem)
-        if not any(found.values()) and (self.root / PROVENANCE).read_bytes() != (self.root / copy).read_bytes() and not self.written:
+            late = problem == "is missing" and not self.state.committed  # it is written after the first plan
+            if problem and not (late and self.written):
+                yield Finding(name, "interrupted" if late else "missing" if problem == "is missing" else "damaged", problem)
+        whole = (self.root / PROVENANCE).exists() and (self.root / copy).exists() and not any(found.values())
+        if not self.written and whole and (self.root / PROVENANCE).read_bytes() != (self.root / copy).read_bytes():
             yield Finding(copy, "interrupted", f"is older than {PROVENANCE}")
 
     def _provenance_problem(self, name: str) -> str:
@@ -139,7 +159,8 @@ class Verifier:
         former = self.state.former.get(name, [])
         late = (found[0] == "missing" and not former) or any(self._compare(name, stated) is None for stated in former)
         if not (self.state.pending and late):
-            yield Finding(name, *found)
+            if self._compare(name, self.state.documents[name]) is not None:  # else it was replaced between the two looks
+                yield Finding(name, *found)
         elif not self.written:
             yield Finding(name, "interrupted", "was not written yet when the run stopped")
 

@@ -96,6 +96,7 @@ class RunWriter:
         if head["unit_cells"] < 1:
             raise StoreError(f"unit_cells must be at least 1; got {head['unit_cells']}")
         identity = json.loads(canonical(head["identity"]))
+        read_provenance(root)  # its damage is said before anything is mended
         ledger = Ledger(root / LEDGER)
         if ledger.empty:
             return cls(root, lock, ledger, State(head["unit_cells"], identity), made)
@@ -177,6 +178,7 @@ class RunWriter:
         """
         if units < 0:
             raise StoreError(f"units must not be negative; got {units}")
+        self._lock.check()
         plan = self._state.plan_record(record, units, specs, labels, self.experiment)
         try:
             if self._ledger.empty:
@@ -231,6 +233,7 @@ class RunWriter:
         ------
         StoreError: an undeclared array, a wrong shape or type, a committed unit, or no space (what is committed stays)
         """
+        self._lock.check()
         rows = self._check(unit, arrays, texts)
         batch = Batch(self.path, self._pool, _LANES)
         try:
@@ -323,6 +326,7 @@ class RunWriter:
         """Replace ``provenance.json`` (kept in memory before the first plan)."""
         self.provenance = dict(provenance)
         if not self._ledger.empty:
+            self._lock.check()
             try:
                 write_provenance(self.path, self.provenance)
             except OSError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +17,15 @@ from codi_engine.core.runs.stored import StoredResult, stored_results
 from codi_engine.core.sites import parse_site
 from codi_engine.core.watching.notes import Note, notes_of
 from codi_engine.store.errors import StoreError
-from codi_engine.store.layout import EXPERIMENT, LEDGER, PROVENANCE
+from codi_engine.store.layout import EXPERIMENT, LEDGER
 from codi_engine.store.reader import RunReader
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
+    import zarr
+
+    from codi_engine.store.zarrs import RunStore
 
 BASELINE = "baseline"
 _FIRST = ("example", "condition", "variant")
@@ -67,13 +69,13 @@ class Run:
     @property
     def experiment(self) -> dict[str, Any]:
         """The resolved experiment."""
-        from codi_engine.core.yamlfile import read_yaml
+        from codi_engine.core.yamlfile import parse_yaml
 
-        return dict(read_yaml(self.path / EXPERIMENT)[0] or {})
+        return dict(parse_yaml(self.store.experiment, str(self.path / EXPERIMENT))[0] or {})  # of this state, not of a later plan
 
     @property
     def provenance(self) -> dict[str, Any]:
-        return dict(json.loads((self.path / PROVENANCE).read_text(encoding="utf-8")))
+        return self.store.provenance
 
     @property
     def digest(self) -> str:
@@ -89,6 +91,20 @@ class Run:
     def notes(self) -> list[Note]:
         """Notes made with ``codi-engine note``, oldest first: (time, text)."""
         return notes_of(self.path)
+
+    @cached_property
+    def zarr_store(self) -> RunStore:
+        """``data.zarr`` as a checked, read-only zarr store: ``xarray.open_zarr(run.zarr_store, group="cells")``."""
+        from codi_engine.store.zarrs import RunStore
+
+        return RunStore(self.store)
+
+    @property
+    def zarr(self) -> zarr.Group:
+        """``data.zarr`` as a zarr group: ``run.zarr["cells/metrics/kl"][:]``; damage raises, slots that no unit wrote hold the fill value."""
+        import zarr
+
+        return zarr.open_group(self.zarr_store, mode="r")
 
     @property
     def axes(self) -> list[str]:
