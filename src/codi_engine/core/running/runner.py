@@ -11,7 +11,7 @@ import numpy as np
 
 from codi_engine.core.calling import calling
 from codi_engine.core.errors import UserError
-from codi_engine.core.planning.plan import BASELINE, PLACES, PromptRef, build_intervention, build_plan
+from codi_engine.core.planning.plan import PLACES, PromptRef, build_intervention, build_plan
 from codi_engine.core.planning.preparing import Prepared
 from codi_engine.core.plugin import Intervention
 from codi_engine.core.progress import Progress
@@ -327,11 +327,6 @@ class Runner:
         self.cost.write(writer)
         self.progress.advance(len(unit.keys) * unit.trials)
         self.life.committed(unit.number, len(self._units), len(unit.keys) * unit.trials, arrays, self._conditions, unit.stage)
-
-    def compare(self, writer: RunWriter, adapter: ModelAdapter) -> None:
-        """The model and the data must be those of the run so far."""
-        self._check_model(writer, adapter)
-        self._check_data(writer)
 
     def _compare_bits(self, writer: RunWriter) -> None:
         """Say, before anything is computed, that committed units have other bits than those to come, and that the clock went back."""
