@@ -24,7 +24,7 @@ from codi_engine.cli.report import report
 from codi_engine.cli.schema import schema
 from codi_engine.cli.verify import repair, verify
 from codi_engine.cli.view import view
-from codi_engine.core.text import neutral
+from codi_engine.core.text import neutral, short
 
 if TYPE_CHECKING:
     from codi_engine.core.experiment import Experiment
@@ -344,13 +344,15 @@ def _code(error: BaseException) -> int | None:
 
 def _said(error: BaseException) -> str:
     """Say an error in characters that do nothing but show; a tab of a foreign name would pull words apart."""
-    return neutral(error).replace("\t", "\\t")
+    return short(neutral(error).replace("\t", "\\t"))
 
 
 def _usage(error: click.ClickException) -> str:
     """Say what is wrong with the command line, and which --help tells more."""
     context = error.ctx if isinstance(error, click.UsageError) else None
-    message = neutral(" ".join(error.format_message().split()))  # click lists choices one per line
+    said = " ".join(error.format_message().split())  # click lists choices one per line
+    said = said.replace("is not a valid integer range", "is no whole number").replace("is not a valid float range", "is no number")
+    message = short(neutral(said))
     return message if context is None else f"{message}\n'{context.command_path} --help' lists what there is."
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,10 +12,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from codi_engine.core.errors import UserError, nearest
+from codi_engine.core.naming import unfit_name
 from codi_engine.core.patterns import explosive
+from codi_engine.core.plainvalues import unfits
 from codi_engine.core.planning.features import names_features, table_digest
 from codi_engine.core.planning.labels import checked
-from codi_engine.core.plugin import Options, Plugin
+from codi_engine.core.plugin import MOST_MEMORY, Options, Plugin
 from codi_engine.core.yamlfile import Lines, line_of, parse_yaml, read_yaml
 
 if TYPE_CHECKING:
@@ -110,6 +112,12 @@ class CodeSpec(Options):
     name: str = Field(default="sae", pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
 
 
+class Unfitting(UserError):
+    """Values that are no experiment's. ``findings``: what pydantic says of them."""
+
+    findings: ValidationError
+
+
 class Experiment(Options):
     """One experiment, from a file or built in Python. ``docs/experiment-file.md`` describes every key."""
 
@@ -142,6 +150,16 @@ class Experiment(Options):
 
     _source: str = PrivateAttr(default="experiment")
 
+    def __init__(self, **values: Any) -> None:
+        for path, problem in unfits(values):
+            raise UserError(f"experiment: {path + ': ' if path else ''}{problem}")
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            unfitting = Unfitting(_explain(error, type(self), "experiment", {}))
+            unfitting.findings = error
+            raise unfitting from None
+
     @model_validator(mode="before")
     @classmethod
     def _names_are_plugins(cls, value: Any) -> Any:
@@ -159,14 +177,30 @@ class Experiment(Options):
     @field_validator("name")
     @classmethod
     def _name_is_a_file_name(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}", value):
-            raise ValueError("must be a plain file name: letters, digits, dot, dash, underscore")
+        problem = unfit_name(value)
+        if problem:
+            raise ValueError(problem)
+        return value
+
+    @field_validator("conditions")
+    @classmethod
+    def _conditions_are_words(cls, value: dict[str, Condition]) -> dict[str, Condition]:
+        for name in value:
+            if not name.strip() or name != name.strip() or not name.isprintable():
+                raise ValueError(f"a condition's name is one or more visible characters, without space around them; got {name!r}")
         return value
 
     @field_validator("checkpoints", mode="before")
     @classmethod
     def _labels_are_file_names(cls, value: Any) -> Any:
         return checked(value)
+
+    @field_validator("memory")
+    @classmethod
+    def _memory_is_some_machine_s(cls, value: float | None) -> float | None:
+        if value is not None and value > MOST_MEMORY:
+            raise ValueError(f"is in GB; no machine has more than {MOST_MEMORY:,}, write less")
+        return value
 
     @field_validator("batch_size")
     @classmethod
@@ -223,11 +257,18 @@ class Experiment(Options):
             raise UserError(f"{source}: must be a mapping of keys such as name, model, data; got {type(value).__name__}")
         for text in overrides:
             value = _override(value, text)
+        odd = next((key for key in value if not isinstance(key, str)), None)
+        if odd is not None:
+            raise UserError(f"{source}{line_of(lines, str(odd))}: a key must be a word; got {odd!r}")
+        for path, problem in unfits(value):
+            raise UserError(f"{source}{line_of(lines, path)}: {path + ': ' if path else ''}{problem}")
         try:
             made = cls.model_validate(value)
-        except ValidationError as error:
-            raise UserError(_explain(error, cls, source, lines)) from None
+        except Unfitting as error:
+            raise UserError(_explain(error.findings, cls, source, lines)) from None
         made._source = source
+        if overrides:
+            _check_set(made, [text.partition("=")[0].strip() for text in overrides], lines)
         return made
 
     def with_overrides(self, overrides: Sequence[str]) -> Experiment:
@@ -316,6 +357,37 @@ def _override(value: dict[str, Any], text: str) -> dict[str, Any]:
     return copy
 
 
+def _check_set(made: Experiment, paths: Sequence[str], lines: Lines) -> None:
+    """Check the options of the plugins that were changed; an option that is missing may still come (from a sweep, from checkpoints)."""
+    from codi_engine.core.plugins import plugin_manager
+
+    plugins = plugin_manager()
+    for where, kind, ref in _plugins_of(made):
+        known = ref.plugin in plugins.names(kind)
+        if not known or not any(re.match(rf"{re.escape(where)}(\.|$)", path) for path in paths):
+            continue
+        options = plugins.get(kind, ref.plugin).Options
+        try:
+            options.model_validate(ref.options)
+        except ValidationError as error:
+            if any(f["type"] != "missing" for f in error.errors()):
+                raise UserError(_explain(error, options, made.source, lines, where)) from None
+
+
+def _plugins_of(made: Experiment) -> Iterator[tuple[str, str, PluginRef]]:
+    """Yield (dotted path, kind, reference) of everything that names a plugin."""
+    yield "model", "model", made.model
+    yield "data", "dataset", made.data
+    for key, kind in (("metrics", "metric"), ("analyses", "analysis"), ("trackers", "tracker")):
+        for number, ref in enumerate(getattr(made, key)):
+            yield f"{key}[{number}]", kind, ref
+    if made.intervention is not None:
+        yield "intervention", "intervention", made.intervention
+    for name, condition in made.conditions.items():
+        if condition.intervention is not None:
+            yield f"conditions.{name}.intervention", "intervention", condition.intervention
+
+
 def _entry(target: list[Any], index: str | int, path: str) -> Any:
     if not isinstance(index, int) or index >= len(target):
         raise UserError(f"--set {path}: the list has {len(target)} entries; write [0] to [{max(len(target) - 1, 0)}]")
@@ -349,8 +421,10 @@ def _explain(error: ValidationError, model: type[BaseModel], source: str, lines:
     at = f"{source}{line_of(lines, path)}: {path}" if path else source
     kind, given = finding["type"], finding.get("input")
     if kind == "extra_forbidden":
-        name = str(finding["loc"][-1])
-        return f"{at}: unknown key '{name}'; {nearest(name, _known_keys(model, finding['loc'][:-1]))}"
+        name, known = str(finding["loc"][-1]), _known_keys(model, finding["loc"][:-1])
+        if prefix.endswith("intervention"):
+            known += [key for key in InterventionSpec.model_fields if key not in known]
+        return f"{at}: unknown key '{name}'; {nearest(name, known)}"
     if kind == "missing":
         return f"{at}: is missing; add {finding['loc'][-1]}:"
     if isinstance(given, str) and kind.startswith(("float", "int")) and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", given):
@@ -365,8 +439,8 @@ def _explain(error: ValidationError, model: type[BaseModel], source: str, lines:
 
 
 def _telling(error: ValidationError) -> Any:
-    """Return the first finding; where a value may have several forms, that of the form it comes closest to."""
-    found = error.errors()
+    """Return the first finding (of those that say more than that a key is missing, if there are any), of the form that the value comes closest to."""
+    found = sorted(error.errors(), key=lambda f: f["type"] == "missing")
     same = [f for f in found if f["loc"][:1] == found[0]["loc"][:1]]
     return max(same, key=lambda f: (len(f["loc"]), f["type"] == "extra_forbidden"))
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Version of the hook specification and of the classes below; a plugin may state the one it was written for.
 SPEC_VERSION = 1
+#: GB that an option for memory may name
+MOST_MEMORY = 1_000_000
 
 
 class Options(BaseModel):

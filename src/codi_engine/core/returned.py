@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.calling import calling, wrong
+from codi_engine.core.naming import RESERVED
+from codi_engine.store.layout import PARTIAL
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +32,10 @@ TAKEN = frozenset(
     {"example", "condition", "variant", "trial", "donor", "layer", "step", "position", "head", "answer", "answer_rule", "text", "key", "stage", "nonfinite"}
 )
 _COLUMN = re.compile(r"\w[\w.=+-]*")
+#: files that the engine writes beside an analysis' own
+OWN = ("result.json", "summary.txt")
+#: bytes of a name, an ending and a temporary one included in what systems allow (255)
+LONGEST_NAME = 200
 PHASES = ("prompt", "latent", "answer")
 #: the prompts that an example of each kind of data has
 VARIANTS = {"problems": {"main"}, "prompts": {"main"}, "pairs": {"clean", "corrupted"}}
@@ -242,7 +249,8 @@ def analysed(analysis: Analysis[Any], runs: Sequence[Run], work: Work) -> Analys
     _check_figures(analysis, "analyze", result.figures)
     if not isinstance(result.summary, str) or not all(isinstance(t, (str, bytes)) for t in result.files.values()):
         raise wrong(analysis, "analyze", "must return its summary as text and its files as text or bytes")
-    _check_names(analysis, "analyze", (*result.tables, *result.files))
+    _check_names(analysis, "analyze", result.tables)
+    _check_names(analysis, "analyze", [*OWN, *(f"{name}.parquet" for name in result.tables), *result.files, *(f"{name}.png" for name in result.figures)])
     return result
 
 
@@ -262,9 +270,24 @@ def _check_figures(analysis: Analysis[Any], method: str, figures: Mapping[str, A
 
 
 def _check_names(analysis: Analysis[Any], method: str, names: Iterable[Any]) -> None:
+    """Refuse names that leave the folder, that some system has not, or two that are one where upper and lower case are."""
+    seen: dict[str, str] = {}
     for name in names:
-        if not isinstance(name, str) or not name or name != name.strip() or any(c in name for c in "/\\\0") or name in (".", ".."):
-            raise wrong(analysis, method, f"returned {name!r} as a name; tables, figures and files are named as files are")
+        if not isinstance(name, str) or not name or name != name.strip() or any(c in '/\\:*?"<>|' for c in name) or not name.isprintable():
+            raise wrong(analysis, method, f"returned {_cut(name)} as a name; tables, figures and files are named as files are")
+        if name.startswith(".") or name.endswith((".", PARTIAL)) or name.split(".")[0].upper() in RESERVED or len(name.encode()) > LONGEST_NAME:
+            raise wrong(
+                analysis, method, f"returned {_cut(name)} as a name, which files cannot have everywhere (at most {LONGEST_NAME} bytes, no dot at its ends)"
+            )
+        folded = unicodedata.normalize("NFC", name).casefold()
+        if folded in seen:
+            raise wrong(analysis, method, f"returned {_cut(name)} beside {_cut(seen[folded])}: both would be the same file; call one otherwise")
+        seen[folded] = name
+
+
+def _cut(name: object) -> str:
+    shown = repr(name)
+    return shown if len(shown) <= 60 else f"{shown[:57]}…"
 
 
 def knows(reader: SaeFormat, place: Path) -> bool:

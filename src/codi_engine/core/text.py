@@ -122,3 +122,9 @@ def unmarked(field: str) -> str:
     """Return the text of a field that :func:`marked` wrote."""
     rest = field[1:]
     return rest if field.startswith("'") and (marked(rest) == field or _NUMBER.fullmatch(rest)) else field
+
+
+def short(text: str, most: int = 500) -> str:
+    """Return the text with its long lines cut in the middle: a message begins with its place and ends with its remedy."""
+    half = most // 2
+    return "\n".join(line if len(line) <= most else f"{line[:half]} … {line[-half:]}" for line in text.split("\n"))

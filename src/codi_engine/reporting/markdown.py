@@ -15,6 +15,7 @@ from codi_engine.core.watching.status import status_of
 from codi_engine.reporting.escape import block, code, md, table
 from codi_engine.reporting.method import method
 from codi_engine.reporting.mistakes import mistakes
+from codi_engine.store.contained import check_contained
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,6 +68,8 @@ def write_markdown(run: Run, path: str | Path | None = None) -> Path:
     target = Path(path) if path is not None else run.path / FILE
     if target.is_dir():
         raise UserError(f"{target}: is a directory; give a file, such as -o {target / FILE}")
+    if path is None:
+        check_contained(run.path, target)
     page = markdown(run, target.absolute().parent).encode("utf-8", "backslashreplace")
     with whole_file(target, force=True) as part:
         part.write_bytes(page)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from codi_engine.store.contained import check_contained
 from codi_engine.store.errors import refused
 from codi_engine.store.files import write_durably
 from codi_engine.store.layout import COPIES, LEDGER, LOCK, PROVENANCE
@@ -67,6 +68,7 @@ def repair(path: str | Path, recompute: Recompute, found: Callable[[Sequence[Fin
     StoreError: no run, being written, not writable, or a unit gives other bytes than it gave before; what was mended stays mended
     """
     root = Path(path)
+    check_contained(root)
     try:
         done = _restore(root)
         damage = [f for f in Verifier(root).findings() if f.damage]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from codi_engine.store.codec import encode, parts
+from codi_engine.store.contained import check_contained
 from codi_engine.store.errors import IdentityMismatch, StoreError, refused
 from codi_engine.store.files import Batch, CheckedFiles, clean_partials, difference, facts, read_file
 from codi_engine.store.layout import COPIES, LEDGER, LOCK, ArraySpec, text_file
@@ -75,6 +76,7 @@ class RunWriter:
         lock = None
         try:
             made = _make(root)
+            check_contained(root)  # before the lock, which is a file in it
             lock = RunLock(root / LOCK)
             writer = cls._opened(root, lock, made, {"identity": identity, "unit_cells": unit_cells})
             writer.experiment = experiment

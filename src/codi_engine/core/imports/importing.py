@@ -17,6 +17,7 @@ from codi_engine.core.errors import DifferentRun, UserError
 from codi_engine.core.imports.importarrays import Opened
 from codi_engine.core.imports.importmap import Entry, File, find_files, read_map
 from codi_engine.core.imports.importplan import ImportPlan, Values
+from codi_engine.core.naming import filled_path, unfit_name
 from codi_engine.core.progress import Progress
 from codi_engine.store.errors import IdentityMismatch
 from codi_engine.store.layout import ArraySpec
@@ -125,21 +126,19 @@ def reimport(told: Mapping[str, Any], writer: RunWriter, progress: Progress) -> 
 def _default_name(file: File) -> str:
     """Return the file's name; its folder's where the name is a label."""
     text = file.path.resolve().parent.name if file.bound else file.path.stem
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.") or "import"
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-._")[:101]
+    return "import" if unfit_name(plain) else plain
 
 
 def _checked_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_][\w.-]*", name):
-        raise UserError(f"--name {name}: must be a plain file name: letters, digits, dot, dash, underscore")
+    problem = unfit_name(name)
+    if problem:
+        raise UserError(f"--name {name}: {problem}")
     return name
 
 
 def _output(output: str | Path | None, name: str) -> Path:
-    template = str(output or "runs/{name}")
-    try:
-        return Path(template.format(date=date.today().isoformat(), name=name))
-    except (KeyError, IndexError, ValueError):
-        raise UserError(f"--output: '{template}' may use {{date}} and {{name}} only") from None
+    return filled_path(str(output or "runs/{name}"), {"date": date.today().isoformat(), "name": name}, "--output")
 
 
 def _open(path: Path, identity: Mapping[str, Any], unit_cells: int, experiment: str, provenance: Mapping[str, Any]) -> RunWriter:

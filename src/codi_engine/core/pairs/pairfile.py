@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from codi_engine.core.errors import UserError
+from codi_engine.core.recordfile import check_size, digest_of, lines, parse, read_json, said
 from codi_engine.core.solutions.answers import answer_of
+from codi_engine.core.textfile import opened
 from codi_engine.store.files import write_durably
 
 Record = dict[str, Any]
@@ -90,7 +91,7 @@ class PairFile:
 
 def _digest(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return digest_of(path)
     except OSError:
         return ""
 
@@ -154,54 +155,43 @@ def read_objects(file: Path) -> tuple[list[tuple[str, Record]], Record | None, s
     """
     if file.suffix.lower() not in (".jsonl", ".json", ".ndjson"):
         raise UserError(f"{file}: must be a .jsonl or .json file")
+    whole, key = None, ""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        with opened(file) as stream:
+            check_size(file)
+            if file.suffix.lower() == ".json":
+                records, whole, key, broken = _list(read_json(file), file.name)
+            else:
+                records, broken = _lines(stream, file.name)
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
-    whole, key = None, ""
-    if file.suffix.lower() == ".json":
-        records, whole, key, broken = _list(text, file.name)
-    else:
-        records, broken = _lines(text, file.name)
     if not records and not broken:
         raise UserError(f"{file}: holds no records")
     return records, whole, key, broken
 
 
-def _constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _parse(text: str) -> Any:
-    return json.loads(text, parse_constant=_constant)
-
-
-def _lines(text: str, name: str) -> tuple[list[tuple[str, Record]], list[tuple[str, str]]]:
+def _lines(stream: BinaryIO, name: str) -> tuple[list[tuple[str, Record]], list[tuple[str, str]]]:
     records, broken = [], []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
+    for place, line in lines(stream, name):
         try:
-            value = _parse(line)
-        except (ValueError, RecursionError) as error:
-            broken.append((f"{name}:{number}", f"not valid JSON: {str(error)[:100]}"))
+            value = parse(line)
+        except ValueError as error:
+            broken.append((place, said(error)))
             continue
         if isinstance(value, dict):
-            records.append((f"{name}:{number}", value))
+            records.append((place, value))
         else:
-            broken.append((f"{name}:{number}", f"must be an object; got {type(value).__name__}"))
+            broken.append((place, f"must be an object; got {type(value).__name__}"))
     return records, broken
 
 
 def _list(text: str, name: str) -> tuple[list[tuple[str, Record]], Record | None, str, list[tuple[str, str]]]:
     try:
-        value = _parse(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{name}: not valid JSON: {str(error)[:120]}") from None
+        value = parse(text)
+    except ValueError as error:
+        raise UserError(f"{name}: {said(error)}") from None
     whole, key = None, ""
     if isinstance(value, dict):
         lists = [k for k, v in value.items() if isinstance(v, list)]

@@ -119,7 +119,7 @@ def _member(experiment: Experiment, label: str, change: Mapping[str, Any], analy
             _local(change[key], f"{source}: {where}.{key}")
     plugins.build("model", model, where=where, source=source)
     value = {k: v for k, v in experiment.to_dict().items() if k not in ("checkpoints", "output", "analyses")}
-    return Experiment.from_dict({**value, "name": f"{experiment.name}-{label}"[:101], "model": model, "analyses": analyses}, source=source)
+    return Experiment.from_dict({**value, "name": f"{experiment.name}-{label}"[:101].rstrip("."), "model": model, "analyses": analyses}, source=source)
 
 
 def _local(path: str, where: str) -> None:

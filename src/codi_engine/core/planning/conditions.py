@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 #: axes that address a place; every other swept name is an option of the intervention
 PLACES = ("layer", "step", "position", "head", "donor")
 BASELINE = "baseline"
+#: cells of a run: their plan is held in memory, about 1 kB each
+MOST_CELLS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ class Conditions:
         return [self._condition(name, spec) for name, spec in self._specs().items()]
 
     def _specs(self) -> dict[str, tuple[Any, ...]]:
-        """Name → (intervention spec, sweep, template, on) with the conditions' overrides applied."""
+        """Name → (intervention spec, sweep, template, on, where the file has the intervention, where the sweep), the conditions' overrides applied."""
         experiment = self.experiment
         if not experiment.conditions:
             if experiment.intervention is None:
@@ -131,7 +134,7 @@ class Conditions:
                     raise UserError(f"{self.source}: sweep: there is no intervention to sweep; add intervention: or remove sweep:")
                 return {}
             name = experiment.intervention.plugin
-            return {name: (experiment.intervention, experiment.sweep, None, None, "intervention")}
+            return {name: (experiment.intervention, experiment.sweep, None, None, "intervention", "sweep")}
         specs = {}
         for name, condition in experiment.conditions.items():
             if name == BASELINE:
@@ -141,23 +144,26 @@ class Conditions:
             intervention = condition.intervention or experiment.intervention
             if intervention is None:
                 raise UserError(f"{self.source}: conditions.{name}: needs an intervention (here or at the top level)")
-            sweep = experiment.sweep if condition.sweep is None else condition.sweep
-            specs[name] = (intervention, sweep, condition.prompt, condition.on, f"conditions.{name}")
+            at = "intervention" if condition.intervention is None else f"conditions.{name}.intervention"
+            sweep, swept = (experiment.sweep, "sweep") if condition.sweep is None else (condition.sweep, f"conditions.{name}.sweep")
+            specs[name] = (intervention, sweep, condition.prompt, condition.on, at, swept)
         if experiment.sweep and all(c.sweep is not None for c in experiment.conditions.values()):
             raise UserError(f"{self.source}: sweep: every condition has a sweep of its own, so this one says nothing; remove it, or theirs")
         return specs
 
     def _condition(self, name: str, spec: tuple[Any, ...]) -> Condition:
-        intervention, sweep, template, on, where = spec
-        at = where if where == "intervention" else f"{where}.intervention"
+        intervention, sweep, template, on, at, swept = spec
         plugin = self.plugins.get("intervention", intervention.plugin, where=f"{self.source}: {at}.plugin")
         site = parse_site(intervention.site, f"{self.source}: {at}.site", self.info.layers)
         self._check_site(site, at)
-        axes, fixed, options, table = self._axes(plugin, intervention, dict(sweep), site, where, at)
+        axes, fixed, options, table = self._axes(plugin, intervention, dict(sweep), site, swept, at)
         if intervention.tokens is None:
             phase = self._phase(site, axes, fixed, at)
         else:
             phase = self._every_forward(intervention, site, axes, fixed, at)
+        points = math.prod(map(len, axes.values()))
+        if points > MOST_CELLS:
+            raise UserError(f"{self.source}: {swept}: {points:,} places for every example; a run has at most {MOST_CELLS:,} cells: sweep fewer values")
         self._check_places(site, phase, axes, fixed, at, table, intervention.tokens)
         variant, partner = self._variant(plugin, intervention, on, at)
         made = Condition(
@@ -178,19 +184,22 @@ class Conditions:
         if self.available is not None and site.component not in self.available:
             raise UserError(f"{self.source}: {at}.site: this model has no '{site.component}'; {nearest(site.component, self.available)}")
 
-    def _axes(self, plugin: type[Intervention[Any]], spec: Any, sweep: dict[str, Any], site: Site, where: str, at: str) -> tuple[Any, Any, Any, Any]:
+    def _axes(self, plugin: type[Intervention[Any]], spec: Any, sweep: dict[str, Any], site: Site, sweep_at: str, at: str) -> tuple[Any, Any, Any, Any]:
         """Split what the file says into swept axes, fixed places, the intervention's options, and the table of features."""
         axes: dict[str, tuple[Any, ...]] = {}
         fixed: dict[str, tuple[int, ...]] = {}
         table: dict[str, dict[str, Any]] = {}
         options = dict(spec.options)
-        sweep_at = "sweep" if where == "intervention" else f"{where}.sweep"
         known = set(PLACES) | set(plugin.Options.model_fields)
         if names_features(options.get("feature")) and "feature" not in sweep:
             sweep["feature"] = options.pop("feature")
         for name, value in sweep.items():
             if name not in known:
                 raise UserError(f"{self.source}: {sweep_at}.{name}: unknown axis for '{plugin.name}'; {nearest(name, known)}")
+            if name in options or getattr(spec, name, None) is not None:
+                raise UserError(
+                    f"{self.source}: {at}.{name}: is swept too ({sweep_at}.{name}); leave one of them out, or give the condition a sweep of its own"
+                )
             if name == "feature" and names_features(value):
                 table = self._table(value, options, f"{sweep_at}.{name}", at)
                 axes[name] = tuple(table)
@@ -242,6 +251,8 @@ class Conditions:
         if name == "donor":
             if isinstance(value, bool) or not isinstance(value, (int, list)) or (isinstance(value, int) and value < 1):
                 raise UserError(f"{self.source}: {where}: write the number of donors (10) or their indices ([0, 1]); got {value!r}")
+            if isinstance(value, int) and value > len(self.data.pool):
+                raise UserError(f"{self.source}: {where}: {value:,} donors asked for, but the data has {len(self.data.pool):,} examples; write fewer")
             return tuple(range(value)) if isinstance(value, int) else tuple(value)
         values = value if isinstance(value, list) else [value]
         if any(isinstance(v, (dict, list)) for v in values):

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from codi_engine.core.naming import unfit_name
+
 FROM = "from"
-_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}\Z")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 #: what else lies beside the runs
 _TAKEN = ("results", "experiment.yaml")
@@ -58,9 +59,9 @@ def check_labels(labels: Sequence[str]) -> None:
         raise ValueError("is empty; name at least one checkpoint")
     seen: dict[str, str] = {}
     for label in labels:
-        if not _LABEL.match(label) or label.lower() in _TAKEN:
-            why = "lies beside the runs" if label.lower() in _TAKEN else "must be a plain file name: letters, digits, dot, dash, underscore"
-            raise ValueError(f"the label '{label}' {why}; write another one: {{other: {{checkpoint: …}}}}")
+        why = "lies beside the runs" if label.lower() in _TAKEN else unfit_name(label, 61)
+        if why:
+            raise ValueError(f"the label '{label[:80]}' {why}; write another one: {{other: {{checkpoint: …}}}}")
         if label.lower() in seen:
             raise ValueError(f"the label '{label}' stands twice{'' if seen[label.lower()] == label else ' (upper and lower case alike)'}")
         seen[label.lower()] = label

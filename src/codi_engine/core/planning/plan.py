@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from codi_engine.core.errors import UserError
 from codi_engine.core.model import ModelInfo
-from codi_engine.core.planning.conditions import BASELINE, PLACES, Condition, Conditions, axis_label, build_intervention, templated
+from codi_engine.core.planning.conditions import BASELINE, MOST_CELLS, PLACES, Condition, Conditions, axis_label, build_intervention, templated
 from codi_engine.core.planning.controls import controls_of
 from codi_engine.core.planning.donors import Donors, Length
 from codi_engine.core.planning.vacuity import vacuous
@@ -124,6 +126,7 @@ def build_plan(
     UserError: unknown site or intervention, layer or step out of range, a site without its layer, vacuous conditions
     """
     conditions = Conditions(experiment, plugins, data, info, available).resolve()
+    _check_size(experiment, data, conditions)
     notes, sound = vacuous(conditions, info, experiment.allow_vacuous, experiment.source)
     controls = controls_of(sound, experiment, plugins, data, info)
     notes += [f"condition '{c.name}': the gate lets '{c.plugin.name}' pass: {c.plugin.gate_exempt}" for c in conditions if c.plugin.gate_exempt]
@@ -136,6 +139,13 @@ def build_plan(
         notes.append(f"{left_out:,} cells are left out: no other example fits match")
     prompts = _Prompts(plugins, data, donors, natural).of(conditions, cells)
     return Plan(data, info, conditions, prompts, cells, experiment.trials, notes, donors, natural)
+
+
+def _check_size(experiment: Experiment, data: Data, conditions: Sequence[Condition]) -> None:
+    """Refuse what no machine holds in memory, before it is written out."""
+    size = experiment.trials * len(data.examples) * sum(math.prod(map(len, c.axes.values())) for c in conditions)
+    if size > MOST_CELLS:
+        raise UserError(f"{experiment.source}: sweep: this would be {size:,} cells; a run has at most {MOST_CELLS:,}: sweep fewer values, or make several runs")
 
 
 def _cells(experiment: Experiment, data: Data, conditions: Sequence[Condition], donors: Donors) -> tuple[list[Cell], int]:

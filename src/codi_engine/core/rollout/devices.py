@@ -27,6 +27,8 @@ def resolve_device(name: str, where: str = "model.device") -> str:
     usable = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not usable.get(device.type, False):
         raise UserError(f"{where}: '{name}' is not available here; write device: auto or cpu")
+    if device.type == "cpu" and device.index:
+        raise UserError(f"{where}: '{name}': there is one CPU; write cpu")
     if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
         raise UserError(f"{where}: '{name}': only {torch.cuda.device_count()} CUDA devices here")
     return name

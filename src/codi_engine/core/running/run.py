@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.errors import DifferentRun, PluginError, Stopped, UserError
+from codi_engine.core.naming import filled_path
 from codi_engine.core.planning.controls import control_of, in_words
 from codi_engine.core.planning.costs import Costs, money_text, size_text, time_text
 from codi_engine.core.planning.machine import Preparing
@@ -187,11 +188,8 @@ def _adjusted(experiment: Experiment, limit: int | None, device: str | None) -> 
 def output_of(experiment: Experiment, output: str | Path | None) -> Path:
     """Return the run directory: given, or the file's ``output:``, or ``runs/<name>``; {date}, {name}, {seed} are filled in."""
     template = str(output or experiment.output or "runs/{name}")
-    try:
-        text = template.format(date=date.today().isoformat(), name=experiment.name, seed=experiment.seed, s=experiment.seed)
-    except (KeyError, IndexError, ValueError):
-        raise UserError(f"--output: '{template}' may use {{date}}, {{name}} and {{seed}} only") from None
-    return Path(text)
+    values = {"date": date.today().isoformat(), "name": experiment.name, "seed": experiment.seed, "s": experiment.seed}
+    return filled_path(template, values, "--output" if output else f"{experiment.source}: output")
 
 
 def _prepared(experiment: Experiment, limit: int | None, device: str | None) -> tuple[Prepared, Plugins]:

@@ -20,6 +20,7 @@ from codi_engine.core.runs.drawing import json_safe, save, storable, style
 from codi_engine.core.runs.stored import SUMMARY, about, write_about, written_files
 from codi_engine.core.runs.work import Work
 from codi_engine.core.watching.showing import ending, usual
+from codi_engine.store.contained import check_contained
 from codi_engine.store.layout import LEDGER, RESULTS
 
 if TYPE_CHECKING:
@@ -221,6 +222,7 @@ def analyze_one(runs: Sequence[Run], analysis: Analysis[Any], progress: Progress
     """Run one analysis and write what it returns below ``home`` (default: the first run, or what its checkpoints share)."""
     _check(runs, analysis)
     folder = (home or _home(runs)) / RESULTS / analysis.name
+    check_contained(folder.parent.parent, folder)
     work = Work(folder=folder / _PARTIAL, progress=progress)
     options = analysis.options
     work.memory = int(getattr(options, "memory", 0) * 1e9) or work.memory
@@ -278,6 +280,7 @@ def write_result(folder: Path, result: AnalysisResult, made: Mapping[str, Any] |
     """
     done = Analysed("", [], folder, result.summary, result=result)
     try:
+        check_contained(folder.parent.parent, folder)
         folder.mkdir(parents=True, exist_ok=True)
         earlier = written_files(folder)
         _write_tables(done, result, analysis)

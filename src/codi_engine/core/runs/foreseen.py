@@ -123,7 +123,11 @@ def foreseen(prepared: Prepared) -> Foreseen:
     from codi_engine.core.sites import parse_site
 
     plan, experiment = prepared.plan, prepared.experiment
-    captures = [*(str(parse_site(c)) for c in experiment.site_captures), *(c.name for c in experiment.code_captures)]
+    sites = [str(parse_site(c, f"{experiment.source}: capture[{n}]", plan.info.layers)) for n, c in enumerate(experiment.capture) if isinstance(c, str)]
+    captures = [*sites, *(c.name for c in experiment.code_captures)]
+    twice = next((c for c in captures if captures.count(c) > 1), None)
+    if twice is not None:
+        raise UserError(f"{experiment.source}: capture: '{twice}' stands twice; name each site once, and give codes names of their own")
     return Foreseen(
         conditions=[c.name for c in plan.conditions if c.control is None], controls=[c.name for c in plan.conditions if c.control is not None],
         axes={c.name: {*c.axes, *c.fixed, *(a for row in c.table.values() for a in row)} for c in plan.conditions},

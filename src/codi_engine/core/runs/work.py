@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from codi_engine.core.errors import UserError
-from codi_engine.core.plugin import Options
+from codi_engine.core.plugin import MOST_MEMORY, Options
 from codi_engine.core.progress import Progress
 from codi_engine.store.files import write_durably
 
@@ -35,6 +35,13 @@ class StreamOptions(Options):
 
     memory: float = Field(default=2.0, gt=0.0)
     threads: int | None = Field(default=None, ge=1)
+
+    @field_validator("memory")
+    @classmethod
+    def _is_some_machine_s(cls, value: float) -> float:
+        if value > MOST_MEMORY:
+            raise ValueError(f"is in GB; no machine has more than {MOST_MEMORY:,}, write less")
+        return value
 
 
 class Part(Protocol):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from codi_engine.core.errors import UserError
 from codi_engine.core.runs.places import no_run
+from codi_engine.store.contained import check_contained
 from codi_engine.store.layout import EXPERIMENT, LEDGER
 
 FILE = "notes.md"
@@ -44,6 +45,7 @@ def add_note(run: str | Path, text: str) -> Note:
     data = f"## {note.time}\n\n{safe}\n\n".encode("utf-8", "backslashreplace")
     if len(data) > LARGEST:
         raise UserError(f"note: {len(data) / 1e6:.1f} MB is more than a note holds (1 MB); keep the file elsewhere and note where")
+    check_contained(path.parent, path)
     try:
         _append(path, data)
     except OSError as error:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.plugin import Data, Dataset, Example, Options, Prompt
+from codi_engine.core.recordfile import identifier
 from codi_engine.core.solutions.answers import answer_of
 from codi_engine.plugins.datasets.records import Findings, Record, Sample, finish, folded, read_records, scalar_fields, text_of, without_duplicates
 
@@ -83,7 +84,7 @@ def _pair(record: Record, sides: Record, place: str, number: int, findings: Find
         return None
     used = ("question", "answer", "full_answer", "variant", "pair_id")
     fields = {**scalar_fields(sides["corrupted"], used), **scalar_fields(sides["clean"], used), **scalar_fields(record, ("pair_id", *SIDES, *used))}
-    return Example(str(record.get("pair_id", number)), prompts, fields)
+    return Example(identifier(record.get("pair_id", number), "pair_id", place), prompts, fields)
 
 
 def _flat(records: list[tuple[str, Record]], findings: Findings) -> list[tuple[str, Record, Record]]:
@@ -92,7 +93,7 @@ def _flat(records: list[tuple[str, Record]], findings: Findings) -> list[tuple[s
     for place, record in records:
         if "pair_id" not in record or record.get("variant") not in SIDES:
             raise UserError(f"{place}: needs pair_id and variant: clean|corrupted")
-        _, _, sides = pairs.setdefault(record["pair_id"], (place, {"pair_id": record["pair_id"]}, {}))
+        _, _, sides = pairs.setdefault(identifier(record["pair_id"], "pair_id", place), (place, {"pair_id": record["pair_id"]}, {}))
         if record["variant"] in sides:
             findings.add("variants that stand twice", place)
             continue

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from codi_engine.core.plugin import Data, Dataset, Example, Options, Prompt
+from codi_engine.core.recordfile import identifier
 from codi_engine.core.solutions.answers import answer_of
 from codi_engine.plugins.datasets.records import Findings, Sample, finish, folded, read_records, scalar_fields, text_of, without_duplicates
 
@@ -39,7 +40,7 @@ def load_problems(options: ProblemsOptions) -> Data:
         if answer is None:
             findings.add("unparsable answers", place)
             continue
-        name = next((str(record[k]) for k in _IDS if k in record), str(number))
+        name = next((identifier(record[k], k, place) for k in _IDS if k in record), str(number))
         fields = scalar_fields(record, (options.question_field, options.answer_field, *_IDS))
         if "<<" in str(record[options.answer_field]):  # GSM8K's answers are written solutions
             fields.setdefault("solution", record[options.answer_field])

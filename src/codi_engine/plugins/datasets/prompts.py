@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from codi_engine.core.plugin import Data, Dataset, Example, Options, Prompt
+from codi_engine.core.recordfile import identifier
 from codi_engine.plugins.datasets.records import Findings, Sample, finish, folded, read_records, scalar_fields, text_of, without_duplicates
 
 
@@ -33,7 +34,7 @@ def load_prompts(options: PromptsOptions, where: Mapping[str, Any] | None = None
     items = []
     for number, (place, record) in enumerate(records):
         text = text_of(record, options.text_field, place)
-        name = str(record["id"]) if "id" in record else str(number)
+        name = identifier(record["id"], "id", place) if "id" in record else str(number)
         example = Example(name, {"main": Prompt(text)}, scalar_fields(record, (options.text_field, "id")))
         if all(example.fields.get(key) == value for key, value in (where or {}).items()):
             items.append((place, example))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,10 +12,16 @@ from pydantic import Field
 
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.plugin import Data, Example, Options
+from codi_engine.core.recordfile import LARGEST_FILE, MOST, check_size, digest_of, lines, parse, read_json, said
 from codi_engine.core.rollout.sampling import generator
 from codi_engine.core.runs.places import similar
+from codi_engine.core.textfile import opened
 
 Record = dict[str, Any]
+#: what people have and what is not read
+_OTHERS = frozenset(
+    {".csv", ".tsv", ".xlsx", ".xls", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".yaml", ".yml", ".arrow", ".feather", ".npz", ".npy", ".pt", ".h5"}
+)
 T = TypeVar("T")
 
 
@@ -35,59 +41,39 @@ def read_records(path: str) -> tuple[list[tuple[str, Record]], str]:
     UserError: missing, not UTF-8, a line that is not JSON, not a list of objects, empty
     """
     file = Path(path).expanduser()
-    if file.is_dir():
+    if os.path.isdir(file):
         raise UserError(f"data.path: '{path}' is a directory; give a .jsonl, .json or .parquet file")
+    if file.suffix.lower() in _OTHERS:
+        raise UserError(f"data.path: '{path}' is a {file.suffix} file; data sets are read from .jsonl, .json and .parquet: convert it")
     try:
-        raw = file.read_bytes()
+        records, digest = _read(file)
     except FileNotFoundError:
         hint = similar(file)
         raise UserError(f"data.path: no such file: '{path}'{'; ' if hint else ''}{hint}") from None
     except OSError as error:
         raise UserError(f"data.path: '{path}' cannot be read: {error.strerror}") from None
-    digest = hashlib.sha256(raw).hexdigest()
-    if file.suffix == ".parquet":
-        return _parquet(raw, file.name), digest
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file.name}: not UTF-8 text (byte {error.start})") from None
-    records = _json(text, file.name) if file.suffix == ".json" else _jsonl(text, file.name)
     if not records:
-        raise UserError(f"{file.name}: holds no records")
+        raise UserError(f"{file.name}: holds no records; write one JSON object a line")
     return records, digest
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+def _read(file: Path) -> tuple[list[tuple[str, Record]], str]:
+    """Return the records of a file and its sha256; JSON lines are read one by one."""
+    with opened(file) as stream:
+        check_size(file)
+        if file.suffix in (".json", ".parquet"):
+            digest = digest_of(file)
+            return _parquet(file) if file.suffix == ".parquet" else _json(read_json(file), file.name), digest
+        sha = hashlib.sha256()
+        records = [_object(_parse(text, place), place) for place, text in lines(stream, file.name, sha)]
+        return records, sha.hexdigest()
 
 
 def _parse(text: str, place: str) -> Any:
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
-        if "\\ud" in text or "\\uD" in text:  # half of a character is no text: no tokenizer and no file takes it
-            json.dumps(value, ensure_ascii=False).encode()
-        return value
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(error.object[error.start]):04x}"
-        raise UserError(f"{place}: holds {half}, half of a character (a lone surrogate), which is no text; remove it or write the whole pair") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place}: not valid JSON: {_said(error)}") from None
-
-
-def _said(error: Exception) -> str:
-    """Say what is wrong with one line of JSON; the decoder counts lines within it, which would contradict the file's."""
-    if isinstance(error, json.JSONDecodeError) and error.lineno == 1:
-        extra = "; a line holds one record and nothing after it" if error.msg == "Extra data" else ""
-        return f"{error.msg} (column {error.colno}){extra}"
-    return str(error)[:120]
-
-
-def _jsonl(text: str, name: str) -> list[tuple[str, Record]]:
-    out = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            out.append(_object(_parse(line, f"{name}:{number}"), f"{name}:{number}"))
-    return out
+        return parse(text)
+    except ValueError as error:
+        raise UserError(f"{place}: {said(error)}") from None
 
 
 def _json(text: str, name: str) -> list[tuple[str, Record]]:
@@ -108,15 +94,22 @@ def _object(value: Any, place: str) -> tuple[str, Record]:
     return place, value
 
 
-def _parquet(raw: bytes, name: str) -> list[tuple[str, Record]]:
+def _parquet(file: Path) -> list[tuple[str, Record]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    rows: list[Record] = []
+    held = 0
     try:
-        rows = pq.read_table(pa.BufferReader(raw)).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{name}: not a Parquet file: {str(error).splitlines()[0][:120]}") from None
-    return [(f"{name}[{i}]", row) for i, row in enumerate(rows)]
+        with opened(file) as stream:
+            for batch in pq.ParquetFile(stream).iter_batches(batch_size=1000):
+                rows += batch.to_pylist()
+                held += batch.nbytes
+                if held > LARGEST_FILE or len(rows) > MOST:  # a small file may hold a large one
+                    raise UserError(f"{file.name}: holds more than {LARGEST_FILE // 10**9} GB or {MOST:,} records; split it")
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{file.name}: not a Parquet file: {(str(error).splitlines() or ['damaged'])[0][:120]}; save it again, or as .jsonl") from None
+    return [(f"{file.name}[{i}]", row) for i, row in enumerate(rows)]
 
 
 def text_of(record: Record, field: str, place: str) -> str:

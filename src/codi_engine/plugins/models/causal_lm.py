@@ -42,7 +42,7 @@ class CausalLM(Model[CausalLMOptions]):
 
     def _config(self) -> Any:
         options = self.options
-        return read_config(options.path, "model.path", revision=options.revision, trust_remote_code=options.trust_remote_code)
+        return read_config(options.path, "model.path", revision=options.revision, trusted=options.trust_remote_code)
 
     def describe(self) -> ModelInfo:
         if _is_demo(self.options.path):
@@ -63,7 +63,7 @@ class CausalLM(Model[CausalLMOptions]):
             return _teacher(self.options)
         options, config = self.options, self._config()
         device = resolve_device(options.device)
-        tokenizer = read_tokenizer(options.tokenizer or options.path, "model.path", revision=options.revision)
+        tokenizer = read_tokenizer(options.tokenizer or options.path, "model.path", revision=options.revision, trusted=options.trust_remote_code)
         network = self._network(device)
         rows = network.get_input_embeddings().weight.shape[0]
         if max(tokenizer.get_vocab().values()) >= rows:

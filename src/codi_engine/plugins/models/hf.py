@@ -66,8 +66,8 @@ def find(name: str, where: str) -> str:
     return name
 
 
-def read_config(name: str, where: str, **kwargs: Any) -> Any:
-    """Read a model's configuration from a directory or the Hub."""
+def read_config(name: str, where: str, trusted: bool = False, **kwargs: Any) -> Any:
+    """Read a model's configuration from a directory or the Hub; ``trusted``: the repository's own code may be run."""
     from transformers import AutoConfig
 
     place = find(name, where)
@@ -75,9 +75,9 @@ def read_config(name: str, where: str, **kwargs: Any) -> Any:
         raise UserError(f"{where}: '{name}' has no config.json; give the directory of a transformers model")
     with quiet():
         try:
-            return AutoConfig.from_pretrained(place, **kwargs)
+            return AutoConfig.from_pretrained(place, trust_remote_code=trusted, **kwargs)  # left out, transformers would ask on the terminal
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise UserError(_not_found(name, place, where, error)) from None
+            raise UserError(_own_code(name, where, error) or _not_found(name, place, where, error)) from None
 
 
 def _not_found(name: str, place: str, where: str, error: Exception) -> str:
@@ -86,16 +86,27 @@ def _not_found(name: str, place: str, where: str, error: Exception) -> str:
     return f"{where}: '{name}' is neither a directory here nor reachable on the Hub: {_short(error)}"
 
 
-def read_tokenizer(name: str, where: str, **kwargs: Any) -> Any:
-    """Read a tokenizer from a directory or the Hub."""
+def _own_code(name: str, where: str, error: Exception) -> str:
+    """Say that a repository brings code of its own, where that is why it was not read; empty for other errors."""
+    if "trust_remote_code" not in str(error) and "custom code" not in str(error):
+        return ""
+    return (
+        f"{where}: '{name}' brings Python code of its own, which is not run.\n"
+        "If you trust it: model: {plugin: causal_lm, trust_remote_code: true}; no other model plugin runs such code."
+    )
+
+
+def read_tokenizer(name: str, where: str, trusted: bool = False, **kwargs: Any) -> Any:
+    """Read a tokenizer from a directory or the Hub; ``trusted``: the repository's own code may be run."""
     from transformers import AutoTokenizer
 
     place = find(name, where)
     with quiet():
         try:
-            return AutoTokenizer.from_pretrained(place, **kwargs)
+            return AutoTokenizer.from_pretrained(place, trust_remote_code=trusted, **kwargs)
         except Exception as error:  # tokenizers raises bare Exception for files that are not its own
-            raise UserError(_not_found(name, place, f"{where} (tokenizer)", error)) from None
+            at = f"{where} (tokenizer)"
+            raise UserError(_own_code(name, at, error) or _not_found(name, place, at, error)) from None
 
 
 def empty_network(config: Any) -> nn.Module:
@@ -103,7 +114,8 @@ def empty_network(config: Any) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     with quiet(), torch.device("meta"):
-        network: nn.Module = AutoModelForCausalLM.from_config(config)
+        trusted = type(config).__module__.startswith("transformers_modules")  # then its code was run by the user's wish already
+        network: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
     for name, module in list(network.named_modules()):
         if name.rsplit(".", 1)[-1] == "rotary_emb":
             parent = network.get_submodule(name.rpartition(".")[0])

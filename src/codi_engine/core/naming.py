@@ -1,0 +1,45 @@
+"""Names that become names of files and directories, and templates of paths."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from codi_engine.core.errors import UserError
+
+#: what no file can be called on Windows, whatever comes after a dot
+RESERVED = frozenset({"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))})
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+_FIELD = re.compile(r"\{\{|\}\}|\{([a-z]*)\}|[{}]")
+
+
+def unfit_name(name: str, longest: int = 101) -> str:
+    """Say why a name cannot be a file's on every system; empty where it can."""
+    if not _NAME.match(name) or len(name) > longest:
+        return f"must be a plain file name: letters, digits, dot, dash, underscore; at most {longest} of them, a letter or digit first"
+    if name.endswith(".") or name.split(".")[0].upper() in RESERVED:
+        return f"'{name}' is no file name on Windows; choose another"
+    return ""
+
+
+def filled_path(template: str, values: Mapping[str, object], where: str) -> Path:
+    """Return a path with ``{name}`` and the like filled in; nothing else of Python's format language is read.
+
+    Raises
+    ------
+    UserError: another field, or no path at all
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        if match[0] in ("{{", "}}"):
+            return match[0][0]
+        if match[1] not in values:
+            *others, last = [f"{{{v}}}" for v in values if len(v) > 1]
+            raise UserError(f"{where}: '{template}' may use {', '.join(others)} and {last} only")
+        return str(values[match[1]])
+
+    text = _FIELD.sub(fill, template)
+    if "\0" in text:
+        raise UserError(f"{where}: holds a NUL character, which no path has; remove it")
+    return Path(text)
