@@ -296,7 +296,7 @@ def test_other_commands_while_a_run_is_written(tmp_path: Path, capsys: pytest.Ca
             assert len(said.strip().splitlines()) <= 3, (call, said)
             seen[call[0], code] += 1
             if call[0] == "analyze" and code == 0:
-                states.append(json.loads(Path("run/results/importance/about.json").read_text(encoding="utf-8"))["runs"][0]["digest"])
+                states.append(json.loads(Path("run/results/importance/result.json").read_text(encoding="utf-8"))["runs"][0]["digest"])
     assert owner.returncode == 0, owner.communicate()
     owner.communicate()
     chains = [json.loads(line)["chain"] for line in Path("run/ledger").read_text(encoding="utf-8").splitlines()]

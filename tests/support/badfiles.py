@@ -202,7 +202,7 @@ def unknown_key(draw: st.DrawFn) -> BadFile:
     misspelt = draw(
         st.sampled_from([word[:-1] + "_x", word + "s_", "x" + word, word.upper() + "_", "zzz", "__class__", "model_config", "a b", "ключ", "-", "1", "null "])
     )
-    value = draw(st.sampled_from([1, "a", None, [], {"a": 1}, True]))
+    value: Any = draw(st.sampled_from([1, "a", None, [], {"a": 1}, True]))
     changed = put(base, (*path, misspelt), value)
     return BadFile(f"{name}: unknown key {_dotted((*path, misspelt))}", written(changed), (misspelt.strip(),))
 

@@ -53,7 +53,7 @@ def good_records(plugin: str, ending: str = "jsonl") -> bytes:
 
 
 def _with(record: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
-    copy = json.loads(json.dumps(record))
+    copy: dict[str, Any] = json.loads(json.dumps(record))
     target = copy
     for part in path[:-1]:
         target = target[part]
@@ -62,7 +62,7 @@ def _with(record: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str
 
 
 def _without(record: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    copy = json.loads(json.dumps(record))
+    copy: dict[str, Any] = json.loads(json.dumps(record))
     target = copy
     for part in path[:-1]:
         target = target[part]
@@ -76,15 +76,16 @@ def _without(record: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
 def _values(plugin: str) -> list[tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]]:
     """Return (what, record → broken record)."""
     text, key = _TEXTS[plugin], _IDS[plugin]
+    places: dict[str, list[tuple[str, ...]]] = {"problems": [("answer",)], "pairs": [("clean", "answer"), ("corrupted", "answer")], "prompts": []}
     broken: list[tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]] = [("without text", lambda r: _without(r, text))]
+    value: Any
     for value in (None, 1, 1.5, True, [], ["a"], {}, {"a": "b"}, "", "   ", "\n\t", "\u200b".replace("\u200b", " ")):
         broken.append((f"text {value!r}", lambda r, v=value: _with(r, text, v)))  # type: ignore[misc]
     for value in (None, [], {}, [1], {"a": 1}, True, False, "", "x" * 5000):
         broken.append((f"id {str(value)[:20]!r}", lambda r, v=value: _with(r, (key,), v)))  # type: ignore[misc]
     for misspelt in (text[-1].upper(), text[-1] + "s", " " + text[-1], text[-1] + "\u202e"):
         broken.append((f"text as {misspelt!r}", lambda r, m=misspelt: _with(_without(r, text), (*text[:-1], m), "Hello there")))  # type: ignore[misc]
-    answers = {"problems": [("answer",)], "pairs": [("clean", "answer"), ("corrupted", "answer")], "prompts": []}[plugin]
-    for place in answers:
+    for place in places[plugin]:
         broken.append((f"without {place}", lambda r, p=place: _without(r, p)))  # type: ignore[misc]
         for value in (None, "", "many", [], [3], {}, {"value": 3}, True, "3 or 4", "1/2 of 7", "####", "#### x", "NaN", "inf", "-", "twelve"):
             broken.append((f"{place} {value!r}", lambda r, p=place, v=value: _with(r, p, v)))  # type: ignore[misc]

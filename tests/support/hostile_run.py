@@ -65,11 +65,15 @@ class Page:
         self.page = self._context.new_page()
         self.page.on("console", lambda m: self.said.append(f"console: {m.text}"))
         self.page.on("pageerror", lambda e: self.said.append(f"error: {e}"))
-        self.page.on("dialog", lambda d: (self.said.append(f"dialog: {d.message}"), d.dismiss()))
+        self.page.on("dialog", self._dialog)
         self.page.on("popup", lambda p: self.said.append(f"popup: {p.url}"))
         self.page.on("download", lambda d: self.said.append(f"download: {d.url}"))
         self.page.on("request", lambda r: None if r.url.startswith((*own, "data:")) else self.said.append(f"request: {r.url}"))
         self.page.on("framenavigated", lambda f: None if f.url.startswith((*own, "about:")) else self.said.append(f"navigation: {f.url}"))
+
+    def _dialog(self, dialog: Any) -> None:
+        self.said.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
 
     def check(self) -> None:
         """Demand that nothing was run, asked for, navigated to or refused by the policy, in any frame."""

@@ -130,7 +130,7 @@ class Unsettled:
             return
         flags, about = self._flags, self._about
         self._flags, self._about = [], []
-        made = torch.cat(flags).cpu().split([len(f) for f in flags])
+        made = torch.split(torch.cat(flags).cpu(), [len(f) for f in flags])
         for rows_made, (intervention, rows, at) in zip(made, about, strict=True):
             if rows_made.any():
                 _refuse(intervention, rows, rows_made.nonzero().flatten().tolist(), len(rows_made), at)
