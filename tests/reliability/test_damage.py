@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 
 from codi_engine import Experiment, open_run
-from codi_engine.core.errors import CodiEngineError
+from codi_engine.core.errors import CodiEngineError, DifferentRun
 from codi_engine.core.running import generations
 from codi_engine.core.running.repairing import repair_run
 from codi_engine.core.runs.verifying import verify_run
 from codi_engine.store.errors import StoreError
 from codi_engine.store.layout import unit_of
 from codi_engine.store.reader import RunReader
+from codi_engine.testing import tiny
+from tests.support.lines import few_problems
 
 #: what stands in for what in a run, by where a file lies
 KINDS = {
@@ -155,6 +157,33 @@ def test_a_thousand_flips_and_two_hundred_cuts_and_deletions(run: Path, tmp_path
     files, units = repairs(run, tmp_path / "copy", 40, 25, 6)
     print(f"\n{sum(flips.values())} flips {dict(flips)}, {sum(cuts.values())} cuts and deletions {dict(cuts)}: 0 undetected;", end=" ")
     print(f"{files} files damaged in 40 runs: all bytes restored, {units} units computed again")
+
+
+def test_changed_weights_and_data_are_named_and_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint, base = tiny.tiny_codi(tmp_path / "model")
+    weights, rng = checkpoint / "model.safetensors", random.Random(8)
+    keys = {
+        "name": "weights", "model": {"plugin": "codi", "checkpoint": str(checkpoint), "base": str(base), "lora_r": 4, "lora_alpha": 8, "device": "cpu"},
+        "data": few_problems(tmp_path), "intervention": {"plugin": "zero", "site": "latent_in"}, "sweep": {"step": [0]},
+        "metrics": ["kl"], "controls": "none",
+    }  # fmt: skip
+    experiment = Experiment.from_dict(keys)
+    experiment.run("run")
+    assert not verify_run(tmp_path / "run")
+    whole = weights.read_bytes()
+    for _ in range(10):
+        flip(weights, rng)
+        assert [(f.file, f.kind) for f in verify_run(tmp_path / "run")] == [("model.safetensors", "changed")]
+        weights.write_bytes(whole)
+    flip(weights, rng)
+    with pytest.raises(DifferentRun, match="model"):
+        experiment.run("run")
+    flip(next((tmp_path / "run/data.zarr/cells/answer").glob("c.*")), rng)
+    with pytest.raises(DifferentRun, match="model"):
+        repair_run(tmp_path / "run")
+    weights.unlink()
+    assert {f.kind for f in verify_run(tmp_path / "run") if f.file == "model.safetensors" or f.file == "model"} == {"absent"}
 
 
 def test_damaged_results_are_made_again(run: Path, tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ DAMAGED = 2
 def verify(runs: tuple[str, ...], as_json: bool, quiet: bool, debug: bool) -> int:
     """Compare every byte of RUNs (patterns too) with what was written, and name each damaged, cut, missing or foreign file.
 
+    The files that a run was computed from, weights and data, are compared too, where they are here.
+
     The exit code is 2 when something is not as written. What a run leaves that was killed is no damage: the next one mends it.
     """
     from codi_engine.cli.progress import progress
@@ -56,11 +58,13 @@ def _conclude(directory: str, damage: list[Finding], count: int) -> None:
     from codi_engine.cli.show import console, plain
 
     units = len({f.unit for f in damage if f.unit is not None})
-    foreign = sum(f.kind == "foreign" for f in damage)
-    bad = len(damage) - foreign
+    foreign, changed = (sum(f.kind == kind for f in damage) for kind in ("foreign", "changed"))
+    bad = len(damage) - foreign - changed
     if bad:
         again = f" and computes {units} unit{'s' * (units != 1)} again" if units else ""
         text = f"{directory}: {bad} file{'s are' if bad != 1 else ' is'} not as written; `codi-engine repair {directory}` restores them{again}"
+    elif changed:
+        text = f"{directory}: nothing of the run is damaged; {changed} of the files that it was computed from {'are' if changed != 1 else 'is'} another now"
     elif foreign:
         text = f"{directory}: nothing is damaged; {foreign} foreign file{'s' * (foreign != 1)} can be deleted"
     else:

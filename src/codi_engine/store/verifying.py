@@ -20,7 +20,7 @@ from codi_engine.store.lock import holder
 from codi_engine.store.provenance import decode_provenance
 from codi_engine.store.state import State
 
-Kind = Literal["damaged", "missing", "truncated", "foreign", "interrupted"]
+Kind = Literal["damaged", "missing", "truncated", "foreign", "interrupted", "changed", "absent"]
 #: files that are read at the same time
 _THREADS = 4
 #: how often a run that grows is looked at again
@@ -34,7 +34,8 @@ class Finding:
     Attributes
     ----------
     file: relative to the run
-    kind: ``interrupted`` is what a killed writer leaves and the next one mends, no damage
+    kind: ``interrupted`` is what a killed writer leaves and the next one mends; ``changed`` and ``absent`` are files that the run was
+        computed from, which are others now or not here
     problem: in words
     unit: the committed unit that wrote the file
     """
@@ -46,7 +47,8 @@ class Finding:
 
     @property
     def damage(self) -> bool:
-        return self.kind != "interrupted"
+        """True for what is not as it was written; what was interrupted, and inputs that are not here, are no damage."""
+        return self.kind not in ("interrupted", "absent")
 
     def __str__(self) -> str:
         return f"{self.file}: {self.problem}"

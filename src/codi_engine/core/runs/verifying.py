@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from codi_engine.core.progress import Progress
 from codi_engine.core.runs.analyzing import expand
 from codi_engine.core.runs.places import no_run
 from codi_engine.core.runs.stored import damaged_results
-from codi_engine.store.layout import COPIES, LEDGER
+from codi_engine.store.layout import COPIES, EXPERIMENT, LEDGER
 from codi_engine.store.verifying import Finding, Verifier
 
 
 def verify_run(path: str | Path, progress: Progress | None = None) -> list[Finding]:
-    """Compare a run with its ledger and its results with their checksums, in order of the files' names.
+    """Compare a run with its ledger, its results with their checksums, and what it was computed from with what is here now.
+
+    In order of the files' names.
 
     Raises
     ------
@@ -28,11 +30,22 @@ def verify_run(path: str | Path, progress: Progress | None = None) -> list[Findi
     verifier = Verifier(root, seen)
     progress.start("verify", verifier.total // _MB, "MB")
     found = [*verifier.findings(), *damaged_results(root)]
+    if not any(f.file in (LEDGER, EXPERIMENT) and f.damage for f in found):
+        progress.start("verify what it was computed from", 0, "")
+        found += _inputs(root)
     progress.finish()
     return sorted(found, key=lambda f: f.file)
 
 
 _MB = 1_000_000
+
+
+def _inputs(root: Path) -> Iterator[Finding]:
+    """Yield the model's files, data, autoencoders and further files that are no longer what the run was computed with."""
+    from codi_engine.core.running.inputs import changed_inputs
+
+    for what, problem in changed_inputs(root):
+        yield Finding(what, "absent" if problem.startswith("is not here") else "changed", problem)
 
 
 def runs_to_verify(patterns: Sequence[str]) -> list[Path]:
