@@ -202,7 +202,7 @@ def test_validate_exits_with_2_and_prints_json(cli: Run, tmp_path: Path) -> None
     code, out, err = cli("validate", "p.jsonl")
     assert (code, err) == (2, "")
     assert out.splitlines()[0] == "p.jsonl:1: pair 7: equal answers: both answers are 5: nothing can be patched between them"
-    assert out.splitlines()[-1] == "1 pairs, 2 mistakes in 1 of them"
+    assert out.splitlines()[-1] == "1 pair, 2 mistakes in 1 of them"
     code, out, _ = cli("validate", "p.jsonl", "--json")
     value = json.loads(out)
     assert (code, value["pairs"], [p["kind"] for p in value["problems"]]) == (2, 1, ["equal answers", "same question"])

@@ -180,7 +180,7 @@ def test_the_command_lists_draws_and_refuses(
     assert "<svg" in Path("a.svg").read_text(encoding="utf-8")
     capsys.readouterr()
     refusals = (
-        (["importance/heatmap"], "exists; --force"),
+        (["importance/heatmap"], "overwrite it with --force"),
         (["importance/heatmpa"], "did you mean 'importance/heatmap'"),
         (["importance/bars", "-o", "a.gif"], ".pdf, .svg or .png"),
         (["importance/bars", "--size", "big"], "WIDTHxHEIGHT"),

@@ -157,7 +157,7 @@ def test_bad_tables_are_said_in_two_lines_and_exit_2(place: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("axis", "said"),
     [
-        ({"from": "nowhere.csv"}, "experiment: conditions.more.sweep.feature: no file 'nowhere.csv'"),
+        ({"from": "nowhere.csv"}, "experiment: sweep.feature: no file 'nowhere.csv'"),
         ({"from": "nowhere.csv", "first": 3}, "write {from: features.csv}, with limit: n for the first n"),
         ({"limit": 3}, "write {from: features.csv}"),
         (["L0-3", "L0-3"], "a feature stands twice"),

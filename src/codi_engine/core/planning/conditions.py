@@ -196,7 +196,7 @@ class Conditions:
         for name, value in sweep.items():
             if name not in known:
                 raise UserError(f"{self.source}: {sweep_at}.{name}: unknown axis for '{plugin.name}'; {nearest(name, known)}")
-            if name in options or getattr(spec, name, None) is not None:
+            if name in options or (name in PLACES and getattr(spec, name, None) is not None):
                 raise UserError(
                     f"{self.source}: {at}.{name}: is swept too ({sweep_at}.{name}); leave one of them out, or give the condition a sweep of its own"
                 )
