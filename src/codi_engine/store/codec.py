@@ -17,12 +17,15 @@ from typing import Any
 import numpy as np
 
 from codi_engine.store.errors import StoreError
+from codi_engine.store.frames import content_size
 from codi_engine.store.layout import ArraySpec
 
 #: a piece of a file; a memoryview is one of single bytes
 Part = bytes | memoryview
 #: what the index says of a chunk that is not there
 _ABSENT = np.uint64(2**64 - 1)
+#: what the compressed chunks of a shard may hold: so many bytes, and so many more for each stored one
+_ROOM, _RATIO = 256 << 20, 400
 
 
 def codecs(spec: ArraySpec, unit_cells: int) -> list[dict[str, Any]]:
@@ -143,8 +146,11 @@ def blocks(spec: ArraySpec, unit_cells: int, data: bytes | np.ndarray) -> Iterat
     shape = (rows, *spec.shape)
     size = int(np.prod(shape, dtype=np.int64)) * spec.numpy.itemsize
     whole = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data
-    for part in [whole] if count == 1 else _split(spec, whole, count):
-        raw = _unpack(spec, part)
+    parts = [whole] if count == 1 else _split(spec, whole, count)
+    if spec.sparse and size * len(parts) > _ROOM + _RATIO * len(whole):
+        raise StoreError(f"{spec.name}: claims {size * len(parts):,} bytes in {len(whole):,} stored ones; it is made to exhaust memory")
+    for part in parts:
+        raw = _unpack(spec, part, size)
         if len(raw) != size:
             raise StoreError(f"{spec.name}: a chunk holds {len(raw):,} bytes where {size:,} belong")
         yield np.frombuffer(raw, spec.numpy).reshape(shape)
@@ -178,12 +184,14 @@ def _pack(spec: ArraySpec, raw: np.ndarray) -> tuple[Part, ...]:
     return (bytes(_zstd().encode(raw)),) if spec.sparse else (raw.data, _crc(raw))
 
 
-def _unpack(spec: ArraySpec, data: np.ndarray) -> bytes | np.ndarray:
+def _unpack(spec: ArraySpec, data: np.ndarray, size: int) -> bytes | np.ndarray:
     if not spec.sparse:
         if len(data) < 4 or _crc(data[:-4]) != data[-4:].tobytes():
             raise StoreError(f"{spec.name}: a chunk is damaged")
         return data[:-4]
+    if content_size(data) != size:  # a frame of another size, or of none, would be unpacked to any size
+        raise StoreError(f"{spec.name}: a chunk does not hold the {size:,} bytes that belong there")
     try:
-        return bytes(_zstd().decode(np.ascontiguousarray(data)))
-    except RuntimeError:
+        return bytes(_zstd().decode(np.ascontiguousarray(data), np.empty(size, np.uint8)))
+    except (RuntimeError, ValueError):
         raise StoreError(f"{spec.name}: a chunk is damaged") from None

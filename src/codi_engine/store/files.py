@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -201,12 +202,21 @@ class CheckedFiles:
         StoreError: the file is missing, truncated or damaged; the message names it
         """
         full = self.full and name not in self._seen
-        data = read_file(self.root, name)
+        data = read_file(self.root, name, stated["size"])
         problem = difference(data, stated, full)
         if problem:
             raise StoreError(f"{self.root / name}: {problem}")
         self._seen.add(name)
         return data
+
+    def size(self, name: str, stated: Mapping[str, Any]) -> int:
+        """Return a file's size after comparing it with what is stated, before room is made for its content.
+
+        Raises
+        ------
+        StoreError: the file is missing, of another size, or no regular file
+        """
+        return _size(self.root / name, stated["size"])
 
     def read_array(self, name: str, stated: Mapping[str, Any], buffer: np.ndarray) -> np.ndarray:
         """Read a file into ``buffer`` (uint8) and return the part it fills; no hash: shards' codecs have checksums of their own.
@@ -250,11 +260,9 @@ class CheckedFiles:
 
     def _fill(self, name: str, stated: Mapping[str, Any], places: Sequence[memoryview]) -> None:
         path = self.root / name
+        size = self.size(name, stated)
         try:
             with path.open("rb", buffering=0) as file:
-                size = os.fstat(file.fileno()).st_size
-                if size != stated["size"]:
-                    raise StoreError(f"{path}: has {size:,} bytes where {stated['size']:,} were written")
                 at = 0
                 for place in places:
                     while place and (count := file.readinto(place)):
@@ -267,14 +275,29 @@ class CheckedFiles:
             raise StoreError(f"{path}: ended after {at:,} of {size:,} bytes")
 
 
-def read_file(root: Path, name: str) -> bytes:
-    """Return a file's bytes, or raise a StoreError that names it."""
+def read_file(root: Path, name: str, size: int | None = None) -> bytes:
+    """Return a file's bytes, or raise a StoreError that names it; a file of another size than ``size`` is not read."""
+    path = root / name
+    _size(path, size)
     try:
-        return (root / name).read_bytes()
-    except FileNotFoundError:
-        raise StoreError(f"{root / name}: is missing, although the ledger says that it was written") from None
+        return path.read_bytes()
     except OSError as error:
-        raise StoreError(f"{root / name}: cannot be read: {error.strerror}") from None
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _size(path: Path, expected: int | None) -> int:
+    """Return the size of a regular file; a pipe or a device would never end."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise StoreError(f"{path}: is missing, although the ledger says that it was written") from None
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise StoreError(f"{path}: is no regular file; get the run again from where it came from")
+    if expected is not None and found.st_size != expected:
+        raise StoreError(f"{path}: has {found.st_size:,} bytes where {expected:,} were written")
+    return found.st_size
 
 
 def difference(data: bytes, stated: Mapping[str, Any], full: bool = True) -> str:

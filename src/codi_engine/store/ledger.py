@@ -54,7 +54,7 @@ def _parse(line: bytes, previous: str) -> tuple[dict[str, Any], str] | None:
         body = text[:-_SUFFIX] + "}"
         whole, chain = _line(previous, body)
         record = json.loads(body) if whole == line + b"\n" else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return (record, chain) if isinstance(record, dict) else None
 
@@ -117,6 +117,8 @@ def read_ledger(path: Path) -> Content:
 
 
 def _bytes(path: Path) -> bytes | None:
+    if path.exists() and not path.is_file():  # a pipe would never end
+        raise StoreError(f"{path}: is no regular file; get the run again from where it came from")
     try:
         return path.read_bytes()
     except FileNotFoundError:

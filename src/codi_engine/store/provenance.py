@@ -34,6 +34,8 @@ def read_provenance(root: Path) -> dict[str, Any]:
     StoreError: the file was damaged or changed by hand
     """
     path = root / PROVENANCE
+    if path.exists() and not path.is_file():  # a pipe would never end
+        raise StoreError(f"{path}: is no regular file; delete it to go on without it")
     try:
         raw = path.read_bytes()
     except FileNotFoundError:

@@ -16,7 +16,7 @@ from codi_engine.store.files import CheckedFiles, difference, read_file
 from codi_engine.store.layout import LEDGER, STATUS, ArraySpec, text_file, unit_of
 from codi_engine.store.ledger import read_ledger
 from codi_engine.store.provenance import read_provenance
-from codi_engine.store.sparse import to_dense
+from codi_engine.store.sparse import codes_width, to_dense
 from codi_engine.store.state import State
 from codi_engine.store.texts import decode_texts, join_texts
 
@@ -203,7 +203,7 @@ class RunReader:
         stated = self._stated(name, unit)
         if stated is None:
             raise StoreError(f"{self.path}: unit {unit} wrote no '{name}'")
-        if buffer is None or len(buffer) < stated["size"]:
+        if buffer is None or len(buffer) < self.files.size(self.spec(name).shard(unit), stated):
             buffer = np.empty(stated["size"], np.uint8)
         return self.files.read_array(self.spec(name).shard(unit), stated, buffer), buffer
 
@@ -213,11 +213,14 @@ class RunReader:
         ``ptr`` (unit_cells × 2) says where each cell's entries begin and end in ``index`` and ``value``.
         """
         ptr = self.read_unit(f"{name}/ptr", unit)
+        width = codes_width(name, self.spec(f"{name}/ptr"), self.spec(f"{name}/index"), self.spec(f"{name}/value"))
         first = unit * self.spec(f"{name}/index").rows(self.unit_cells)
         count = int(ptr.max(initial=first)) - first
         ptr = np.where(ptr > 0, ptr - first, 0)
         index, value = (self.read_unit(f"{name}/{part}", unit) for part in ("index", "value"))
-        if min(len(index), len(value)) < count or (np.diff(ptr, axis=1) < 0).any() or (ptr < 0).any():
+        inside = min(len(index), len(value)) >= count and not (ptr < 0).any() and not (np.diff(ptr, axis=1) < 0).any()
+        # a feature beyond the width, or more entries than features, would be read or written outside the arrays
+        if not inside or index[:count].max(initial=0) >= width or np.diff(ptr, axis=1).max(initial=0) > width:
             raise StoreError(f"{self.path}: unit {unit}: {name}/ptr does not fit its entries")
         return ptr, index[:count], value[:count]
 
@@ -324,8 +327,16 @@ class RunReader:
         for unit, record in sorted(self.committed.items()):
             file = text_file(unit)
             if file in record["files"]:
-                tables.append(decode_texts(self.files.read(file, record["files"][file]), str(self.path / file)))
+                tables.append(self.texts_of(unit))
         return join_texts(tables)
+
+    def texts_of(self, unit: int) -> pa.Table:
+        """Return the texts of a committed unit that has any."""
+        file = text_file(unit)
+        if file not in self.committed[unit]["files"]:
+            raise StoreError(f"{self.path}: unit {unit} wrote no texts")
+        slots = range(unit * self.unit_cells, (unit + 1) * self.unit_cells)
+        return decode_texts(self.files.read(file, self.committed[unit]["files"][file]), str(self.path / file), slots)
 
     def text_units(self) -> dict[int, int]:
         """Return unit → bytes of its texts, for units that have any."""
@@ -334,8 +345,7 @@ class RunReader:
 
     def text_bytes(self, unit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return a unit's texts as (slots, UTF-8 bytes, offsets); rows whose text is null are left out."""
-        file = text_file(unit)
-        table = decode_texts(self.files.read(file, self.committed[unit]["files"][file]), str(self.path / file))
+        table = self.texts_of(unit)
         if "text" not in table.column_names:
             return np.zeros(0, np.int64), np.zeros(0, np.uint8), np.zeros(1, np.int64)
         column = table["text"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from codi_engine.store.errors import StoreError
 from codi_engine.store.layout import ArraySpec
 
 
@@ -23,6 +24,20 @@ def sparse_specs(name: str, width: int, attrs: Mapping[str, Any] | None = None, 
         ArraySpec(f"{name}/index", ("entry",), (), kind, 0, True, {}, width),
         ArraySpec(f"{name}/value", ("entry",), (), dtype, 0, True, {}, width),
     ]
+
+
+def codes_width(name: str, ptr: ArraySpec, index: ArraySpec, value: ArraySpec) -> int:
+    """Return how many features the codes of three arrays have.
+
+    Raises
+    ------
+    StoreError: these are no arrays of sparse codes
+    """
+    kinds = (ptr.numpy.kind, index.numpy.kind, value.numpy.kind)
+    width = ptr.attrs.get("width")
+    if kinds != ("i", "u", "f") or (ptr.shape, index.shape, value.shape) != ((2,), (), ()) or ptr.entries or {index.entries, value.entries} != {width}:
+        raise StoreError(f"{name}: its ptr, index and value do not fit together")
+    return int(index.entries)
 
 
 def to_codes(name: str, rows: np.ndarray, unit: int, unit_cells: int) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from codi_engine.store.claims import check_head, check_record
 from codi_engine.store.codec import codecs
 from codi_engine.store.errors import StoreError
 from codi_engine.store.files import Facts, facts
@@ -55,7 +56,7 @@ class State:
     where: str = ""
 
     def __post_init__(self) -> None:
-        self._packer = Packer(self.path_of, self.where)
+        self._packer = Packer(self.path_of)
 
     @classmethod
     def of(cls, records: Sequence[Mapping[str, Any]], where: str) -> State:
@@ -68,12 +69,11 @@ class State:
         head = records[0]
         if head.get("kind") != "run" or head.get("format") != FORMAT:
             raise StoreError(f"{where}: was written in format {head.get('format')}; this version reads {FORMAT}")
-        try:
-            state = cls(_count(head["unit_cells"], 1), head["identity"], where=where)
-            for record in records[1:]:
-                state.add(record)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise StoreError(f"{where}: the ledger is not one of codi-engine's ({type(error).__name__}: {str(error)[:100]})") from None
+        check_head(head, where)
+        state = cls(head["unit_cells"], head["identity"], where=where)
+        for number, record in enumerate(records[1:], 2):
+            check_record(record, number, where, state.specs, state.units, state.unit_cells, state.committed)
+            state.add(record)
         return state
 
     def path_of(self, name: str, unit: int) -> str:
@@ -88,25 +88,20 @@ class State:
         """Take in the next record."""
         if record["kind"] == "plan":
             self._grow(record)
-            foreign = [name for name in record["files"] if name not in self._document_names()]
-            if foreign:
-                raise ValueError(f"'{foreign[0][:100]}' is no metadata file")
             for name, stated in self.documents.items():
                 self.former.setdefault(name, []).append(stated)
             self.documents = dict(record["files"])
             self.pending = True
         elif record["kind"] == "unit":
-            unit = _count(record["unit"])
-            if unit >= self.units or _count(record["rows"]) > self.unit_cells or not isinstance(record["stage"], str):
-                raise ValueError(f"unit {unit} was not planned so")
+            unit = record["unit"]
             self.committed[unit] = {**record, "files": self._packer.pack(unit, record["files"])}
             self.pending = False
 
     def _grow(self, record: Mapping[str, Any]) -> None:
         self.plans.append(record["plan"])
-        self.units += _count(record["units"])
+        self.units += record["units"]
         self.experiment = record["experiment"]
-        self.generations.append((_count(record["units"]), self.experiment))
+        self.generations.append((record["units"], self.experiment))
         for name, described in record["arrays"]:
             self.specs[name] = _read_spec(name, described)
         for name, new in record["labels"].items():
@@ -175,9 +170,6 @@ class State:
             groups |= {"/".join(parts[:i]) for i in range(len(parts))}
         return groups
 
-    def _document_names(self) -> set[str]:
-        return {EXPERIMENT, *map(_metadata_of, self._groups()), *map(_metadata_of, self.specs)}
-
     def _group(self, name: str) -> dict[str, Any]:
         prefix = name + "/" if name else ""
         coordinates = [n[len(prefix) :] for n, s in self.specs.items() if n.startswith(prefix) and "labels" in s.attrs]
@@ -199,18 +191,6 @@ class State:
 def _metadata_of(name: str) -> str:
     """Return the path of a group's or an array's ``zarr.json``."""
     return f"{DATA}/{name}/{METADATA}" if name else f"{DATA}/{METADATA}"
-
-
-def _count(value: Any, least: int = 0) -> int:
-    """Return a whole number of the ledger.
-
-    Raises
-    ------
-    ValueError: it is none, or absurd
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << 40:
-        raise ValueError(f"{str(value)[:40]} is no count")
-    return value
 
 
 def _fill(spec: ArraySpec) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from codi_engine.store.arrowframes import is_plain
 from codi_engine.store.errors import StoreError
 
 if TYPE_CHECKING:
@@ -45,16 +46,35 @@ def _column(name: str, values: list[Any]) -> Any:
         raise StoreError(f"text column '{name}': {error}") from None
 
 
-def decode_texts(data: bytes, where: str) -> pa.Table:
-    """Return the table of one file; ``where`` names it in errors."""
+def decode_texts(data: bytes, where: str, slots: range) -> pa.Table:
+    """Return the table of one file: the first so many of ``slots``, in their order; ``where`` names it in errors."""
+    import numpy as np
     import pyarrow as pa
 
+    if not is_plain(data):
+        raise StoreError(f"{where}: is no file of texts, or damaged")
     try:
-        table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
+        file = pa.ipc.open_file(pa.py_buffer(data))
+        _check_columns(file.schema, where)
+        table = file.read_all()
         table.validate(full=True)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise StoreError(f"{where}: is damaged: {str(error).splitlines()[0]}") from None
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        raise StoreError(f"{where}: is damaged: {(str(error).splitlines() or ['no Arrow file'])[0][:200]}") from None
+    count = len(table)
+    if count > len(slots) or table["slot"].null_count or not np.array_equal(table["slot"].to_numpy(), np.arange(slots.start, slots.start + count)):
+        raise StoreError(f"{where}: its rows are not those of its unit")
     return table
+
+
+def _check_columns(schema: pa.Schema, where: str) -> None:
+    """Refuse columns that no writer makes: nested, encoded or counted types hold more rows than their bytes say."""
+    import pyarrow as pa
+
+    plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_string, pa.types.is_null)
+    names = schema.names
+    fits = all(any(check(kind) for check in plain) for kind in schema.types) and len(set(names)) == len(names)
+    if not fits or "slot" not in names or schema.field("slot").type != pa.int64() or any(n in names and schema.field(n).type != pa.string() for n in _STRINGS):
+        raise StoreError(f"{where}: holds columns that no run writes; get the run again from where it came from")
 
 
 def join_texts(tables: Iterable[pa.Table]) -> pa.Table:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from codi_engine.store.errors import StoreError
 from codi_engine.store.layout import unit_of
 
 Facts = dict[str, Any]
 _SIZE, _HASH = 8, 32
-_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
 class Files(Mapping[str, Facts]):
@@ -48,39 +45,20 @@ class Files(Mapping[str, Facts]):
 
 
 class Packer:
-    """Packs the files of units as they come.
+    """Packs the files of units as they come; what a ledger claims has been looked at (``store/claims.py``).
 
     Parameters
     ----------
-    path: (array, unit) → relative path, or StoreError where there is no such array
-    where: names the run in errors
+    path: (array, unit) → relative path
     """
 
-    def __init__(self, path: Callable[[str, int], str], where: str) -> None:
-        self._path, self._where = path, where
+    def __init__(self, path: Callable[[str, int], str]) -> None:
+        self._path = path
         self._shared: dict[tuple[str, ...], dict[str, int]] = {}
 
     def pack(self, unit: int, files: Mapping[str, Any]) -> Files:
-        """Return the files of a unit.
-
-        Raises
-        ------
-        StoreError: a file that this unit cannot have written, or facts that are none: the ledger was not written by codi-engine
-        """
-        names, packed = [], bytearray()
-        for file, stated in files.items():
-            place = unit_of(file)
-            if place is None or place[1] != unit or self._path(place[0], unit) != file:
-                raise StoreError(f"{self._where}: the ledger lists '{file[:100]}', which unit {unit} cannot have written")
-            names.append(place[0])
-            packed += _packed(stated, f"{self._where}: the ledger's facts of '{file[:100]}'")
-        key = tuple(names)
-        places = self._shared.setdefault(key, {name: i for i, name in enumerate(names)})
-        return Files(unit, places, bytes(packed), self._path)
-
-
-def _packed(stated: Any, what: str) -> bytes:
-    size, digest = (stated.get("size"), stated.get("sha256")) if isinstance(stated, dict) else (None, None)
-    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 63 or not isinstance(digest, str) or not _SHA256.match(digest):
-        raise StoreError(f"{what} are no size and sha256")
-    return size.to_bytes(_SIZE, "little") + bytes.fromhex(digest)
+        """Return the files of a unit, each of which it can have written."""
+        key = tuple(place[0] for file in files if (place := unit_of(file)))
+        places = self._shared.setdefault(key, {name: i for i, name in enumerate(key)})
+        packed = b"".join(stated["size"].to_bytes(_SIZE, "little") + bytes.fromhex(stated["sha256"]) for stated in files.values())
+        return Files(unit, places, packed, self._path)

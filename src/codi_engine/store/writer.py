@@ -290,7 +290,7 @@ class RunWriter:
                 batch.write(name, data)
         written = batch.finish()
         if other:
-            self._state.add(self._ledger.append({**record, "rows": rows, "files": written}))
+            self._state.add(self._ledger.append({**record, "rows": rows, "files": written, "again": True}))
         return not other
 
     def _check(self, unit: int, arrays: Mapping[str, np.ndarray], texts: Mapping[str, Sequence[Any]] | None, again: bool = False) -> int:

@@ -11,19 +11,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from reprlib import repr as repr_of
 from typing import IO, Any
 
 import numpy as np
 
 from codi_engine.core.errors import UserError
+from codi_engine.core.tensorfiles import regular, torch_content
 
 #: bytes copied at once
 BLOCK = 1 << 20
+#: dimensions of an array, as numpy has them; bytes of a chunk, which is unpacked as a whole
+_MOST_DIMS, _LARGEST_CHUNK = 64, 256 << 20
+#: containers in each other in a torch file, and values in all of them
+_DEEPEST, _MOST_LEAVES = 32, 100_000
 #: how many bytes one compressed byte can stand for (deflate's limit is 1032)
 RATIO = 1100
+#: what data are worth reading: codes of which one in a hundred is not zero shrink to a fiftieth; so many bytes are read of anything
+DENSE, ROOM = 200, 256 << 20
 #: bytes of decompressed chunks that h5py keeps, for rows that are wanted in another order than on disk
 H5_CACHE = 64 << 20
 UNPICKLE = "pickles can run any code when they are read; if you trust it, convert it: python tools/unpickle.py {}"
+#: bytes of a safetensors header
+_LARGEST_HEADER = 16 << 20
 _SAFETENSORS = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1",
@@ -151,8 +161,12 @@ class _Sliced(ForeignArray):
     def __init__(self, where: str, header: Header, path: Path, name: str) -> None:
         super().__init__(where, header)
         self._file = _h5(path)
-        data = self._file[name]
-        self._data = data.asstr() if header.dtype.kind == "O" else data
+        try:
+            data = self._file[name]
+            self._data = data.asstr() if header.dtype.kind == "O" else data
+        except Exception as error:  # as for its header
+            self._file.close()
+            raise UserError(f"{where}: cannot be read: {_short(error)}") from None
 
     def take(self, index: tuple[np.ndarray, ...]) -> np.ndarray:
         shape = self.header.shape
@@ -162,8 +176,8 @@ class _Sliced(ForeignArray):
             for begin, end in _runs(flat, shape[len(index) - 1]):
                 place = tuple(int(i[begin]) for i in index)
                 out[begin:end] = self._data[(*place[:-1], slice(place[-1], place[-1] + end - begin))]
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"{self.where}: cannot be read: {str(error).splitlines()[0]}") from None
+        except Exception as error:  # as for its header
+            raise UserError(f"{self.where}: cannot be read: {_short(error)}") from None
         return _native(out)
 
     def close(self) -> None:
@@ -203,6 +217,11 @@ def _skip(stream: IO[bytes], count: int) -> None:
         count -= len(block)
 
 
+def _short(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return (lines[0] if lines else type(error).__name__)[:100]
+
+
 def _native(values: np.ndarray) -> np.ndarray:
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
@@ -219,7 +238,8 @@ def _header(where: str, shape: Sequence[int], dtype: np.dtype[Any], kind: str, r
     """Return the header of an array after comparing what it claims with the bytes that there are."""
     claimed = math.prod(shape) * dtype.itemsize
     if claimed > room:
-        raise UserError(f"{where}: its header claims {claimed:,} bytes, the file has room for {room:,}; it is damaged")
+        shown = f"{claimed:,}" if claimed < 1 << 64 else f"{claimed.bit_length() // 8:,}-byte number of"
+        raise UserError(f"{where}: its header claims {shown} bytes, the file has room for {room:,}; it is damaged")
     problem = ""
     if dtype.kind not in "biufUSO" or (dtype.itemsize == 16 and dtype.kind == "f"):
         problem = f"values of type {kind} cannot be imported; convert them to float32"
@@ -236,15 +256,21 @@ def _npy(stream: IO[bytes], size: int, where: str, path: Path) -> Header:
         stream.seek(0)
         if length > BLOCK:
             raise ValueError(f"a header of {length:,} bytes")
+        text = stream.read(length + 10)
+        if not text[12:].isascii() or sum(text.count(bracket) for bracket in b"([{") > _MOST_DIMS:  # a parser of Python would fail in ways of its own
+            raise ValueError("its header is damaged")
+        stream.seek(0)
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(stream)
-    except (ValueError, EOFError, TypeError, SyntaxError, OverflowError) as error:
-        raise UserError(f"{where}: is no npy array: {str(error).splitlines()[0][:100]}") from None
+    except (zipfile.BadZipFile, OSError):
+        raise
+    except Exception as error:  # the header is a Python literal: its reader raises what a parser of Python raises
+        raise UserError(f"{where}: is no npy array: {_short(error)}") from None
     if dtype.hasobject:
         return Header(shape, dtype, "pickled objects", f"holds pickled objects, which are not read: {UNPICKLE.format(path)}")
-    if any(not isinstance(n, int) or n < 0 for n in shape):
-        raise UserError(f"{where}: its header claims the shape {shape}; it is damaged")
+    if len(shape) > _MOST_DIMS or any(not isinstance(n, int) or isinstance(n, bool) or not 0 <= n < 1 << 63 for n in shape):
+        raise UserError(f"{where}: its header claims the shape {repr_of(shape)}; it is damaged")
     return _header(where, shape, dtype, dtype.name, size - stream.tell(), stream.tell(), fortran)
 
 
@@ -257,8 +283,8 @@ def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(path) as archive:
             return {info.filename.removesuffix(".npy"): info for info in archive.infolist() if info.filename.endswith(".npy")}
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise UserError(f"{path}: is no npz file: {error}") from None
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise UserError(f"{path}: is no npz file: {_short(error)}") from None
 
 
 def _npz_headers(path: Path) -> dict[str, Header]:
@@ -273,14 +299,14 @@ def _npz_headers(path: Path) -> dict[str, Header]:
             try:
                 with archive.open(info) as stream:
                     out[name] = _npy(stream, info.file_size, where, path)
-            except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
-                raise UserError(f"{where}: cannot be read: {error}") from None
+            except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError) as error:
+                raise UserError(f"{where}: cannot be read: {_short(error)}") from None
     return out
 
 
 def _plausible(where: str, claimed: int, stored: int) -> None:
     """Refuse what no compressed data of that length can hold."""
-    if claimed > stored * RATIO + BLOCK:
+    if claimed > min(stored * RATIO + BLOCK, stored * DENSE + ROOM):
         raise UserError(f"{where}: claims {claimed:,} bytes in {stored:,} stored ones; it is damaged or made to exhaust memory")
 
 
@@ -302,14 +328,17 @@ def _safetensors_headers(path: Path) -> dict[str, Header]:
     out = {}
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if not 2 <= length <= min(size - 8, 100_000_000):
+        if not 2 <= length <= min(size - 8, _LARGEST_HEADER):
             raise UserError(f"{path}: is no safetensors file: its header would have {length:,} bytes")
         try:
             content = {k: v for k, v in json.loads(stream.read(length)).items() if k != "__metadata__"}
             described = {k: (str(v["dtype"]), [int(n) for n in v["shape"]], [int(n) for n in v["data_offsets"]]) for k, v in content.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
             raise UserError(f"{path}: is no safetensors file: its header is damaged") from None
-    for name, (kind, shape, (begin, end)) in described.items():
+    for name, (kind, shape, place) in described.items():
+        if len(shape) > _MOST_DIMS or len(place) != 2 or not all(0 <= n < 1 << 63 for n in shape):
+            raise UserError(f"{path}: {name[:80]}: its header claims the shape {repr_of(shape)}; it is damaged")
+        begin, end = place
         dtype = np.dtype(_SAFETENSORS.get(kind, "V1"))
         where = f"{path}: {name}"
         if not 0 <= begin <= end <= size - 8 - length or min(shape, default=1) < 0:
@@ -331,8 +360,8 @@ def _h5(path: Path) -> Any:
         raise UserError(f"{path}: reading HDF5 needs h5py: pip install 'codi-engine[h5]'") from None
     try:
         return h5py.File(path, "r", rdcc_nbytes=H5_CACHE)
-    except OSError as error:
-        raise UserError(f"{path}: is no HDF5 file: {str(error).splitlines()[0][:100]}") from None
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path}: is no HDF5 file: {_short(error)}") from None
 
 
 def _h5_headers(path: Path) -> dict[str, Header]:
@@ -347,6 +376,11 @@ def _h5_headers(path: Path) -> dict[str, Header]:
             dtype = np.dtype(object) if strings else item.dtype
             if not strings and dtype.hasobject:
                 dtype = np.dtype("V1")
+            chunk = math.prod(item.chunks or ()) * item.dtype.itemsize
+            if chunk > _LARGEST_CHUNK:
+                problem = f"its chunks of {chunk:,} bytes are too large to be read; write it again with smaller ones, for example with h5repack"
+                found[name] = Header(item.shape, dtype, str(item.dtype), problem)
+                return
             if item.external or item.is_virtual:
                 problem = "its values lie in other files; copy them into one file, for example with h5repack"
                 found[name] = Header(item.shape, dtype, str(item.dtype), problem)
@@ -354,7 +388,12 @@ def _h5_headers(path: Path) -> dict[str, Header]:
             _plausible(where, math.prod(item.shape) * item.dtype.itemsize, item.id.get_storage_size())
             found[name] = _header(where, item.shape, dtype, "text" if strings else str(item.dtype), 1 << 62)
 
-        file.visititems(visit)
+        try:
+            file.visititems(visit)
+        except UserError:
+            raise
+        except Exception as error:  # h5py turns what the library finds damaged into many types
+            raise UserError(f"{path}: is damaged: {_short(error)}") from None
     return found
 
 
@@ -364,37 +403,38 @@ def _h5_open(path: Path, name: str, header: Header) -> ForeignArray:
 
 def _torch_leaves(path: Path) -> dict[str, Any]:
     """Return dotted path → tensor (mapped) or numpy array made of a list of plain values."""
-    import pickle
-
-    import torch
-
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError:
-        raise UserError(f"{path}: holds more than tensors: {UNPICKLE.format(path)}") from None
-    except (RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
-        if "mmap" in str(error):
-            raise UserError(f"{path}: is in torch's old format; load it and save it again with torch.save") from None
-        raise UserError(f"{path}: cannot be read by torch: {str(error).splitlines()[0][:120]}") from None
+        content = torch_content(path, "import", mapped=True)
+    except UserError as error:
+        said = str(error).removeprefix("import: ").replace(f"'{path}'", f"{path}:", 1)
+        raise UserError(f"{said}: {UNPICKLE.format(path)}" if "more than tensors" in said else said) from None
     out: dict[str, Any] = {}
-    _flatten(content, "", out)
+    _flatten(content, "", out, [])
     return out
 
 
-def _flatten(value: Any, path: str, out: dict[str, Any]) -> None:
+def _flatten(value: Any, path: str, out: dict[str, Any], above: list[Any]) -> None:
     import torch
 
+    if len(above) > _DEEPEST or len(out) > _MOST_LEAVES:  # a container may hold itself, or another one a million times
+        raise UserError(f"{(path or '.')[:80]}: nested too deeply, or more than {_MOST_LEAVES:,} values; save a plain dictionary of tensors")
     if isinstance(value, torch.Tensor):
         out[path or "."] = value.detach()
     elif isinstance(value, dict):
         for key, item in value.items():
-            _flatten(item, f"{path}/{key}" if path else str(key), out)
+            _flatten(item, f"{path}/{key}" if path else str(key), out, [*above, value])
     elif isinstance(value, (list, tuple)) and value:
         if all(isinstance(v, (str, int, float)) for v in value):
-            out[path or "."] = np.asarray(value)
+            out[path or "."] = _plain(value)
         else:
             for number, item in enumerate(value):
-                _flatten(item, f"{path}/{number}" if path else str(number), out)
+                _flatten(item, f"{path}/{number}" if path else str(number), out, [*above, value])
+
+
+def _plain(values: Sequence[Any]) -> np.ndarray:
+    """Return plain values as an array; texts of very different lengths would take the longest one's room each."""
+    longest = max((len(v) for v in values if isinstance(v, str)), default=0)
+    return np.array(values, object) if longest * len(values) > BLOCK else np.asarray(values)
 
 
 def _torch_header(path: Path, name: str, value: Any) -> Header:
@@ -446,6 +486,7 @@ def headers(path: Path) -> dict[str, Header]:
     ------
     UserError: the file is damaged, claims more than it holds, or cannot be read without running code
     """
+    regular(path, "import")
     return _READERS[path.suffix.lower()][0](path)
 
 

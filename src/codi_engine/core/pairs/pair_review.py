@@ -156,16 +156,16 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
 def _problem(pair: Pair | None, row: dict[str, str], known: list[str]) -> str:
     """Say what is wrong with one line; empty when nothing is."""
     if pair is None:
-        return f"no pair '{row['pair_id']}'; {nearest(row['pair_id'], known)}"
+        return f"no pair '{row['pair_id'][:60]}'; {nearest(row['pair_id'][:60], known)}"
     decision = row["decision"].strip().lower()
     if decision not in _DECISIONS:
-        return f"decision '{row['decision']}' is none of approve, reject or nothing"
+        return f"decision '{row['decision'][:60]}' is none of approve, reject or nothing"
     for side in ("clean", "corrupted"):
         said = row[f"{side}_question"]
         if f"{side}_question" in row["_has"] and " ".join(said.split()) != " ".join(pair.question(side).split()):
             return f"the {side} question differs from the file's; questions are not changed here"
     if row["answer"].strip() and answer_of(row["answer"]) is None:
-        return f"answer '{row['answer']}' is no number"
+        return f"answer '{row['answer'][:60]}' is no number"
     trial = Pair(pair.place, {**pair.record, "corrupted": dict(pair.side("corrupted"))})
     if row["answer"].strip():
         set_answer(trial, row["answer"])

@@ -66,11 +66,9 @@ class Cells:
         return {field.name: _pandas_dtype(field.type) for field in whole if field.name != "slot"}
 
     def _table(self, unit: int) -> Any:
-        from codi_engine.store.texts import decode_texts
-
         file = text_file(unit)
         stated = self._store.committed[unit]["files"].get(file)
-        return None if stated is None else decode_texts(self._store.files.read(file, stated), str(self._store.path / file))
+        return None if stated is None else self._store.texts_of(unit)
 
     def slots_of(self, unit: int) -> np.ndarray:
         """Return the slots of a unit's finished cells."""

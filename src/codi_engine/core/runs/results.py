@@ -199,6 +199,8 @@ class Run:
         ------
         UserError: unknown condition, or conditions of different axes without a choice
         """
+        if "condition" not in self.cells:
+            raise UserError(f"{self.path}: has no finished cells")
         cells = self.cells[self.cells["condition"] != BASELINE]
         if condition is not None:
             known = list(cells["condition"].unique())
@@ -332,7 +334,9 @@ def _ranks(labels: Sequence[Any]) -> dict[int, int]:
 def _decoded(codes: pd.Series, labels: Sequence[Any]) -> pd.Series:
     import pandas as pd
 
-    values = [None if c < 0 else labels[c] for c in codes]
+    if len(codes) and codes.max() >= len(labels):
+        raise UserError(f"{codes.name}: a cell has the code {codes.max():.0f}, but there are {len(labels)} labels; get the run again from where it came from")
+    values = [labels[int(c)] if c >= 0 else None for c in codes]  # NaN where a unit did not write the axis
     if all(isinstance(v, int) and not isinstance(v, bool) for v in labels):
         return pd.Series(pd.array([pd.NA if v is None else v for v in values], dtype="Int64"), index=codes.index)
     if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in labels):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.errors import UserError, nearest
+from codi_engine.core.runs.parquet import read_table
 from codi_engine.core.runs.places import no_run
 from codi_engine.store.files import Facts, difference, facts, write_durably
 from codi_engine.store.layout import EXPERIMENT, LEDGER, RESULTS
@@ -66,15 +67,17 @@ class StoredResult:
         ------
         UserError: the analysis left no such table, or it is damaged
         """
-        import pandas as pd
-
         if name not in self.tables:
             raise UserError(f"{self.folder}: no table '{name}'; {nearest(name, self.tables)}")
         path = self.tables[name]
         problem = _problem(path, self.checksums.get(path.name))
         if problem:
             raise UserError(f"{path}: {problem}; {_again(self.folder)}")
-        return pd.read_parquet(path)
+        try:
+            frame: pd.DataFrame = read_table(path).to_pandas()
+        except ValueError as error:
+            raise UserError(f"{path}: cannot be read as a table: {str(error)[:120]}; {_again(self.folder)}") from None
+        return frame
 
     def is_of(self, digest: str) -> bool:
         """Return False when the run it was made of is known to have grown since (``digest``: of the run now)."""
@@ -121,14 +124,16 @@ def results_home(path: str | Path) -> Path:
 
 
 def _stored(folder: Path) -> StoredResult:
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    home = folder.parent.resolve()  # a link that leaves the results could show any file of this machine in a report
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and p.resolve().is_relative_to(home))
     known = _about_of(folder)
     tables = _ordered([p for p in files if p.suffix == ".parquet"], known.pop("tables", None))
     figures = _ordered([p for p in files if p.suffix == ".png"], known.pop("figures", None))
     known.pop("files", None)
     known.pop(_SUM, None)
     sums = known.pop(_SUMS, {})
-    summary = (folder / SUMMARY).read_text(encoding="utf-8").rstrip("\n") if (folder / SUMMARY).is_file() else ""
+    sums = sums if isinstance(sums, dict) else {}
+    summary = (folder / SUMMARY).read_text(encoding="utf-8", errors="replace").rstrip("\n") if folder / SUMMARY in files else ""
     further = {p.name: p for p in files if p.suffix not in (".parquet", ".png", ".svg") and p.name not in (ABOUT, SUMMARY)}
     return StoredResult(folder.name, folder, summary, known, tables, figures, further, sums)
 
@@ -139,9 +144,17 @@ def _about_of(folder: Path) -> dict[str, Any]:
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (ValueError, RecursionError):
         known = None
-    if not isinstance(known, dict):
+    if not isinstance(known, dict) or not _has_its_types(known):
         raise UserError(f"{path}: is damaged; run codi-engine analyze {folder.parent.parent} {folder.name}")
     return known
+
+
+def _has_its_types(known: Mapping[str, Any]) -> bool:
+    """Say whether lists are lists of names and the rest is what :func:`about` wrote."""
+    lists = all(isinstance(names := known.get(key, []), list) and all(isinstance(n, str) for n in names) for key in ("tables", "figures", "files"))
+    runs = known.get("runs", [])
+    mappings = all(isinstance(known.get(key, {}), dict) for key in ("options", "facts"))
+    return lists and mappings and isinstance(runs, list) and all(isinstance(run, dict) for run in runs)
 
 
 def _ordered(files: Sequence[Path], names: Sequence[str] | None) -> dict[str, Path]:

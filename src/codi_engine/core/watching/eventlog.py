@@ -83,6 +83,8 @@ def read_events(run: str | Path) -> list[dict[str, Any]]:
 
 
 def _events(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        return
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError:
@@ -90,7 +92,7 @@ def _events(path: Path) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(value, dict) and "event" in value:
             yield value

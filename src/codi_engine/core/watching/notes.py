@@ -74,6 +74,8 @@ def notes_of(run: str | Path) -> list[Note]:
     UserError: the file cannot be read
     """
     path = Path(run) / FILE
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is no regular file; remove it")
     try:
         text = path.read_bytes().decode("utf-8", "backslashreplace").replace("\r\n", "\n")
     except FileNotFoundError:

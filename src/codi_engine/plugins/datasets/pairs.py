@@ -91,7 +91,7 @@ def _flat(records: list[tuple[str, Record]], findings: Findings) -> list[tuple[s
     """One record per variant becomes one per pair."""
     pairs: dict[Any, tuple[str, Record, Record]] = {}
     for place, record in records:
-        if "pair_id" not in record or record.get("variant") not in SIDES:
+        if not isinstance(record.get("pair_id"), (str, int, float)) or record.get("variant") not in SIDES:
             raise UserError(f"{place}: needs pair_id and variant: clean|corrupted")
         _, _, sides = pairs.setdefault(identifier(record["pair_id"], "pair_id", place), (place, {"pair_id": record["pair_id"]}, {}))
         if record["variant"] in sides:

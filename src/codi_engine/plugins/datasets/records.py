@@ -12,8 +12,9 @@ from pydantic import Field
 
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.plugin import Data, Example, Options
-from codi_engine.core.recordfile import LARGEST_FILE, MOST, check_size, digest_of, lines, parse, read_json, said
+from codi_engine.core.recordfile import MOST, check_size, digest_of, lines, parse, read_json, said
 from codi_engine.core.rollout.sampling import generator
+from codi_engine.core.runs.parquet import read_table
 from codi_engine.core.runs.places import similar
 from codi_engine.core.textfile import opened
 
@@ -95,20 +96,13 @@ def _object(value: Any, place: str) -> tuple[str, Record]:
 
 
 def _parquet(file: Path) -> list[tuple[str, Record]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows: list[Record] = []
-    held = 0
     try:
         with opened(file) as stream:
-            for batch in pq.ParquetFile(stream).iter_batches(batch_size=1000):
-                rows += batch.to_pylist()
-                held += batch.nbytes
-                if held > LARGEST_FILE or len(rows) > MOST:  # a small file may hold a large one
-                    raise UserError(f"{file.name}: holds more than {LARGEST_FILE // 10**9} GB or {MOST:,} records; split it")
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{file.name}: not a Parquet file: {(str(error).splitlines() or ['damaged'])[0][:120]}; save it again, or as .jsonl") from None
+            rows = read_table(stream.read()).to_pylist()
+    except (OSError, ValueError) as error:  # texts that are not UTF-8 among them
+        raise UserError(f"{file.name}: not a Parquet file: {str(error)[:120]}; save it again, or as .jsonl") from None
+    if len(rows) > MOST:
+        raise UserError(f"{file.name}: holds more than {MOST:,} records; split it")
     return [(f"{file.name}[{i}]", row) for i, row in enumerate(rows)]
 
 

@@ -12,6 +12,7 @@ from pydantic import model_validator
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import Intervention, Options, Rows
 from codi_engine.core.rollout.sources import Sources
+from codi_engine.core.tensorfiles import numpy_arrays, regular, torch_content
 
 
 class SteerOptions(Options):
@@ -42,30 +43,33 @@ def read_vector(path: str) -> np.ndarray:
         raise UserError(f"steer: vector: no file '{path}'")
     try:
         arrays = _read_arrays(file)
+    except UserError:
+        raise
     except (ValueError, OSError, RuntimeError, KeyError, EOFError) as error:
         raise UserError(f"steer: vector: '{path}' cannot be read as {file.suffix or 'an array'}: {str(error)[:120]}") from None
     except Exception as error:  # torch and safetensors raise types of their own for files that are not theirs
         raise UserError(f"steer: vector: '{path}' is not a plain {file.suffix} file: {type(error).__name__}") from None
     if len(arrays) != 1:
         raise UserError(f"steer: vector: '{path}' holds {len(arrays)} arrays; exactly one is needed")
-    array = np.asarray(arrays[0], np.float32)
+    try:
+        array = np.asarray(arrays[0], np.float32)
+    except (ValueError, TypeError):
+        raise UserError(f"steer: vector: '{path}' holds no numbers") from None
     if not np.isfinite(array).all():
         raise UserError(f"steer: vector: '{path}' holds NaN or infinite values")
     return array
 
 
 def _read_arrays(file: Path) -> list[Any]:
-    if file.suffix == ".npy":
-        return [np.load(file, allow_pickle=False)]
-    if file.suffix == ".npz":
-        with np.load(file, allow_pickle=False) as archive:
-            return [archive[name] for name in archive.files]
+    if file.suffix in (".npy", ".npz"):
+        return list(numpy_arrays(file, "steer: vector").values())
     if file.suffix == ".safetensors":
         from safetensors.numpy import load_file
 
+        regular(file, "steer: vector")
         return list(load_file(file).values())
     if file.suffix in (".pt", ".pth", ".bin"):
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
+        loaded = torch_content(file, "steer: vector")
         tensors = loaded.values() if isinstance(loaded, dict) else [loaded]
         return [t.float().numpy() for t in tensors if isinstance(t, torch.Tensor)]
     raise ValueError("known endings: .npy, .npz, .safetensors, .pt")

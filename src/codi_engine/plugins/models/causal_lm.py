@@ -12,6 +12,7 @@ import torch
 from codi_engine.core.errors import UserError
 from codi_engine.core.model import ModelAdapter, ModelInfo
 from codi_engine.core.plugin import Model, Options
+from codi_engine.core.tensorfiles import check_torch
 from codi_engine.plugins.models.codi import Codi, CodiOptions
 from codi_engine.plugins.models.hf import DTYPES, describe, find, quiet, read_config, read_tokenizer, resolve_device, stop_ids, texts_of
 from codi_engine.plugins.models.weights import check_header, file_digest
@@ -85,8 +86,11 @@ class CausalLM(Model[CausalLMOptions]):
 
         options = self.options
         place = find(options.path, "model.path")
-        for file in sorted(Path(place).glob("*.safetensors")) if Path(place).is_dir() else ():
-            check_header(file, "model.path")
+        for file in sorted(Path(place).iterdir()) if Path(place).is_dir() else ():
+            if file.suffix == ".safetensors":
+                check_header(file, "model.path")
+            elif file.suffix in (".bin", ".pt", ".pth"):
+                check_torch(file, "model.path")
         with quiet():
             try:
                 network, loaded = AutoModelForCausalLM.from_pretrained(

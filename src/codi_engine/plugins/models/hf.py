@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from reprlib import repr as repr_of
 from typing import Any
 
 import torch
@@ -17,12 +18,19 @@ from codi_engine.core.errors import UserError
 from codi_engine.core.model import ModelInfo
 from codi_engine.core.rollout.devices import resolve_device as resolve_device
 from codi_engine.core.runs.places import similar
+from codi_engine.core.tensorfiles import check_folder, regular
 
 #: files beside the weights that decide what a model computes and how its text is read
 TEXTS = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
+#: bytes of a configuration; and sizes far above those of any model
+_LARGEST_CONFIG = 16 << 20
+_LARGEST = {
+    "num_hidden_layers": 1_000, "hidden_size": 1 << 20, "num_attention_heads": 1 << 16, "num_key_value_heads": 1 << 16, "head_dim": 1 << 16,
+    "vocab_size": 1 << 27, "intermediate_size": 1 << 24, "max_position_embeddings": 1 << 30, "num_local_experts": 1 << 12, "num_experts": 1 << 12,
+}  # fmt: skip
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -71,13 +79,33 @@ def read_config(name: str, where: str, trusted: bool = False, **kwargs: Any) -> 
     from transformers import AutoConfig
 
     place = find(name, where)
-    if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
-        raise UserError(f"{where}: '{name}' has no config.json; give the directory of a transformers model")
+    file = Path(place) / "config.json"
+    if Path(place).is_dir():
+        if not file.is_file():
+            raise UserError(f"{where}: '{name}' has no config.json; give the directory of a transformers model")
+        check_folder(Path(place), where)
+        if regular(file, where) > _LARGEST_CONFIG:
+            raise UserError(f"{where}: '{file}' is larger than any configuration ({_LARGEST_CONFIG >> 20} MB)")
     with quiet():
         try:
-            return AutoConfig.from_pretrained(place, trust_remote_code=trusted, **kwargs)  # left out, transformers would ask on the terminal
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            config = AutoConfig.from_pretrained(place, trust_remote_code=trusted, **kwargs)  # left out, transformers would ask on the terminal
+        except Exception as error:  # the classes of configurations raise many types for values that are not theirs
             raise UserError(_own_code(name, where, error) or _not_found(name, place, where, error)) from None
+    _check_sizes(config, name, where)
+    return config
+
+
+def _check_sizes(config: Any, name: str, where: str) -> None:
+    """Refuse a model of sizes that none has: even without weights its modules would be made one by one."""
+    for key, most in _LARGEST.items():
+        value = getattr(config, key, None)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise UserError(f"{where}: '{name}': its config.json says {key}: {repr_of(value)}; it must be a whole number from 1 to {most:,}")
+    missing = next((key for key in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size") if getattr(config, key, None) is None), None)
+    if missing:
+        raise UserError(f"{where}: '{name}': its config.json has no {missing}; give the directory of a causal language model")
 
 
 def _not_found(name: str, place: str, where: str, error: Exception) -> str:
@@ -101,6 +129,8 @@ def read_tokenizer(name: str, where: str, trusted: bool = False, **kwargs: Any) 
     from transformers import AutoTokenizer
 
     place = find(name, where)
+    if Path(place).is_dir():
+        check_folder(Path(place), f"{where} (tokenizer)")
     with quiet():
         try:
             return AutoTokenizer.from_pretrained(place, trust_remote_code=trusted, **kwargs)
@@ -113,13 +143,16 @@ def empty_network(config: Any) -> nn.Module:
     """Build a causal LM without memory for its parameters; buffers that no checkpoint holds are computed."""
     from transformers import AutoModelForCausalLM
 
-    with quiet(), torch.device("meta"):
-        trusted = type(config).__module__.startswith("transformers_modules")  # then its code was run by the user's wish already
-        network: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
-    for name, module in list(network.named_modules()):
-        if name.rsplit(".", 1)[-1] == "rotary_emb":
-            parent = network.get_submodule(name.rpartition(".")[0])
-            parent.rotary_emb = type(module)(config=config)
+    try:
+        with quiet(), torch.device("meta"):
+            trusted = type(config).__module__.startswith("transformers_modules")  # then its code was run by the user's wish already
+            network: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+        for name, module in list(network.named_modules()):
+            if name.rsplit(".", 1)[-1] == "rotary_emb":
+                parent = network.get_submodule(name.rpartition(".")[0])
+                parent.rotary_emb = type(module)(config=config)
+    except Exception as error:  # every model's constructor raises its own types where its configuration contradicts itself
+        raise UserError(f"model: its config.json does not describe a model that can be made: {type(error).__name__}: {_short(error)}") from None
     return network
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 
 from codi_engine.core.errors import UserError
+from codi_engine.core.tensorfiles import regular, torch_content
 
 NAMES = ("model.safetensors", "pytorch_model.bin")
-_LARGEST_HEADER = 100_000_000
+#: bytes; a hundred for each tensor are usual
+_LARGEST_HEADER = 16 << 20
 
 
 def weight_file(checkpoint: str, where: str, download: Callable[[str, str], str | None]) -> Path:
@@ -40,15 +42,11 @@ def read_weights(path: Path, where: str) -> dict[str, torch.Tensor]:
     ------
     UserError: truncated, empty, not a checkpoint, or a pickle that holds more than tensors
     """
-    if path.stat().st_size == 0:
+    if regular(path, where) == 0:
         raise UserError(f"{where}: '{path}' is empty")
     if path.suffix == ".safetensors":
         return _read_safetensors(path, where)
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for damaged files; none of them may reach the user raw
-        reason = "it holds more than tensors, and is not loaded" if "weights_only" in str(error).lower() else "it is damaged or no checkpoint"
-        raise UserError(f"{where}: '{path}' cannot be read: {reason}") from None
+    loaded = torch_content(path, where)
     tensors = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(v, torch.Tensor) for v in tensors.values()):
         raise UserError(f"{where}: '{path}' is no state dict of tensors")
@@ -69,7 +67,7 @@ def _read_safetensors(path: Path, where: str) -> dict[str, torch.Tensor]:
 
 def check_header(path: Path, where: str) -> Mapping[str, object]:
     """Return a safetensors header after checking its size and that the file is as long as it says."""
-    size = path.stat().st_size
+    size = regular(path, where)
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
@@ -78,7 +76,7 @@ def check_header(path: Path, where: str) -> Mapping[str, object]:
         try:
             header = json.loads(file.read(length))
             ends = [int(v["data_offsets"][1]) for k, v in header.items() if k != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
             raise UserError(f"{where}: '{path}' is not a safetensors file") from None
     if 8 + length + max(ends, default=0) != size:
         raise UserError(f"{where}: '{path}' is truncated: {size:,} bytes of {8 + length + max(ends, default=0):,}")

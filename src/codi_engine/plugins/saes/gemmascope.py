@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import SaeFormat
 from codi_engine.core.sae import SAE
+from codi_engine.core.tensorfiles import numpy_arrays
 from codi_engine.plugins.saes.reading import Tensors, audit
 
 WEIGHTS = "params.npz"
@@ -48,10 +48,9 @@ def _file(path: Path) -> Path:
 
 def _arrays(file: Path) -> Tensors:
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(np.asarray(arrays[name], np.float32)) for name in arrays.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"sae: '{file}' is truncated or no .npz of arrays: {str(error)[:120]}") from None
+        return {name: torch.from_numpy(np.asarray(values, np.float32)) for name, values in numpy_arrays(file, "sae").items()}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"sae: '{file}' holds more than numbers: {str(error)[:120]}") from None
 
 
 def _site(file: Path) -> str | None:

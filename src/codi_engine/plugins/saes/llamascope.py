@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as repr_of
 from typing import Any
 
 import torch
@@ -12,7 +13,21 @@ import torch
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.plugin import SaeFormat
 from codi_engine.core.sae import SAE, Activation, Norm
-from codi_engine.plugins.saes.reading import Tensors, audit, flag, names_in, number, peek, read_config, read_pickled, read_tensors, site_of, stated
+from codi_engine.plugins.saes.reading import (
+    Tensors,
+    audit,
+    flag,
+    names_in,
+    number,
+    one_number,
+    peek,
+    read_config,
+    read_pickled,
+    read_tensors,
+    site_of,
+    stated,
+    whole,
+)
 
 _NORM = "dataset_average_activation_norm"
 _ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "jumprelu": "jumprelu", "topk": "topk"}
@@ -34,7 +49,7 @@ def _build(name: str, path: Path, config: Mapping[str, Any], where: Path, tensor
     """Return the autoencoder of either layout: linear layers (out × in) or matrices (in × out)."""
     _refuse(config, where)
     tensors = dict(tensors)
-    norms = {key.removeprefix(f"{_NORM}."): float(tensors.pop(key)) for key in list(tensors) if key.startswith(f"{_NORM}.")}
+    norms = {key.removeprefix(f"{_NORM}."): one_number(tensors.pop(key), key, path) for key in list(tensors) if key.startswith(f"{_NORM}.")}
     log_threshold = next((tensors.pop(key) for key in _PER_FEATURE if key in tensors), None)
     names = _OLD if "encoder.weight" in tensors else _NEW
     has_bias, has_glu = flag(config, "use_decoder_bias", where, True), flag(config, "use_glu_encoder", where, False)
@@ -53,7 +68,7 @@ def _build(name: str, path: Path, config: Mapping[str, Any], where: Path, tensor
     subtracts = bool((bias != 0).any()) and _subtracts(config, where, names is _OLD)
     return SAE(
         format=name, path=str(path), w_enc=part["E"] * into, b_enc=part["bE"], w_dec=part["D"] / out, b_dec=bias / out, activation=activation,
-        k=int(number(config, "top_k", where)) if activation == "topk" else None,
+        k=whole(config, "top_k", where) if activation == "topk" else None,
         threshold=_threshold(config, where, log_threshold, features) if activation == "jumprelu" else None,
         gauge=part["D"].norm(dim=1) if flag(config, "sparsity_include_decoder_norm", where, True) else None,
         glu=part["G"] * into if has_glu else None, glu_bias=part.get("bG"), center=bias / into if subtracts else None,
@@ -64,7 +79,7 @@ def _build(name: str, path: Path, config: Mapping[str, Any], where: Path, tensor
 def _refuse(config: Mapping[str, Any], where: Path) -> None:
     kind = config.get("sae_type", "sae")
     if kind != "sae":
-        raise UserError(f"sae: '{where}': sae_type is {kind!r}; only plain autoencoders ('sae') are read")
+        raise UserError(f"sae: '{where}': sae_type is {repr_of(kind)}; only plain autoencoders ('sae') are read")
     into, out = config.get("hook_point_in"), config.get("hook_point_out")
     if out is not None and into != out:
         raise UserError(f"sae: '{where}': reads {into} and writes {out}: a transcoder, not an autoencoder")
@@ -74,7 +89,7 @@ def _activation(config: Mapping[str, Any], where: Path) -> Activation:
     given = str(config.get("act_fn", "(none)")).lower()
     if given not in _ACTIVATIONS:
         why = "; its codes depend on the batch" if given == "batchtopk" else f"; {nearest(given, _ACTIVATIONS)}"
-        raise UserError(f"sae: '{where}': unknown activation act_fn {given!r}{why}")
+        raise UserError(f"sae: '{where}': unknown activation act_fn {repr_of(given)}{why}")
     return _ACTIVATIONS[given]
 
 
@@ -98,19 +113,22 @@ def _threshold(config: Mapping[str, Any], where: Path, log_threshold: torch.Tens
 def _normalisation(config: Mapping[str, Any], where: Path, norms: Mapping[str, float], width: int) -> tuple[Norm, float, float]:
     """Return the normalisation of every state, and the fixed scales of input and output."""
     given = config.get("norm_activation")
-    if given not in _NORMS:
+    if not isinstance(given, str) or given not in _NORMS:
         why = "it depends on the batch" if given == "batch-wise" else f"known: {', '.join(_NORMS)}"
-        raise UserError(f"sae: '{where}': unknown normalisation norm_activation {given!r}; {why}")
+        raise UserError(f"sae: '{where}': unknown normalisation norm_activation {repr_of(given)}; {why}")
     if given == "token-wise":
         return "rescale", 1.0, 1.0
     if given != "dataset-wise":
         return "none", 1.0, 1.0
-    known = {**norms, **(config.get(_NORM) or {})}
+    given_norms = config.get(_NORM) or {}
+    if not isinstance(given_norms, Mapping):
+        raise UserError(f"sae: '{where}': {_NORM} must be an object; it is {repr_of(given_norms)}")
+    known = {**norms, **given_norms}
     found = []
     for side in ("in", "out"):
         hook = config.get(f"hook_point_{side}", config.get("hook_point_in"))
         value = known.get(side, known.get(str(hook)))
-        if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
             raise UserError(f"sae: '{where}': dataset-wise normalisation without {_NORM} of '{side}' ({hook})")
         found.append(float(width) ** 0.5 / float(value))
     return "none", found[0], found[1]

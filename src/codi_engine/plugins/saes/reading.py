@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from reprlib import repr as repr_of
 from typing import Any
 
 import torch
 
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.sites import parse_site
+from codi_engine.core.tensorfiles import regular, torch_content
 from codi_engine.plugins.models.weights import check_header, read_weights
 
 Tensors = dict[str, torch.Tensor]
+_LARGEST_CONFIG = 16 << 20
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """Return a JSON object."""
+    if regular(path, "sae") > _LARGEST_CONFIG:
+        raise UserError(f"sae: '{path}' is larger than any configuration ({_LARGEST_CONFIG >> 20} MB)")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -63,16 +68,34 @@ def number(config: Mapping[str, Any], key: str, path: Path, default: float | Non
     """Return a number of the configuration."""
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        hint = f"it is {value!r}" if key in config else f"it is missing; {nearest(key, config)}"
+        hint = f"it is {repr_of(value)}" if key in config else f"it is missing; {nearest(key, config)}"
         raise UserError(f"sae: '{path}': {key} must be a number; {hint}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise UserError(f"sae: '{path}': {key} is too large a number") from None
+
+
+def whole(config: Mapping[str, Any], key: str, path: Path) -> int:
+    """Return a whole number of the configuration."""
+    value = number(config, key, path)
+    if not value.is_integer():
+        raise UserError(f"sae: '{path}': {key} must be a whole number; it is {value}")
+    return int(value)
+
+
+def one_number(tensor: torch.Tensor, name: str, path: Path) -> float:
+    """Return the number that a tensor holds."""
+    if tensor.numel() != 1:
+        raise UserError(f"sae: '{path}': {name} must be one number; it has {tensor.numel():,}")
+    return float(tensor)
 
 
 def flag(config: Mapping[str, Any], key: str, path: Path, default: bool) -> bool:
     """Return a yes or no of the configuration."""
     value = config.get(key, default)
     if not isinstance(value, bool):
-        raise UserError(f"sae: '{path}': {key} must be true or false; it is {value!r}")
+        raise UserError(f"sae: '{path}': {key} must be true or false; it is {repr_of(value)}")
     return value
 
 
@@ -80,7 +103,7 @@ def stated(config: Mapping[str, Any], path: Path, shape: tuple[int, int], width:
     """Refuse weights whose width or number of features is not what the configuration says (where it says it)."""
     for key, have in ((width, shape[0]), (features, shape[1])):
         if config.get(key) is not None and config[key] != have:
-            raise UserError(f"sae: '{path}': {key} is {config[key]}, but the weights have {have}")
+            raise UserError(f"sae: '{path}': {key} is {repr_of(config[key])}, but the weights have {have}")
 
 
 def site_of(hook: Any) -> str | None:
@@ -101,12 +124,7 @@ def load_pickled(path: Path) -> Any:
     ------
     UserError: damaged, or a pickle that names any other class or function (it is not loaded)
     """
-    try:
-        with torch.serialization.safe_globals(_numbers_of_numpy()):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for damaged files; none of them may reach the user raw
-        reason = "it holds more than tensors and numbers, and is not loaded" if "weights_only" in str(error).lower() else "it is damaged or no torch file"
-        raise UserError(f"sae: '{path}' cannot be read: {reason}") from None
+    return torch_content(path, "sae", _numbers_of_numpy())
 
 
 def read_pickled(path: Path, key: str) -> Tensors:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
+from reprlib import repr as repr_of
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.plugin import SaeFormat
 from codi_engine.core.sae import SAE, Norm
-from codi_engine.plugins.saes.reading import Tensors, audit, flag, names_in, number, peek, read_config, read_tensors, site_of, stated
+from codi_engine.plugins.saes.reading import Tensors, audit, flag, names_in, peek, read_config, read_tensors, site_of, stated, whole
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 _NORMS: dict[Any, Norm] = {
@@ -81,19 +81,16 @@ def _architecture(config: Mapping[str, Any], where: Path) -> str:
     activation = config.get("activation_fn_str", config.get("activation_fn", "relu" if kind == "standard" else None))
     if kind == "standard" and activation == "topk":
         kind = "topk"
-    if kind not in _NEEDED:
-        raise UserError(f"sae: '{where}': unknown architecture {kind!r}; {nearest(str(kind), _NEEDED)}")
+    if not isinstance(kind, str) or kind not in _NEEDED:
+        raise UserError(f"sae: '{where}': unknown architecture {repr_of(kind)}; {nearest(str(kind), _NEEDED)}")
     if kind == "standard" and activation != "relu":
-        raise UserError(f"sae: '{where}': unknown activation {activation!r}; a standard autoencoder has relu or topk")
+        raise UserError(f"sae: '{where}': unknown activation {repr_of(activation)}; a standard autoencoder has relu or topk")
     return str(kind)
 
 
 def _k(config: Mapping[str, Any], where: Path) -> int:
     given = config.get("activation_fn_kwargs")
-    value = number({**(given if isinstance(given, Mapping) else {}), **config}, "k", where)
-    if value != int(value):
-        raise UserError(f"sae: '{where}': k must be a whole number; it is {value}")
-    return int(value)
+    return whole({**(given if isinstance(given, Mapping) else {}), **config}, "k", where)
 
 
 def _hook(config: Mapping[str, Any]) -> Any:
@@ -117,12 +114,13 @@ def _normalisation(config: Mapping[str, Any], path: Path) -> tuple[Norm, float]:
     stated_norm = config.get("normalize_activations", "none")
     if not isinstance(stated_norm, (str, bool, type(None))) or stated_norm not in _NORMS:
         raise UserError(
-            f"sae: '{path / CONFIG}': unknown normalize_activations {stated_norm!r}; {nearest(str(stated_norm), [n for n in _NORMS if isinstance(n, str)])}"
+            f"sae: '{path / CONFIG}': unknown normalize_activations {repr_of(stated_norm)}; "
+            f"{nearest(str(stated_norm)[:60], [n for n in _NORMS if isinstance(n, str)])}"
         )
     factor = peek(path / SCALER).get("scaling_factor", config.get("scaling_factor"))
     if stated_norm not in _SCALED:
         return _NORMS[stated_norm], 1.0
-    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < 1e30:
         raise UserError(
             f"sae: '{path}': normalize_activations is expected_average_only_in, and neither {SCALER} nor cfg.json states its scaling_factor.\n"
             "Write it there, or fold it into the weights with SAELens and save them again."

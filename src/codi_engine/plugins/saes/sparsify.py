@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from reprlib import repr as repr_of
 
 import torch
 
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import SaeFormat
 from codi_engine.core.sae import SAE
-from codi_engine.plugins.saes.reading import Tensors, flag, number, read_config, read_tensors, stated
+from codi_engine.plugins.saes.reading import Tensors, flag, read_config, read_tensors, stated, whole
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 _ENCODER, _DECODER = ("encoder.weight", "W_enc"), ("W_dec", "decoder.weight")
@@ -35,7 +36,7 @@ class Sparsify(SaeFormat):
             raise UserError(f"sae: '{path}' is a transcoder (transcode, skip_connection or W_skip), not an autoencoder")
         activation = config.get("activation", "topk")
         if activation != "topk":
-            raise UserError(f"sae: '{where}': unknown activation {activation!r}; topk is read")
+            raise UserError(f"sae: '{where}': unknown activation {repr_of(activation)}; topk is read")
         parts = [_one(tensors, names, file) for names in (_ENCODER, _ENCODER_BIAS, _DECODER, _DECODER_BIAS)]
         if tensors:
             raise UserError(f"sae: '{file}': unexpected tensors: {', '.join(sorted(tensors)[:8])}")
@@ -45,7 +46,7 @@ class Sparsify(SaeFormat):
         return SAE(
             format=self.name, path=str(path), w_enc=_oriented(encoder, (width, features), "encoder", file), b_enc=encoder_bias,
             w_dec=_oriented(decoder, (features, width), "decoder", file), b_dec=decoder_bias, center=decoder_bias,
-            activation="abs_topk" if flag(config, "signed", where, False) else "topk", k=int(number(config, "k", where)), site=_site(path),
+            activation="abs_topk" if flag(config, "signed", where, False) else "topk", k=whole(config, "k", where), site=_site(path),
         )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import torch
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import SaeFormat
 from codi_engine.core.sae import SAE
-from codi_engine.plugins.saes.reading import Tensors, audit, load_pickled, number, stated
+from codi_engine.plugins.saes.reading import Tensors, audit, load_pickled, stated, whole
 
 _LINEAR = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
 _DECODER = ("decoder.weight", "decoder.bias")
@@ -47,7 +47,7 @@ def _linear(name: str, path: Path, tensors: Tensors, config: Mapping[str, Any]) 
     decoder = tensors["decoder.weight"].float().T
     stated(config, path, (decoder.shape[-1], decoder.shape[0]), "input_dim", "n_features" if "n_features" in config else "latent_dim")
     in_name = re.search(r"_k(\d+)(?:_|$)", path.stem)
-    k = int(number(config, "k", path)) if "k" in config else int(in_name[1]) if in_name else None
+    k = whole(config, "k", path) if "k" in config else int(in_name[1]) if in_name else None
     return SAE(
         format=name, path=str(path), w_enc=tensors["encoder.weight"].T, b_enc=tensors["encoder.bias"], w_dec=decoder, b_dec=tensors["decoder.bias"],
         activation="relu" if k is None else "abs_topk", k=k, site=_site(config),
@@ -73,7 +73,7 @@ def _finest(config: Mapping[str, Any], path: Path, features: int) -> int:
         if key in config:
             value = config[key]
             last = value[-1] if isinstance(value, (list, tuple)) and value else value
-            return int(number({key: last}, key, path))
+            return whole({key: last}, key, path)
     if features == _LEVELS[-1]:
         return _KEPT[-1]
     raise UserError(f"sae: '{path}': a Matryoshka autoencoder of {features} features without k in its config")
