@@ -188,7 +188,7 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(run: Run, tmp_pat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(exportfiles, "write_rows", broken)
-    with pytest.raises(UserError, match="No space left"):
+    with pytest.raises(UserError, match="the disk is full; free space"):
         export(run, "csv", target, force=True)
     assert target.read_text() == "mine"
     assert [p.name for p in tmp_path.iterdir()] == ["cells.csv"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,15 @@ def test_another_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     lines = [{"question": "there are 3 apples", "answer": 3}, {"question": "there are 4 pears", "answer": 4}]
     data = {"plugin": "problems", "path": str(write_lines(tmp_path / "p.jsonl", lines))}
-    model = {"plugin": "causal_lm", "path": str(tiny_gpt2), "device": "cpu"}
+    shutil.copytree(tiny_gpt2, "model")
+    model = {"plugin": "causal_lm", "path": "model", "device": "cpu"}
     value = {"name": "t", "model": model, "data": data, "metrics": ["accuracy"], "generate": {"max_new_tokens": 2}}
     run = run_experiment(Experiment.from_dict(value)).open()
     assert reload_model(run).digest == run.provenance["model_digest"]
     stated = json.loads((run.path / "provenance.json").read_text())
+    shutil.rmtree("model")
     (tmp_path / "other").mkdir()
-    other = tiny.tiny_causal_lm(tmp_path / "other", "gpt2", seed=5)
-    (run.path / "experiment.yaml").write_text((run.path / "experiment.yaml").read_text().replace(str(tiny_gpt2), str(other)))
+    tiny.tiny_causal_lm(tmp_path / "other", "gpt2", seed=5).rename("model")
     with pytest.raises(UserError, match=rf"other model files \(sha256 {stated['model_digest'][:12]} then"):
         reload_model(run)
     write_lines(tmp_path / "p.jsonl", [{**lines[0], "answer": 5}, lines[1]])

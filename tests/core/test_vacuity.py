@@ -149,7 +149,7 @@ def test_cumulative_is_three_things(demo: Maker, tmp_path: Path) -> None:
 
 VACUOUS: list[tuple[dict[str, Any], str]] = [
     (
-        {"a": {"intervention": patch()}, "b": {"intervention": patch(step="all")}, "sweep": {"step": [2]}},
+        {"a": {"intervention": patch()}, "b": {"intervention": patch(step=2), "sweep": {}}, "sweep": {"step": [2]}},
         "conditions 'a' and 'b' are the same computation",
     ),
     (

@@ -362,6 +362,8 @@ def main(arguments: list[str] | None = None) -> int:
     0; 1 for a defect, of a plugin too; 2 for the user's mistakes; 3 for a failed check; 4 when a run paused because the disk is
     nearly full; 130 when interrupted, 143 by SIGTERM, 129 by SIGHUP.
     """
+    from codi_engine.core.errors import of_the_machine
+
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     try:
@@ -377,6 +379,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _stopped(error.__context__, given)  # click could not write to a terminal that is gone
         if debug:
             raise
+        error = of_the_machine(error) or error
         code = _code(error)
         if code is not None:
             _say(_said(error) if code == PAUSED else f"error: {_said(error)}")

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from codi_engine.core.errors import CodiEngineError, PluginError
+from codi_engine.core.errors import CodiEngineError, PluginError, of_the_machine
 from codi_engine.store.errors import StoreError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def wrong(plugin: Any, method: str, what: str, defect: bool = True) -> PluginErr
 
 
 class calling(AbstractContextManager[None]):
-    """Turn what the plugin's own code raises into a PluginError; messages to the user and lack of memory pass as they are.
+    """Turn what the plugin's own code raises into a PluginError; messages to the user, lack of memory and a full disk pass as they are.
 
     sys.exit() in a plugin is its failure too: it must not end a run as if that were finished.
 
@@ -58,7 +58,7 @@ class calling(AbstractContextManager[None]):
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None or not isinstance(error, (Exception, SystemExit)) or isinstance(error, (CodiEngineError, StoreError)) or _out_of_memory(error):
+        if error is None or not isinstance(error, (Exception, SystemExit)) or isinstance(error, (CodiEngineError, StoreError)) or of_the_machine(error):
             return
         said = " ".join(str(error).split())
         what = f"{type(error).__name__}: {said[:300]}" if said else type(error).__name__
@@ -80,10 +80,3 @@ def _place(plugin: Any, error: BaseException) -> str:
         if module.partition(".")[0] == package and module != __name__ and not module.startswith("codi_engine.core"):
             return f", {Path(frame.f_code.co_filename).name}:{line}"
     return ""
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Batches are halved where memory is out: that is nobody's defect."""
-    from codi_engine.core.rollout.memory import out_of_memory
-
-    return out_of_memory(error)

@@ -17,8 +17,12 @@ The store, which knows nothing of the core, has errors of its own: ``codi_engine
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+
+from codi_engine.store.errors import meaning
 
 
 class CodiEngineError(Exception):
@@ -89,6 +93,36 @@ def said_of(source: str) -> Iterator[None]:
         if str(error).startswith(f"{source}:"):
             raise
         raise type(error)(f"{source}: {error}") from None
+
+
+def of_the_machine(error: BaseException) -> UserError | None:
+    """Return what an error says to the user that is a state of the machine and nobody's defect; None for all others.
+
+    A full or read-only disk, a limit on files or their size, a failing disk, memory that is used up: wherever it was noticed.
+    """
+    if isinstance(error, OSError):
+        where = Path(str(error.filename)) if error.filename else None
+        known = meaning(error, where)
+        if isinstance(error, PermissionError) and where is not None:
+            known = (str(error.strerror), "give the command access to it, or choose another directory")
+        return None if known is None else UserError(f"{'' if where is None else f'{where}: '}{known[0]}; what is committed stays: {known[1]}")
+    if _without_memory(error):
+        return UserError("memory is used up; what is committed stays: free some, or lower memory: or batch_size:, and repeat the command")
+    return None
+
+
+#: what Python, oneDNN and C++ say when they get no memory
+_WITHOUT_MEMORY = ("can't start new thread", "could not create a primitive", "bad_alloc")
+
+
+def _without_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(words in str(error) for words in _WITHOUT_MEMORY)):
+        return True
+    if "torch" not in sys.modules:
+        return False
+    from codi_engine.core.rollout.memory import out_of_memory
+
+    return out_of_memory(error)
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -70,6 +70,8 @@ def write_markdown(run: Run, path: str | Path | None = None) -> Path:
         raise UserError(f"{target}: is a directory; give a file, such as -o {target / FILE}")
     if path is None:
         check_contained(run.path, target)
+    if not target.absolute().parent.is_dir():
+        raise UserError(f"{target}: cannot be written: its folder is not there; make it, or choose another place with -o")
     page = markdown(run, target.absolute().parent).encode("utf-8", "backslashreplace")
     with whole_file(target, force=True) as part:
         part.write_bytes(page)

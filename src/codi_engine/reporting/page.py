@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codi_engine.core.errors import UserError
+from codi_engine.core.runs.whole import whole_file
 from codi_engine.reporting import cards, film
 from codi_engine.reporting.facts import Facts
 from codi_engine.reporting.safe import policy
@@ -42,9 +41,10 @@ def report(run: str | Path | Run, output: str | Path | None = None) -> Path:
         raise UserError(f"{path}: is a directory; give a file, such as -o {path / FILE}")
     text = render_page(opened)
     try:
-        _write(path, text)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}; choose another place with -o FILE") from None
+        with whole_file(path, force=True) as part:
+            part.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+    except UserError as error:
+        raise UserError(f"{error}; or choose another place with -o FILE") from None
     return path
 
 
@@ -60,22 +60,6 @@ def open_one(path: str | Path) -> Run:
         shown = ", ".join(below[:6]) + (", …" if len(below) > 6 else "")
         raise UserError(f"{root}: holds the runs {shown}; a report is of one of them: codi-engine report {root / below[0]}")
     return open_run(root)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write the whole file or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".report-", suffix=".html")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-            file.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException:  # an interruption too must leave no half of a report
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def render_page(run: Run) -> str:

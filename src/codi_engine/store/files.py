@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -69,6 +70,8 @@ class Batch:
     def _make(self, folder: Path) -> None:
         missing = []
         while not folder.is_dir():
+            if folder == self.root:  # it was there when the run was opened: it is not made again with half of a run in it
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
             missing.append(folder)
             folder = folder.parent
         for new in reversed(missing):

@@ -233,7 +233,7 @@ class Ledger:
         """
         body = canonical(record)
         line, chain = _line(self._chain, body)
-        new = not self.path.exists()
+        new = not self._size  # one that has vanished since is not begun anew: opening it fails
         with self.path.open("w+b" if new else "r+b") as file:
             try:
                 file.truncate(self._size)

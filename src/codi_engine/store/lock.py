@@ -124,11 +124,13 @@ class RunLock:
             raise StoreError(f"{self.path}: was removed or replaced while the run was being written; this process stops, what is committed stays")
 
     def release(self) -> None:
-        """Remove the file, then give the lock up."""
+        """Remove the file, then give the lock up; where the disk refuses, the file stays, and nobody holds it."""
         if self._descriptor < 0:
             return
-        if sys.platform != "win32" and _same_file(self._descriptor, self.path):
-            self.path.unlink(missing_ok=True)
+        if sys.platform != "win32":
+            with contextlib.suppress(OSError):  # a disk that was read-only meanwhile
+                if _same_file(self._descriptor, self.path):
+                    self.path.unlink(missing_ok=True)
         self._drop()
         if sys.platform == "win32":
             with contextlib.suppress(OSError):  # another process has opened it meanwhile and will use it

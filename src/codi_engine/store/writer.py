@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 
 from codi_engine.store.codec import encode, parts
 from codi_engine.store.contained import check_contained
-from codi_engine.store.errors import IdentityMismatch, StoreError, refused
+from codi_engine.store.errors import IdentityMismatch, StoreError, refused, vanished
 from codi_engine.store.files import Batch, CheckedFiles, clean_partials, difference, facts, read_file
 from codi_engine.store.layout import COPIES, LEDGER, LOCK, ArraySpec, text_file
 from codi_engine.store.ledger import Ledger, canonical, sync_directory
@@ -178,9 +179,9 @@ class RunWriter:
         ------
         StoreError: an array is declared otherwise than before, or the disk refuses
         """
+        self._present()
         if units < 0:
             raise StoreError(f"units must not be negative; got {units}")
-        self._lock.check()
         plan = self._state.plan_record(record, units, specs, labels, self.experiment)
         try:
             if self._ledger.empty:
@@ -190,6 +191,7 @@ class RunWriter:
                     "unit_cells": self.unit_cells,
                     "identity": self._state.identity,
                 }
+                _sync_above(self.path, self._made)
                 self._ledger.append(head)
             self._state.add(self._ledger.append(plan))
             self._mend()
@@ -235,7 +237,7 @@ class RunWriter:
         ------
         StoreError: an undeclared array, a wrong shape or type, a committed unit, or no space (what is committed stays)
         """
-        self._lock.check()
+        self._present()
         rows = self._check(unit, arrays, texts)
         batch = Batch(self.path, self._pool, _LANES)
         try:
@@ -247,8 +249,9 @@ class RunWriter:
             record = {"kind": "unit", "unit": unit, "stage": stage, "rows": rows, "files": batch.finish()}
             record = self._ledger.append({**record, "note": dict(note)} if note else record)
         except OSError as error:
+            problem = refused(self.path, error)  # before there is room again
             batch.discard()
-            raise refused(self.path, error) from None
+            raise problem from None
         except StoreError:
             batch.discard()
             raise
@@ -271,6 +274,7 @@ class RunWriter:
         ------
         StoreError: they are not, and ``replace`` is not given; nothing was written
         """
+        self._present()
         record = self.committed[unit]
         stated = record["files"]
         rows = self._check(unit, arrays, texts, again=True)
@@ -292,6 +296,12 @@ class RunWriter:
         if other:
             self._state.add(self._ledger.append({**record, "rows": rows, "files": written, "again": True}))
         return not other
+
+    def _present(self) -> None:
+        """Refuse to write where the run no longer is, or where another process may write: half a run must not come into being in its place."""
+        if not self.path.is_dir() or not (self._ledger.empty or (self.path / LEDGER).exists()):
+            raise vanished(self.path)
+        self._lock.check()
 
     def _check(self, unit: int, arrays: Mapping[str, np.ndarray], texts: Mapping[str, Sequence[Any]] | None, again: bool = False) -> int:
         """Return the filled rows of a unit after checking everything that can be wrong with it."""
@@ -328,7 +338,7 @@ class RunWriter:
         """Replace ``provenance.json`` (kept in memory before the first plan)."""
         self.provenance = dict(provenance)
         if not self._ledger.empty:
-            self._lock.check()
+            self._present()
             try:
                 write_provenance(self.path, self.provenance)
             except OSError as error:
@@ -348,6 +358,13 @@ def _make(root: Path) -> list[Path]:
     for folder in missing:
         sync_directory(folder.parent)  # a run whose own name is lost with the power is lost
     return missing
+
+
+def _sync_above(root: Path, made: Sequence[Path]) -> None:
+    """Make the entries durable under which a new run is found: without them a loss of power takes all of it."""
+    for folder in dict.fromkeys([root, *made]):
+        with contextlib.suppress(PermissionError):  # a directory that may be passed through but not be read
+            sync_directory(folder.absolute().parent)
 
 
 def _undo(root: Path, lock: RunLock | None, made: Sequence[Path]) -> None:

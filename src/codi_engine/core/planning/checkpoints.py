@@ -208,13 +208,14 @@ def _check_root(root: Path) -> None:
 
 
 def _write_family(root: Path, resolved: Experiment) -> None:
+    from codi_engine.store.errors import unwritten
     from codi_engine.store.files import write_durably
 
     try:
         root.mkdir(parents=True, exist_ok=True)
         write_durably(root, EXPERIMENT, resolved.to_yaml().encode("utf-8"))
     except OSError as error:
-        raise UserError(f"{root}: cannot be written: {error.strerror or error}") from None
+        raise UserError(unwritten(root, error)) from None
 
 
 def _plain(path: Path) -> str:

@@ -18,9 +18,12 @@ from codi_engine.core.returned import analysed, figures_of
 from codi_engine.core.running.marks import in_words
 from codi_engine.core.runs.drawing import json_safe, save, storable, style
 from codi_engine.core.runs.stored import SUMMARY, about, write_about, written_files
+from codi_engine.core.runs.whole import whole_file
 from codi_engine.core.runs.work import Work
 from codi_engine.core.watching.showing import ending, usual
 from codi_engine.store.contained import check_contained
+from codi_engine.store.errors import unwritten
+from codi_engine.store.files import write_durably
 from codi_engine.store.layout import LEDGER, RESULTS
 
 if TYPE_CHECKING:
@@ -263,13 +266,13 @@ def _home(runs: Sequence[Run]) -> Path:
     return parent if len(runs) > 1 and is_family(parent) and all(r.path.parent == parent for r in runs) else runs[0].path
 
 
-def _write_table(table: pd.DataFrame, path: Path, analysis: Analysis[Any] | None) -> None:
+def _write_table(table: pd.DataFrame, path: Path, name: str, analysis: Analysis[Any] | None) -> None:
     try:
         table.to_parquet(path)
     except (ValueError, TypeError) as error:  # pyarrow's errors are these
         if analysis is None:
             raise
-        raise wrong(analysis, "analyze", f"returned the table '{path.stem}', which cannot be stored: {said(error)[:160]}") from error
+        raise wrong(analysis, "analyze", f"returned the table '{name}', which cannot be stored: {said(error)[:160]}") from error
 
 
 def write_result(folder: Path, result: AnalysisResult, made: Mapping[str, Any] | None = None, analysis: Analysis[Any] | None = None) -> Analysed:
@@ -281,7 +284,8 @@ def write_result(folder: Path, result: AnalysisResult, made: Mapping[str, Any] |
     done = Analysed("", [], folder, result.summary, result=result)
     try:
         check_contained(folder.parent.parent, folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(exist_ok=True)  # without its parents: a run that has vanished is not made again
+        folder.mkdir(exist_ok=True)
         earlier = written_files(folder)
         _write_tables(done, result, analysis)
         about = {**(made or {}), "facts": json_safe(result.facts), "tables": list(result.tables), "files": list(result.files)}
@@ -294,18 +298,19 @@ def write_result(folder: Path, result: AnalysisResult, made: Mapping[str, Any] |
                 path.unlink(missing_ok=True)
         write_about(folder, {**about, "figures": list(done.figures)})
     except OSError as error:
-        raise UserError(f"{folder}: the results cannot be written: {error.strerror or error}") from None
+        raise UserError(unwritten(folder, error)) from None
     return done
 
 
 def _write_tables(done: Analysed, result: AnalysisResult, analysis: Analysis[Any] | None) -> None:
     for name, table in result.tables.items():
         done.tables[name] = done.folder / f"{name}.parquet"
-        _write_table(storable(table), done.tables[name], analysis)
+        with whole_file(done.tables[name], force=True) as part:
+            _write_table(storable(table), part, name, analysis)
     for name, content in result.files.items():
         done.files[name] = done.folder / name
-        done.files[name].write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
-    (done.folder / SUMMARY).write_text(result.summary + "\n", encoding="utf-8")
+        write_durably(done.folder, name, content if isinstance(content, bytes) else content.encode("utf-8"))
+    write_durably(done.folder, SUMMARY, f"{result.summary}\n".encode())
 
 
 def _write_figures(done: Analysed, result: AnalysisResult, about: Mapping[str, Any], analysis: Analysis[Any] | None) -> dict[str, Figure]:
@@ -318,6 +323,7 @@ def _write_figures(done: Analysed, result: AnalysisResult, about: Mapping[str, A
     figures.update(result.figures)
     for name, figure in figures.items():
         done.figures[name] = done.folder / f"{name}.png"
-        save(figure, done.figures[name])
-        save(figure, done.folder / f"{name}.svg")
+        for path in (done.figures[name], done.folder / f"{name}.svg"):
+            with whole_file(path, force=True) as part:
+                save(figure, part)
     return figures

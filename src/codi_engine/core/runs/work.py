@@ -19,6 +19,7 @@ from pydantic import Field, field_validator
 from codi_engine.core.errors import UserError
 from codi_engine.core.plugin import MOST_MEMORY, Options
 from codi_engine.core.progress import Progress
+from codi_engine.store.errors import unwritten
 from codi_engine.store.files import write_durably
 
 #: what a computation leaves of its part: small named arrays
@@ -101,7 +102,7 @@ class Work:
             self.folder.mkdir(parents=True)
             write_durably(self.folder, _IDENTITY, text.encode())
         except OSError as error:
-            raise UserError(f"{self.folder}: partial results cannot be kept: {error.strerror or error}") from None
+            raise UserError(unwritten(self.folder, error)) from None
 
     def clear(self) -> None:
         """Remove partial results: the analysis has finished."""
@@ -200,9 +201,10 @@ class Work:
         buffer = io.BytesIO()
         np.savez(buffer, **partial)  # type: ignore[arg-type]
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             write_durably(self.folder, f"{stage}-{part.key}.npz", buffer.getvalue())
         except OSError as error:
-            raise UserError(f"{self.folder}: partial results cannot be kept: {error.strerror or error}") from None
+            raise UserError(unwritten(self.folder, error)) from None
 
 
 class _Pipeline:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from codi_engine.core.errors import UserError
 from codi_engine.core.runs.places import no_run
 from codi_engine.store.contained import check_contained
+from codi_engine.store.errors import unwritten
 from codi_engine.store.layout import EXPERIMENT, LEDGER
 
 FILE = "notes.md"
@@ -49,17 +50,25 @@ def add_note(run: str | Path, text: str) -> Note:
     try:
         _append(path, data)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+        raise UserError(unwritten(path, error)) from None
     return note
 
 
 def _append(path: Path, data: bytes) -> None:
-    """Write at the end of the file in one call, so that two notes at once do not mix, and make it durable."""
+    """Write at the end of the file in one call, so that two notes at once do not mix, and make it durable; where it does not fit nothing of it stays."""
+    new = not path.exists()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
     try:
-        while data:
-            data = data[os.write(descriptor, data) :]
-        os.fsync(descriptor)
+        before = os.fstat(descriptor).st_size
+        try:
+            while data:
+                data = data[os.write(descriptor, data) :]
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, before)
+            if new:
+                path.unlink(missing_ok=True)
+            raise
     finally:
         os.close(descriptor)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -129,7 +130,7 @@ class Recorder:
 
     def save(self, path: Path) -> None:
         """As :meth:`write`, when the run's writer is closed; nothing is written to a run that was refused or is another process'."""
-        if self.estimate is None or not (path / LEDGER).exists():
+        if self.estimate is None or not os.path.exists(path / LEDGER):  # False too where it may not be looked at
             return
         try:
             lock = RunLock(path / LOCK)
