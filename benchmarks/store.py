@@ -274,7 +274,7 @@ class Npz(Contender):
 
     def read(self, folder: Path) -> Iterator[np.ndarray]:
         for number in range(len(self.units)):
-            with (folder / f"{number}.npz").open("rb") as opened, np.load(opened) as file:
+            with (folder / f"{number}.npz").open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 yield file["a"]
 
 

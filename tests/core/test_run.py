@@ -93,7 +93,7 @@ def test_another_experiment_is_refused_with_a_remedy(demo: Maker) -> None:
 
 
 def digests(path: Path) -> dict[str, str]:
-    skipped = ("provenance.json", "copies/provenance.json", "lock", "events.jsonl")
+    skipped = ("provenance.json", "provenance.copy", "lock", "events.jsonl")
     files = [f for f in sorted(path.rglob("*")) if f.is_file() and f.name not in skipped and "results" not in f.parts]
     return {str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 

@@ -202,7 +202,7 @@ def test_a_ledger_damaged_in_the_same_line_as_its_copy_is_put_aside(run: Path, t
     shutil.copytree(run, copy)
     lines = (copy / "ledger").read_bytes().splitlines(keepends=True)
     bad = b"".join([*lines[:-2], lines[-2].replace(b'"rows"', b'"ROWS"'), lines[-1]])
-    for name in ("ledger", "copies/ledger"):
+    for name in ("ledger", "copies/ledger.copy"):
         (copy / name).write_bytes(bad)
     problems = {f.file: f.problem for f in verify_run(copy)}
     assert "and so is its copy" in problems["ledger"]
@@ -210,6 +210,6 @@ def test_a_ledger_damaged_in_the_same_line_as_its_copy_is_put_aside(run: Path, t
     assert done.kept == {"ledger": "ledger.damaged1"}
     assert (copy / "ledger.damaged1").read_bytes() == bad
     Experiment.from_file(copy / "experiment.yaml").run(copy)  # the lost units are computed again by the same command
-    assert {k: v for k, v in files_of(copy).items() if "results/" not in k and k not in ("provenance.json", "copies/provenance.json", "ledger.damaged1")} == {
-        k: v for k, v in files_of(run).items() if "results/" not in k and k not in ("provenance.json", "copies/provenance.json")
+    assert {k: v for k, v in files_of(copy).items() if "results/" not in k and k not in ("provenance.json", "copies/provenance.copy", "ledger.damaged1")} == {
+        k: v for k, v in files_of(run).items() if "results/" not in k and k not in ("provenance.json", "copies/provenance.copy")
     }

@@ -290,7 +290,7 @@ def test_each_model_names_its_files(demo: Callable[..., Experiment], tmp_path: P
 
 
 def test_a_clock_that_went_back_is_said(study: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("codi_engine.core.running.runner._now", lambda: "2199-01-01T00:00:00Z")
+    monkeypatch.setattr("codi_engine.core.running.runner.now", lambda: "2199-01-01T00:00:00Z")
     run_experiment(study(data=_first()), "run")
     said = Said()
     run_experiment(study(), "run", progress=said)

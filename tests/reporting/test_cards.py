@@ -13,6 +13,7 @@ from codi_engine.core.runs.results import Run
 from codi_engine.reporting import cards
 from codi_engine.reporting.card_texts import _read, _tables
 from codi_engine.reporting.text import texts_of, visible
+from tests.support.results import vouch
 
 
 def test_links_are_the_rows_of_pathways(planted: Run) -> None:
@@ -102,6 +103,7 @@ def test_the_html_has_no_inline_style_or_handler_and_escapes_words(planted: Run,
     table = planted.results["words"].table("top")
     table["word"] = "<img src=x onerror=alert(1)>\u202e"
     table.to_parquet(file)
+    vouch(file.parent)
     section = cards.section(open_run(copy))
     assert section is not None
     assert section.id == "features"

@@ -15,6 +15,7 @@ from codi_engine.core.runs.results import Run
 from codi_engine.reporting import film
 from codi_engine.reporting.text import visible
 from tests.reporting.films import write_film
+from tests.support.results import vouch
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +84,12 @@ def test_other_tables(filmed: Run, patched: Run, tmp_path: Path) -> None:
     file = copy / "results" / "latent_film" / "film.parquet"
     table = pd.read_parquet(file)
     table[table["condition"] == "baseline"].drop(columns=["edited_layer", "edited_step", "variant"]).to_parquet(file)
+    vouch(file.parent)
     made = film.film(open_run(copy), open_run(copy).results["latent_film"])
     assert made is not None
     assert made.data["examples"][0]["edits"] == []
     table.drop(columns="rank").to_parquet(file)
+    vouch(file.parent)
     made = film.film(open_run(copy), open_run(copy).results["latent_film"])
     assert made is not None
     assert "lacks rank" in made.said[0]

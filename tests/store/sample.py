@@ -86,7 +86,7 @@ def write(path: Path, units: int, plans: int = 1, say: bool = False) -> None:
 def content(path: Path) -> dict[str, bytes]:
     """Return every file of a run but its provenance (which holds times in real runs)."""
     files = {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
-    for name in ("provenance.json", "copies/provenance.json"):
+    for name in ("provenance.json", "copies/provenance.copy"):
         files.pop(name, None)
     return files
 

@@ -49,7 +49,7 @@ def test_a_ledger_cut_anywhere_keeps_its_whole_lines(records: list[dict[str, Any
         ledger = Ledger(path)
         for record in records[kept:]:
             ledger.append(record)
-        assert path.read_bytes() == whole == (path.parent / "copies/ledger").read_bytes()
+        assert path.read_bytes() == whole == (path.parent / "copies/ledger.copy").read_bytes()
 
 
 @settings(max_examples=80, deadline=None)

@@ -22,13 +22,6 @@ from zarr.testing.store import StoreTests
 from codi_engine.store.files import facts, write_durably
 from codi_engine.store.zarrs import CheckedStore
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
 
 class Filled(CheckedStore):
     """A checked store that can be filled."""

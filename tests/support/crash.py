@@ -131,7 +131,7 @@ def experiment(limit: int = 3, analyses: Sequence[str] = ("importance",)) -> dic
 
 
 #: left out of comparisons: times, and (of the lock) who wrote
-APART = ("provenance.json", "copies/provenance.json", "events.jsonl", "lock")
+APART = ("provenance.json", "copies/provenance.copy", "events.jsonl", "lock")
 
 
 def content(run: Path) -> dict[str, bytes]:

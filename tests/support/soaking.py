@@ -130,7 +130,7 @@ def small_units() -> Iterator[None]:
 def content(run: Path) -> dict[str, bytes]:
     """Return every file of a run but its provenance and its log, which hold times."""
     files = {str(p.relative_to(run)): p.read_bytes() for p in run.rglob("*") if p.is_file()}
-    return {name: data for name, data in files.items() if name not in ("provenance.json", "copies/provenance.json", "lock", "events.jsonl")}
+    return {name: data for name, data in files.items() if name not in ("provenance.json", "copies/provenance.copy", "lock", "events.jsonl")}
 
 
 def soak(folder: Path, units: int, every: int) -> list[dict[str, float]]:

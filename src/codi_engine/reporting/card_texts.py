@@ -76,8 +76,8 @@ def _read(name: str, wanted: Mapping[str, Card]) -> None:
 
 
 def _rounded(text: str) -> str:
-    """Return a number with decimals as the page writes numbers; other text as it is."""
-    return number(float(text)) if _DECIMAL.fullmatch(text) else text
+    """Return a number with many decimals as the page writes numbers; other text as it is."""
+    return number(float(text)) if len(text) > 6 and _DECIMAL.fullmatch(text) else text
 
 
 # --------------------------------------------------------------------------------------------------- texts

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from codi_engine.store.errors import StoreError
+from codi_engine.store.layout import COPIES, DATA, TEXTS
 
 
 def check_contained(root: Path, below: Path | None = None) -> None:
@@ -14,17 +15,25 @@ def check_contained(root: Path, below: Path | None = None) -> None:
 
     Parameters
     ----------
-    below: look into this folder of the run only (default: all of it)
+    below: look into this folder of the run only (default: what the store writes; trackers keep folders of their own beside it)
 
     Raises
     ------
     StoreError: there is one; nothing may be written, since it would be written somewhere else
     """
     real = os.path.realpath(root)
-    for link in [*([] if below is None else _above(root, below)), *_links(below or root)]:
+    links = [*_above(root, below), *_links(below)] if below is not None else [*_own(root)]
+    for link in links:
         target = os.path.realpath(link)
         if not Path(target).is_relative_to(real):
             raise StoreError(f"{link}: is a link to {target}, which is outside the run; put what it means in its place, nothing is written through it")
+
+
+def _own(root: Path) -> Iterator[str]:
+    """Yield the links in the run itself and in the store's folders."""
+    yield from (str(place) for place in sorted(root.glob("*")) if place.is_symlink())
+    for folder in (DATA, TEXTS, COPIES):
+        yield from _links(root / folder)
 
 
 def _above(root: Path, below: Path) -> list[str]:

@@ -19,6 +19,9 @@ EXPERIMENT = "experiment.yaml"
 PROVENANCE = "provenance.json"
 #: folder with copies of the ledger and the provenance, which nothing could recompute; only ``repair`` reads them
 COPIES = "copies"
+#: not called as what it is a copy of: a folder with a ledger is a run
+LEDGER_COPY = f"{COPIES}/ledger.copy"
+PROVENANCE_COPY = f"{COPIES}/provenance.copy"
 RESULTS = "results"
 METADATA = "zarr.json"
 PARTIAL = ".partial"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from codi_engine.store.errors import REPAIR, StoreError
-from codi_engine.store.layout import COPIES, PARTIAL
+from codi_engine.store.layout import LEDGER_COPY, PARTIAL
 
 _START = hashlib.sha256(b"codi-engine ledger").hexdigest()
 _BEFORE, _AFTER = ',"chain":"', '"}'
@@ -102,7 +102,7 @@ def read_ledger(path: Path) -> Content:
     ------
     StoreError: the ledger is damaged, cut or missing although its copy is there, or cannot be read
     """
-    copied = _bytes(path.parent / COPIES / path.name)  # read first: a writer that goes on meanwhile only lets the ledger be longer
+    copied = _bytes(path.parent / LEDGER_COPY)  # read first: a writer that goes on meanwhile only lets the ledger be longer
     raw = _bytes(path)
     if raw is None:
         if copied:
@@ -153,7 +153,7 @@ class Salvaged:
 
 def salvage(path: Path) -> Salvaged:
     """Read a ledger as far as it and its copy allow; nothing is raised for damage, nor for a ledger that is not there."""
-    copy = _bytes(path.parent / COPIES / path.name)
+    copy = _bytes(path.parent / LEDGER_COPY)
     raw = _bytes(path)
     content = Content([], _START, 0, False)
     whole = bytearray()
@@ -207,7 +207,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.copy = path, path.parent / COPIES / path.name
+        self.path, self.copy = path, path.parent / LEDGER_COPY
         content = read_ledger(path)
         self.records, self._chain, self._size = content.records, content.chain, content.size
         if content.torn:

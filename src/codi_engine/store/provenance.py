@@ -11,7 +11,7 @@ from typing import Any
 
 from codi_engine.store.errors import REPAIR, StoreError
 from codi_engine.store.files import write_durably
-from codi_engine.store.layout import COPIES, PARTIAL, PROVENANCE
+from codi_engine.store.layout import PARTIAL, PROVENANCE, PROVENANCE_COPY
 
 _KEY = "checksum"
 
@@ -82,13 +82,13 @@ def mend_provenance(root: Path, provenance: Mapping[str, Any]) -> None:
     if not (root / PROVENANCE).exists():
         write_provenance(root, provenance)
         return
-    data, copy = (root / PROVENANCE).read_bytes(), root / COPIES / PROVENANCE
+    data, copy = (root / PROVENANCE).read_bytes(), root / PROVENANCE_COPY
     if not copy.exists() or copy.read_bytes() != data:
         _write_copy(root, data)
 
 
 def _write_copy(root: Path, data: bytes) -> None:
-    copy = root / COPIES / PROVENANCE
+    copy = root / PROVENANCE_COPY
     try:
         copy.parent.mkdir(exist_ok=True)
         part = copy.with_name(copy.name + PARTIAL)

@@ -13,7 +13,7 @@ import numpy as np
 from codi_engine.store.contained import check_contained
 from codi_engine.store.errors import refused
 from codi_engine.store.files import write_durably
-from codi_engine.store.layout import COPIES, LEDGER, LOCK, PROVENANCE
+from codi_engine.store.layout import LEDGER, LOCK, PROVENANCE, PROVENANCE_COPY
 from codi_engine.store.lock import RunLock
 from codi_engine.store.provenance import decode_provenance
 from codi_engine.store.verifying import Finding, Verifier
@@ -109,7 +109,7 @@ def _restore(root: Path) -> Repaired:
             write_durably(root, LEDGER, ledger.raw)
             done.restored.append(LEDGER)
         if not _whole(root / PROVENANCE):
-            copy = root / COPIES / PROVENANCE
+            copy = root / PROVENANCE_COPY
             if _whole(copy):
                 write_durably(root, PROVENANCE, copy.read_bytes())
                 done.restored.append(PROVENANCE)

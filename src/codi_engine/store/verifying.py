@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from codi_engine.store.errors import StoreError
 from codi_engine.store.files import DAMAGED
-from codi_engine.store.layout import COPIES, DATA, LEDGER, LOCK, PARTIAL, PROVENANCE, TEXTS, text_file, unit_of
+from codi_engine.store.layout import COPIES, DATA, LEDGER, LEDGER_COPY, LOCK, PARTIAL, PROVENANCE, PROVENANCE_COPY, TEXTS, text_file, unit_of
 from codi_engine.store.ledger import Salvaged, salvage
 from codi_engine.store.lock import holder
 from codi_engine.store.provenance import decode_provenance
@@ -116,7 +116,7 @@ class Verifier:
     # ----------------------------------------------------------------------------------- ledger, provenance
 
     def _ledgers(self) -> Iterator[Finding]:
-        found, copy = self.ledger, f"{COPIES}/{LEDGER}"
+        found, copy = self.ledger, LEDGER_COPY
         if found.problem and not (found.kind == "interrupted" and self.written):
             yield Finding(LEDGER, found.kind, found.problem)
         if found.copy is None and self.written:
@@ -130,7 +130,7 @@ class Verifier:
                 yield Finding(copy, kind, "lacks the last lines of the ledger" if behind else "is not what the ledger is; repair writes it again")
 
     def _provenance(self) -> Iterator[Finding]:
-        copy = f"{COPIES}/{PROVENANCE}"
+        copy = PROVENANCE_COPY
         found = {name: self._provenance_problem(name) for name in (PROVENANCE, copy)}
         if self.written and found[copy] == "is missing":
             found[copy] = ""  # it follows the other
@@ -217,7 +217,7 @@ class Verifier:
     def _known(self) -> set[str]:
         """Names of all files that belong to the run."""
         written = {file for record in self.state.committed.values() for file in record["files"]}
-        return {*self.state.documents, f"{COPIES}/{LEDGER}", f"{COPIES}/{PROVENANCE}", *written}
+        return {*self.state.documents, LEDGER_COPY, PROVENANCE_COPY, *written}
 
     def _left(self, name: str) -> bool:
         """True for what a running or interrupted writer leaves: its temporary files, and files of units not committed yet."""

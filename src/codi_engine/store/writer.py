@@ -16,7 +16,7 @@ from codi_engine.store.codec import encode, parts
 from codi_engine.store.contained import check_contained
 from codi_engine.store.errors import IdentityMismatch, StoreError, refused, vanished
 from codi_engine.store.files import Batch, CheckedFiles, clean_partials, difference, facts, read_file
-from codi_engine.store.layout import COPIES, LEDGER, LOCK, ArraySpec, text_file
+from codi_engine.store.layout import LEDGER, LEDGER_COPY, LOCK, ArraySpec, text_file
 from codi_engine.store.ledger import Ledger, canonical, sync_directory
 from codi_engine.store.lock import RunLock
 from codi_engine.store.provenance import mend_provenance, read_provenance, write_provenance
@@ -94,7 +94,7 @@ class RunWriter:
     @classmethod
     def _opened(cls, root: Path, lock: RunLock, made: Sequence[Path], head: Mapping[str, Any]) -> RunWriter:
         others = [p.name for p in root.iterdir() if p.name != LOCK]
-        if others and LEDGER not in others and not (root / COPIES / LEDGER).exists():
+        if others and LEDGER not in others and not (root / LEDGER_COPY).exists():
             raise StoreError(f"{root}: is not empty and holds no run; give another output directory")
         if head["unit_cells"] < 1:
             raise StoreError(f"unit_cells must be at least 1; got {head['unit_cells']}")

@@ -9,7 +9,7 @@ from codi_engine.core.progress import Progress
 from codi_engine.core.runs.analyzing import expand
 from codi_engine.core.runs.places import no_run
 from codi_engine.core.runs.stored import damaged_results
-from codi_engine.store.layout import COPIES, EXPERIMENT, LEDGER
+from codi_engine.store.layout import EXPERIMENT, LEDGER, LEDGER_COPY
 from codi_engine.store.verifying import Finding, Verifier
 
 
@@ -24,7 +24,7 @@ def verify_run(path: str | Path, progress: Progress | None = None) -> list[Findi
     StoreError: neither the ledger nor its copy can be read
     """
     root, progress = Path(path), progress or Progress()
-    if not (root / LEDGER).exists() and not (root / COPIES / LEDGER).exists():
+    if not (root / LEDGER).exists() and not (root / LEDGER_COPY).exists():
         raise no_run(root)
     seen = _Bytes(progress)
     verifier = Verifier(root, seen)
@@ -53,7 +53,7 @@ def runs_to_verify(patterns: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for pattern in patterns:
         given = Path(pattern)
-        lost = not (given / LEDGER).exists() and (given / COPIES / LEDGER).exists()
+        lost = not (given / LEDGER).exists() and (given / LEDGER_COPY).exists()
         found += [p for p in ([given] if lost else expand([pattern])) if p not in found]
     return found
 
