@@ -369,7 +369,7 @@ def timed(action: Callable[[], Any]) -> tuple[float, float]:
 
 def noticed(contender: Contender, folder: Path) -> str:
     """Flip single bytes of the largest files and say of how many the reading said so; every file is put back."""
-    largest = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)[-4:]
+    largest = sorted((p for p in folder.rglob("*") if p.is_file() and p.parent.name != "copies"), key=lambda p: p.stat().st_size)[-4:]
     rng = np.random.default_rng(2)
     raised = 0
     for trial in range(FLIPS):

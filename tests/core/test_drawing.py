@@ -232,6 +232,7 @@ def test_an_analysis_that_cannot_draw_leaves_its_tables(runs: dict[str, Run], tm
             raise ZeroDivisionError(str(len(tables["counts"])))
 
     home = tmp_path / "home"
+    home.mkdir()
     write_result(home / "results" / "blind", AnalysisResult({"older": pd.DataFrame({"x": [1]})}, {"older": Figure()}, "older"))
     with pytest.raises(PluginError, match=r"'blind' .* failed in draw\(\), test_drawing\.py:\d+: ZeroDivisionError: 1"):
         analyze_one([runs["both"]], Blind(NoOptions()), Progress(), home)

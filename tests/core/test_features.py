@@ -182,7 +182,7 @@ def test_limits_are_counts(place: Path, table: Path, limit: Any) -> None:
     ("change", "said"),
     [
         ({"feature": -1}, "feature: -1 is no feature; they count from 0"),
-        ({"value": float("nan")}, "value: nan is not a finite number"),
+        ({"value": float("nan")}, "value: nan is no number that can be computed with"),
         ({"value": None}, "mode: set needs feature and value"),
         ({"mode": "reconstruct"}, "mode: reconstruct edits no feature; remove feature and value"),
         ({"value": "more"}, "value: 'more' is one of a table's"),
@@ -234,7 +234,7 @@ def test_bad_captures_of_codes(place: Path, tmp_path: Path, change: dict[str, An
 def test_two_entries_of_one_name_are_named(place: Path, tmp_path: Path) -> None:
     sae = str(place / "sae_{layer}")
     capture = [{"sae": sae, "name": "first"}, {"sae": sae, "name": "twice"}, {"sae": sae, "name": "twice"}]
-    with pytest.raises(UserError, match="two entries are called 'twice'"):
+    with pytest.raises(UserError, match="'twice' stands twice; name each site once"):
         run_experiment(experiment(place, ["L0-3"], conditions={}, sweep={}, capture=capture), tmp_path / "run")
 
 

@@ -126,7 +126,8 @@ def test_an_unfinished_run_says_how_far_it_is(demo_run: Path, tmp_path: Path) ->
     run = shutil.copytree(demo_run, tmp_path / "run")
     assert "not finished" not in render_page(open_run(run))
     lines = (run / "ledger").read_bytes().splitlines(keepends=True)
-    (run / "ledger").write_bytes(b"".join(lines[:-1]))  # as if the last unit had not been committed
+    for name in ("ledger", "copies/ledger.copy"):
+        (run / name).write_bytes(b"".join(lines[:-1]))  # as if the last unit had not been committed
     text = render_page(open_run(run))
     assert "not finished" in text
     assert "of the planned cells" in text
