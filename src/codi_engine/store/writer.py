@@ -355,8 +355,6 @@ def _make(root: Path) -> list[Path]:
         missing.append(at)
         at = at.parent
     root.mkdir(parents=True, exist_ok=True)
-    for folder in missing:
-        sync_directory(folder.parent)  # a run whose own name is lost with the power is lost
     return missing
 
 
