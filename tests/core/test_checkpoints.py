@@ -229,7 +229,7 @@ def test_a_layer_that_one_model_lacks_is_refused_with_its_name(make: Maker, tiny
 
 
 def test_a_directory_of_runs_stands_for_its_runs(make: Maker, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)  # takes longest, and is seen elsewhere
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **__: Path(path).touch())  # takes longest, and is seen elsewhere
     two = {"small": str(trained / "step-1000"), "other": str(trained / "step-900")}
     run_experiment(make(two, analyses=["across"], metrics=["kl"]), "runs/x")
     assert [p.name for p in expand(["runs/x"])] == ["small", "other"]  # as the file names them

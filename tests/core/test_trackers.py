@@ -135,7 +135,7 @@ class Notes(Progress):
 
 
 #: what holds times, or the experiment with its trackers
-NAMES_TRACKERS = ("provenance.json", "result.json", "experiment.yaml", "ledger", EVENTS)
+NAMES_TRACKERS = ("provenance.json", "provenance.copy", "result.json", "experiment.yaml", "ledger", "ledger.copy", EVENTS)
 
 
 def digests(run: Path) -> dict[str, str]:

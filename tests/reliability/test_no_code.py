@@ -185,7 +185,8 @@ def _armed(folder: Path, mark: Path) -> Path:
         "AutoModelForCausalLM": "modeling_mine.Mine",
         "AutoTokenizer": ["tokenization_mine.MineTokenizer", None],
     }
-    (folder / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": mapped, "hidden_size": 8}))
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 9}
+    (folder / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": mapped, **sizes}))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "MineTokenizer", "auto_map": mapped}))
     return folder
 

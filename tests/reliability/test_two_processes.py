@@ -233,7 +233,7 @@ def test_a_run_that_goes_away_is_said(tmp_path: Path) -> None:
         reader.read_unit("cells/status", 0)
     with pytest.raises(StoreError, match="is missing"):
         store.get_sync("cells/status/c.0")
-    with pytest.raises(StoreError, match="was removed or replaced"):
+    with pytest.raises(StoreError, match="has vanished, was moved, or was replaced"):
         grow_by(writer, 1)
     writer.close()
     with pytest.raises(UserError, match="run"):

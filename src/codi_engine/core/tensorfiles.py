@@ -154,6 +154,8 @@ def numpy_arrays(path: Path, where: str) -> dict[str, np.ndarray]:
     from codi_engine.core.imports.foreign import headers, open_array
 
     size = regular(path, where)
+    if path.suffix.lower() not in (".npz", ".npy"):
+        raise UserError(f"{where}: '{path}' is neither .npz nor .npy")
     out = {}
     try:
         found = headers(path)
