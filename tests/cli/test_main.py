@@ -197,6 +197,7 @@ def test_plugins_lists_and_shows(cli: Run) -> None:
     assert re.search(r"^alpha\s+number\s+1\.0\s+alpha scales it", out, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_so_and_keeps_its_units(here: Path) -> None:
     command = [sys.executable, "-m", "codi_engine", "run", "small.yaml", "--limit", "200", "-s", "sweep={layer: all, step: all}", "--quiet"]
     process = subprocess.Popen(command, cwd=here, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -90,8 +90,9 @@ def test_every_kind_is_found(environment: Environment) -> None:
 RUN = ("analysis", "tracker")
 
 
-def test_every_package_passes_its_own_tests(environment: Environment) -> None:
-    folders = list(environment.packages.values())
+@pytest.mark.parametrize("kinds", [("intervention", "metric"), pytest.param(tuple(KINDS), marks=pytest.mark.slow)])
+def test_packages_pass_their_own_tests(environment: Environment, kinds: Sequence[str]) -> None:
+    folders = [environment.packages[kind] for kind in kinds]
     done = environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", *map(str, folders), cwd=folders[0].parent)
     assert done.returncode == 0, done.stdout[-4000:]
     assert " passed" in done.stdout

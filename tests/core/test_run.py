@@ -98,6 +98,7 @@ def digests(path: Path) -> dict[str, str]:
     return {str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
+@pytest.mark.slow
 def test_killed_and_repeated_is_byte_identical(tmp_path: Path, demo: Maker) -> None:
     file = tmp_path / "e.yaml"
     sweep = {"layer": "all", "step": "all"}

@@ -89,6 +89,7 @@ def gone(pids: Sequence[int]) -> bool:
     return multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_serial_then_parallel_with_a_killed_worker_then_serial_is_the_serial_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CODI_ENGINE_PLUGINS", "")

@@ -38,7 +38,7 @@ from tests.support.mutations import bomb
 from tests.support.saes import read as read_sae
 
 ROOT = Path(__file__).parents[2]
-QUICK = "weights=350,weights-pt=100,vector=350,import-arrays=330,import-records=200,pairs=100,sae=20,run-ledger=60"
+QUICK = "weights=200,weights-pt=60,vector=200,import-arrays=180,import-records=120,pairs=60,sae=10,run-ledger=40"
 #: inputs of the slow form
 LEAST = 100_000
 
@@ -59,7 +59,7 @@ def _campaign(what: str, jobs: int, seconds: int) -> dict[str, Any]:
 
 def test_some_hostile_inputs_of_every_kind() -> None:
     found = _campaign(QUICK, 1, 200)
-    assert sum(one["inputs"] for one in found.values()) >= 1_500
+    assert sum(one["inputs"] for one in found.values()) >= 850
 
 
 @pytest.mark.slow

@@ -48,6 +48,7 @@ def counted(path: Path) -> str:
     return f"<!doctype html><title>stand-in</title><h1>{len(open_run(path).cells)}</h1>" + "<p>line</p>" * 200
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_from_nothing_to_finished(page: Any, tmp_path: Path) -> None:
     (tmp_path / "slow.yaml").write_text(SLOW, encoding="utf-8")
