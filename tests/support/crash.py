@@ -140,6 +140,7 @@ def content(run: Path) -> dict[str, bytes]:
     for name in [n for n in found if n.endswith("/result.json")]:
         about = json.loads(found[name])
         about.pop("made")
+        about.pop("checksum", None)
         found[name] = json.dumps(about).encode()
     return {name: data for name, data in found.items() if name not in APART}
 
