@@ -94,3 +94,22 @@ def test_lines_cannot_be_exchanged(tmp_path: Path) -> None:
 def test_nan_has_no_place_in_the_ledger() -> None:
     with pytest.raises(StoreError, match="cannot be recorded"):
         canonical({"x": float("nan")})
+
+
+def test_what_neither_has_is_lost_and_said(tmp_path: Path) -> None:
+    """Line 3 damaged in the ledger, line 5 in both: what stands after it cannot be trusted, and is not thrown away in silence."""
+    path, copy = tmp_path / "ledger", tmp_path / "copies/ledger.copy"
+    sizes = written(path, [{"n": i} for i in range(8)])
+    whole = path.read_bytes()
+    for file, lines in ((path, (2, 4)), (copy, (4,))):
+        raw = bytearray(whole)
+        for line in lines:
+            raw[sizes[line] + 5] ^= 1
+        file.write_bytes(raw)
+    found = salvage(path)
+    assert found.lost
+    assert found.raw == whole[: sizes[4]]
+    assert "line 5 is damaged, and so is its copy" in found.problem
+    copy.write_bytes(whole[: sizes[2]])  # behind, and a line of the ledger shortened
+    path.write_bytes(whole[: sizes[3] + 4] + whole[sizes[3] + 9 :])
+    assert salvage(path).lost

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-#: what mends a damaged run, to be filled with its directory
-REPAIR = "`codi-engine repair {}`"
+
+def repairing(run: Path) -> str:
+    """Return the command that mends a damaged run, as it can be typed."""
+    return f"`codi-engine repair {shlex.quote(str(run))}`"
 
 
 class StoreError(Exception):

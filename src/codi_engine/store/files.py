@@ -7,7 +7,7 @@ import hashlib
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from queue import SimpleQueue
@@ -17,7 +17,7 @@ import numpy as np
 
 from codi_engine.store.codec import Part, check, decode, in_place
 from codi_engine.store.errors import StoreError
-from codi_engine.store.layout import DATA, PARTIAL, TEXTS, ArraySpec
+from codi_engine.store.layout import COPIES, DATA, PARTIAL, TEXTS, ArraySpec, unit_of
 from codi_engine.store.ledger import sync_directory
 
 Facts = dict[str, Any]
@@ -176,13 +176,20 @@ def write_durably(root: Path, name: str, data: bytes) -> None:
         raise
 
 
-def clean_partials(root: Path) -> None:
-    """Remove what an interrupted write left behind (nothing below ``results/`` is touched)."""
-    for folder, deep in ((root, False), (root / DATA, True), (root / TEXTS, True)):
-        if folder.is_dir():
-            for leftover in folder.rglob("*" + PARTIAL) if deep else folder.glob("*" + PARTIAL):
-                if leftover.is_file():
-                    leftover.unlink()
+def clean_leftovers(root: Path, units: int, committed: Container[int]) -> None:
+    """Remove what an interrupted write left behind: temporary files, and files of units that are planned but not committed.
+
+    Nothing below ``results/`` is touched, and nothing that no writer of this run makes.
+    """
+    for leftover in root.glob("*" + PARTIAL):
+        if leftover.is_file():
+            leftover.unlink()
+    for top in (DATA, TEXTS, COPIES):
+        for folder, _, names in os.walk(root / top):
+            for name in names:
+                place = unit_of(f"{os.path.relpath(folder, root)}/{name}".replace(os.sep, "/"))
+                if name.endswith(PARTIAL) or (place is not None and place[1] < units and place[1] not in committed):
+                    os.unlink(os.path.join(folder, name))
 
 
 class CheckedFiles:

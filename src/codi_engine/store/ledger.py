@@ -7,6 +7,7 @@ after it is durable: the copy tells a ledger that was cut from one that was not 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from codi_engine.store.errors import REPAIR, StoreError
+from codi_engine.store.errors import StoreError, repairing
 from codi_engine.store.layout import LEDGER_COPY, PARTIAL
 
 _START = hashlib.sha256(b"codi-engine ledger").hexdigest()
@@ -106,13 +107,13 @@ def read_ledger(path: Path) -> Content:
     raw = _bytes(path)
     if raw is None:
         if copied:
-            raise StoreError(f"{path}: is missing; {REPAIR.format(path.parent)} restores it from its copy")
+            raise StoreError(f"{path}: is missing; {repairing(path.parent)} restores it from its copy")
         return Content([], _START, 0, False)
     found = parse_lines(raw)
     if found.torn and (raw.find(b"\n", found.size) not in (-1, len(raw) - 1) or _goes_on(copied, found)):
-        raise StoreError(f"{path}: line {len(found.records) + 1} of the ledger is damaged; {REPAIR.format(path.parent)} restores it")
+        raise StoreError(f"{path}: line {len(found.records) + 1} of the ledger is damaged; {repairing(path.parent)} restores it")
     if not found.torn and _goes_on(copied, found):
-        raise StoreError(f"{path}: was cut: line {len(found.records) + 1} of the ledger is missing; {REPAIR.format(path.parent)} restores it")
+        raise StoreError(f"{path}: was cut: line {len(found.records) + 1} of the ledger is missing; {repairing(path.parent)} restores it")
     return found
 
 
@@ -140,7 +141,7 @@ class Salvaged:
     """What a ledger and its copy give together, line by line.
 
     ``raw``: the bytes that the ledger should have; ``kind`` and ``problem``: what is wrong with it, empty when nothing is;
-    ``copy``: the copy's bytes; ``copied``: whether it made up for what the ledger lacks
+    ``copy``: the copy's bytes; ``lost``: whether either had more than both together give
     """
 
     content: Content
@@ -148,7 +149,7 @@ class Salvaged:
     copy: bytes | None
     kind: Literal["damaged", "missing", "truncated", "interrupted"] = "damaged"
     problem: str = ""
-    copied: bool = True
+    lost: bool = False
 
 
 def salvage(path: Path) -> Salvaged:
@@ -179,22 +180,28 @@ def salvage(path: Path) -> Salvaged:
 def _tell(found: Salvaged, raw: bytes | None) -> None:
     """Say how the ledger differs from what it should be."""
     lines = len(found.content.records)
-    if raw is None:
+    more = _more(raw, found)
+    found.lost = _more(found.copy, found) > 0 or more > int(raw is not None and raw.startswith(found.raw))
+    if found.lost:
+        found.problem = f"line {lines + 1} is damaged, and so is its copy; the lines after it are lost, their units are computed again after a repair"
+    elif raw is None:
         found.kind, found.problem = "missing", "is missing; repair restores it from its copy"
+    elif raw.startswith(found.raw):
+        found.content.torn = True
+        found.kind, found.problem = "interrupted", "its last line is torn; the next run cuts it off and computes that unit again"
     elif found.raw.startswith(raw):
         found.kind, found.problem = "truncated", f"was cut to {len(raw):,} of {len(found.raw):,} bytes; repair restores it from its copy"
-    elif raw.startswith(found.raw):
-        rest = raw[len(found.raw) :]
-        found.content.torn = True
-        if rest.find(b"\n") in (-1, len(rest) - 1):
-            found.kind, found.problem = "interrupted", "its last line is torn; the next run cuts it off and computes that unit again"
-        else:
-            found.copied = False
-            found.problem = f"line {lines + 1} is damaged, and so is its copy; the lines after it are lost, their units are computed again after a repair"
     else:
-        at = next((i for i, (a, b) in enumerate(zip(raw, found.raw, strict=False)) if a != b), 0)
+        at = next((i for i, (a, b) in enumerate(zip(raw, found.raw, strict=False)) if a != b), len(found.raw))
         number = raw.count(b"\n", 0, at) + 1
         found.problem = f"line {number} is damaged; repair restores it from its copy"
+
+
+def _more(source: bytes | None, found: Salvaged) -> int:
+    """Return how many lines a ledger or its copy has beyond those that were found."""
+    if source is None or len(source) <= len(found.raw):
+        return 0
+    return source.count(b"\n", len(found.raw)) if source.startswith(found.raw) else source.count(b"\n") - len(found.content.records)
 
 
 class Ledger:
@@ -266,6 +273,13 @@ class Ledger:
                 os.close(descriptor)
         except OSError:
             return  # what matters is durable; the next writer completes the copy
+
+    def sync_copy(self) -> None:
+        """Make the copy durable too, at the end."""
+        with contextlib.suppress(OSError):  # the ledger is
+            if self._size:
+                with self.copy.open("r+b") as file:
+                    os.fsync(file.fileno())
 
     def _mend_copy(self) -> None:
         """Make the copy what the ledger is, where a dead writer, or somebody else, left it otherwise."""

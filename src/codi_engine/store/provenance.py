@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from codi_engine.store.errors import REPAIR, StoreError
+from codi_engine.store.errors import StoreError, repairing
 from codi_engine.store.files import write_durably
 from codi_engine.store.layout import PARTIAL, PROVENANCE, PROVENANCE_COPY
 
@@ -45,7 +45,7 @@ def read_provenance(root: Path) -> dict[str, Any]:
     try:
         return decode_provenance(raw)
     except ValueError:
-        raise StoreError(f"{path}: is damaged; {REPAIR.format(root)} restores it, or delete it to go on without it") from None
+        raise StoreError(f"{path}: is damaged; {repairing(root)} restores it, or delete it to go on without it") from None
 
 
 def decode_provenance(raw: bytes) -> dict[str, Any]:
@@ -63,6 +63,21 @@ def decode_provenance(raw: bytes) -> dict[str, Any]:
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(str(error)) from None
     return dict(content)
+
+
+def provenance_problem(path: Path) -> str:
+    """Say what is wrong with the file or its copy; empty where nothing is."""
+    try:
+        if path.exists() and not path.is_file():
+            return "is no regular file"
+        decode_provenance(path.read_bytes())
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except ValueError:
+        return "is damaged: its checksum differs"
+    return ""
 
 
 def write_provenance(root: Path, provenance: Mapping[str, Any]) -> None:
@@ -83,7 +98,7 @@ def mend_provenance(root: Path, provenance: Mapping[str, Any]) -> None:
         write_provenance(root, provenance)
         return
     data, copy = (root / PROVENANCE).read_bytes(), root / PROVENANCE_COPY
-    if not copy.exists() or copy.read_bytes() != data:
+    if not copy.is_file() or copy.read_bytes() != data:
         _write_copy(root, data)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from codi_engine.store.codec import blocks
-from codi_engine.store.errors import REPAIR, StoreError
+from codi_engine.store.errors import StoreError, repairing
 from codi_engine.store.files import CheckedFiles, difference, read_file
 from codi_engine.store.layout import LEDGER, STATUS, ArraySpec, text_file, unit_of
 from codi_engine.store.ledger import read_ledger
@@ -83,7 +83,7 @@ class RunReader:
             if problem and self.digest == before:
                 break
         if problem:
-            raise StoreError(f"{self.path / problem}; repeating the run's command, or {REPAIR.format(self.path)}, mends it")
+            raise StoreError(f"{self.path / problem}; repeating the run's command, or {repairing(self.path)}, mends it")
 
     def _look(self) -> str:
         """Read the ledger, and return the first metadata file that is not what it says, with the difference."""

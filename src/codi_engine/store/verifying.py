@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from codi_engine.store.files import DAMAGED
 from codi_engine.store.layout import COPIES, DATA, LEDGER, LEDGER_COPY, LOCK, PARTIAL, PROVENANCE, PROVENANCE_COPY, TEXTS, text_file, unit_of
 from codi_engine.store.ledger import Salvaged, salvage
 from codi_engine.store.lock import holder
-from codi_engine.store.provenance import decode_provenance
+from codi_engine.store.provenance import provenance_problem
 from codi_engine.store.state import State
 
 Kind = Literal["damaged", "missing", "truncated", "foreign", "interrupted", "changed", "absent"]
@@ -83,7 +84,11 @@ class Verifier:
         self.written = holder(root / LOCK) is not None
         self.ledger: Salvaged = salvage(root / LEDGER)
         if not self.ledger.content.records:
-            raise StoreError(f"{root}: holds no run (there is no ledger)")
+            there = (root / LEDGER).exists()
+            what = (
+                "the first line of its ledger is damaged, and so is the copy; restore the file from a backup" if there else "holds no run (there is no ledger)"
+            )
+            raise StoreError(f"{root}: {what}")
         self.state = State.of(self.ledger.content.records, str(root))
 
     @property
@@ -124,16 +129,19 @@ class Verifier:
         if found.copy is None:
             yield Finding(copy, "missing" if self.state.committed else "interrupted", "is missing; repair writes it again")
         elif found.copy != found.raw:
-            behind = found.raw.startswith(found.copy)
+            behind = found.raw.startswith(found.copy.rstrip(b"\0"))  # zeros are what a loss of power leaves
             if not (behind and self.written):
                 kind: Kind = "interrupted" if behind else "damaged"
                 yield Finding(copy, kind, "lacks the last lines of the ledger" if behind else "is not what the ledger is; repair writes it again")
 
     def _provenance(self) -> Iterator[Finding]:
         copy = PROVENANCE_COPY
-        found = {name: self._provenance_problem(name) for name in (PROVENANCE, copy)}
+        found = {name: provenance_problem(self.root / name) for name in (PROVENANCE, copy)}
         if self.written and found[copy] == "is missing":
             found[copy] = ""  # it follows the other
+        if found[copy] and not found[PROVENANCE] and self.root.joinpath(copy).is_file() and not self.root.joinpath(copy).stat().st_size:
+            found[copy] = ""  # a loss of power leaves it so
+            yield Finding(copy, "interrupted", "is empty; the next writer completes it")
         for name, problem in found.items():
             late = problem == "is missing" and not self.state.committed  # it is written after the first plan
             if problem and not (late and self.written):
@@ -141,15 +149,6 @@ class Verifier:
         whole = (self.root / PROVENANCE).exists() and (self.root / copy).exists() and not any(found.values())
         if not self.written and whole and (self.root / PROVENANCE).read_bytes() != (self.root / copy).read_bytes():
             yield Finding(copy, "interrupted", f"is older than {PROVENANCE}")
-
-    def _provenance_problem(self, name: str) -> str:
-        try:
-            decode_provenance((self.root / name).read_bytes())
-        except FileNotFoundError:
-            return "is missing"
-        except (OSError, ValueError) as error:
-            return f"cannot be read: {error.strerror}" if isinstance(error, OSError) else "is damaged: its checksum differs"
-        return ""
 
     # ------------------------------------------------------------------------------------- documents, units
 
@@ -186,7 +185,10 @@ class Verifier:
         """Say how a file differs from what was written; None when it does not."""
         path = self.root / name
         try:
-            size = os.stat(path).st_size
+            found = os.stat(path)
+            size = found.st_size
+            if not stat.S_ISREG(found.st_mode):
+                return "damaged", "is no regular file"
             if size != stated["size"]:
                 return "truncated" if size < stated["size"] else "damaged", f"has {size:,} bytes where {stated['size']:,} were written"
             with path.open("rb") as file:

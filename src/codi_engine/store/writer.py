@@ -8,14 +8,14 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from codi_engine.store.codec import encode, parts
 from codi_engine.store.contained import check_contained
 from codi_engine.store.errors import IdentityMismatch, StoreError, refused, vanished
-from codi_engine.store.files import Batch, CheckedFiles, clean_partials, difference, facts, read_file
+from codi_engine.store.files import Batch, CheckedFiles, clean_leftovers, difference, facts, read_file
 from codi_engine.store.layout import LEDGER, LEDGER_COPY, LOCK, ArraySpec, text_file
 from codi_engine.store.ledger import Ledger, canonical, sync_directory
 from codi_engine.store.lock import RunLock
@@ -26,6 +26,14 @@ from codi_engine.store.texts import encode_texts
 
 #: threads of a writer, and how many of them write files, so that their waits for the disk overlap (the others hash)
 _THREADS, _LANES = 12, 8
+
+
+class Content(NamedTuple):
+    """What a unit gives: array → rows, columns of texts, and what the ledger notes of it."""
+
+    arrays: Mapping[str, np.ndarray]
+    texts: Mapping[str, Sequence[Any]] | None = None
+    note: Mapping[str, Any] | None = None
 
 
 class RunWriter:
@@ -107,7 +115,7 @@ class RunWriter:
         changed = differences(state.identity, identity)
         if changed:
             raise IdentityMismatch(changed)
-        clean_partials(root)
+        clean_leftovers(root, state.units, state.committed)
         writer = cls(root, lock, ledger, state, ())
         writer._mend()
         return writer
@@ -121,6 +129,7 @@ class RunWriter:
     def close(self) -> None:
         """Release the run; a directory made for a run that got no plan is removed again."""
         self._pool.shutdown()
+        self._ledger.sync_copy()
         _undo(self.path, self._lock, self._made if self._ledger.empty else ())
         self._made = ()
 
@@ -191,7 +200,7 @@ class RunWriter:
                     "unit_cells": self.unit_cells,
                     "identity": self._state.identity,
                 }
-                _sync_above(self.path, self._made)
+                _sync_above(self.path)
                 self._ledger.append(head)
             self._state.add(self._ledger.append(plan))
             self._mend()
@@ -257,9 +266,7 @@ class RunWriter:
             raise
         self._state.add(record)
 
-    def rewrite(
-        self, unit: int, arrays: Mapping[str, np.ndarray], texts: Mapping[str, Sequence[Any]] | None, files: Collection[str], replace: bool = False
-    ) -> bool:
+    def rewrite(self, unit: int, content: Content, files: Collection[str], replace: bool = False) -> float | None:
         """Write damaged ``files`` of a committed unit again, from what it gives when it is computed once more.
 
         Parameters
@@ -268,7 +275,8 @@ class RunWriter:
 
         Returns
         -------
-        whether the bytes are those of before
+        None where the bytes are those of before; else the largest difference of a value of an undamaged array, as a share of the
+        array's largest value
 
         Raises
         ------
@@ -276,26 +284,45 @@ class RunWriter:
         """
         self._present()
         record = self.committed[unit]
-        stated = record["files"]
-        rows = self._check(unit, arrays, texts, again=True)
-        made = {self.specs[name].shard(unit): encode(self.specs[name], self.unit_cells, values) for name, values in sorted(arrays.items())}
-        if texts:
-            made[text_file(unit)] = encode_texts(texts, unit * self.unit_cells)
+        stated = dict(record["files"])
+        rows = self._check(unit, content.arrays, content.texts, again=True)
+        made = {self.specs[name].shard(unit): encode(self.specs[name], self.unit_cells, values) for name, values in sorted(content.arrays.items())}
+        if content.texts:
+            made[text_file(unit)] = encode_texts(content.texts, unit * self.unit_cells)
         other = sorted({*stated, *made} - {name for name, data in made.items() if name in stated and facts(data) == stated[name]})
         if other and not replace:
             raise StoreError(
-                f"{self.path}: unit {unit}, computed again, gives other bytes than before in {len(other)} of its files ({other[0]}): "
-                "the machine, the number of threads or a version differs (provenance.json says which they were).\n"
-                "Repair it there, restore the files from a copy, or accept the new values, equal up to rounding, with --replace."
+                f"{self.path}: unit {unit}, computed again, gives other bytes than before in {len(other)} of its files ({other[0]}): another machine, "
+                "number of threads or version (provenance.json says which they were).\n"
+                "Repair it there, restore the files from a copy, or take what it gives here with --replace, which says how far off it is."
             )
+        changed = max((self._difference(name, unit, values) for name, values in content.arrays.items()), default=0.0) if other else None
         batch = Batch(self.path, self._pool, _LANES)
         for name, data in made.items():
             if other or name in files:
                 batch.write(name, data)
         written = batch.finish()
         if other:
-            self._state.add(self._ledger.append({**record, "rows": rows, "files": written, "again": True}))
-        return not other
+            kept = {k: v for k, v in record.items() if k not in ("note", "files")}
+            note = {"note": dict(content.note)} if content.note else {}
+            self._state.add(self._ledger.append({**kept, "rows": rows, "files": written, "again": True, **note}))
+            for name in stated.keys() - written.keys():
+                (self.path / name).unlink(missing_ok=True)
+        return changed
+
+    def _difference(self, name: str, unit: int, values: np.ndarray) -> float:
+        """Compare an array's new values with those on disk, as far as these can be read."""
+        try:
+            old = read_rows(self._state, CheckedFiles(self.path), name, unit)[: len(values)]
+        except StoreError:
+            return 0.0
+        if values.dtype.kind != "f" or old.shape != values.shape:
+            return float(not np.array_equal(old, values))
+        both = np.isfinite(old) & np.isfinite(values)
+        if (np.isfinite(old) != np.isfinite(values)).any():
+            return float("inf")
+        scale = float(np.abs(old[both]).max(initial=0.0)) or 1.0
+        return float(np.abs(old[both] - values[both]).max(initial=0.0)) / scale
 
     def _present(self) -> None:
         """Refuse to write where the run no longer is, or where another process may write: half a run must not come into being in its place."""
@@ -358,11 +385,18 @@ def _make(root: Path) -> list[Path]:
     return missing
 
 
-def _sync_above(root: Path, made: Sequence[Path]) -> None:
-    """Make the entries durable under which a new run is found: without them a loss of power takes all of it."""
-    for folder in dict.fromkeys([root, *made]):
-        with contextlib.suppress(PermissionError):  # a directory that may be passed through but not be read
-            sync_directory(folder.absolute().parent)
+def _sync_above(root: Path) -> None:
+    """Make the entries durable under which a new run is found: without them a loss of power takes all of it.
+
+    Upwards as far as folders hold nothing else: a writer that was killed may have made them.
+    """
+    folder = root.absolute()
+    with contextlib.suppress(PermissionError):  # a directory that may be passed through but not be read
+        while not os.path.ismount(folder):
+            folder = folder.parent
+            sync_directory(folder)
+            if len(os.listdir(folder)) > 1:
+                return
 
 
 def _undo(root: Path, lock: RunLock | None, made: Sequence[Path]) -> None:

@@ -21,7 +21,7 @@ from codi_engine.core.naming import filled_path, unfit_name
 from codi_engine.core.progress import Progress
 from codi_engine.store.errors import IdentityMismatch
 from codi_engine.store.layout import ArraySpec
-from codi_engine.store.writer import RunWriter
+from codi_engine.store.writer import Content, RunWriter
 
 #: bytes of a shard of the largest array
 SHARD = 32 << 20
@@ -97,7 +97,7 @@ def import_files(
     return Imported(path, name, len(plan.keys), new, {a: len(plan.labels[a]) for a in plan.axes}, list(plan.columns), time.perf_counter() - begun, notes)
 
 
-def reimport(told: Mapping[str, Any], writer: RunWriter, progress: Progress) -> Callable[[RunWriter, int], tuple[dict[str, np.ndarray], dict[str, list[Any]]]]:
+def reimport(told: Mapping[str, Any], writer: RunWriter, progress: Progress) -> Callable[[RunWriter, int], Content]:
     """Return what reads units of an imported run once more, from the files that its experiment names.
 
     Raises
@@ -111,14 +111,13 @@ def reimport(told: Mapping[str, Any], writer: RunWriter, progress: Progress) -> 
         raise UserError(f"{changed['path']}: is not the file that was imported (its sha256 differs); put that back")
     plan = ImportPlan(found, read_map(told["map"]), told.get("baseline"), progress)
 
-    def unit(run: RunWriter, number: int) -> tuple[dict[str, np.ndarray], dict[str, list[Any]]]:
+    def unit(run: RunWriter, number: int) -> Content:
         keys = plan.keys[number * run.unit_cells : (number + 1) * run.unit_cells]
         opened = Opened()
         try:
-            arrays, texts, _ = _unit(plan, keys, plan.read(keys, opened))
+            return Content(*_unit(plan, keys, plan.read(keys, opened)))
         finally:
             opened.close()
-        return arrays, texts
 
     return unit
 

@@ -11,7 +11,8 @@ from codi_engine.core.progress import Progress
 from codi_engine.core.running.marks import committable
 from codi_engine.core.yamlfile import parse_yaml
 from codi_engine.store.layout import EXPERIMENT, RESULTS
-from codi_engine.store.repairing import Content, Recompute, Repaired, repair
+from codi_engine.store.repairing import Recompute, Repaired, repair
+from codi_engine.store.writer import Content
 
 if TYPE_CHECKING:
     from codi_engine.core.model import ModelAdapter
@@ -44,25 +45,27 @@ def repair_run(path: str | Path, progress: Progress | None = None, *, device: st
 
     done = repair(root, by, found, replace)
     progress.finish()
-    done.results = _results(root, progress)
+    _results(done, progress)
     return done
 
 
-def _results(root: Path, progress: Progress) -> list[str]:
+def _results(done: Repaired, progress: Progress) -> None:
     """Make damaged results again, with the options that they were made with; those of several runs are left to the user."""
     from codi_engine.core.plugins import plugin_manager
     from codi_engine.core.runs.analyzing import analyze_one
     from codi_engine.core.runs.results import open_run
     from codi_engine.core.runs.stored import damaged_results, stored_results
 
+    root = done.path
     names = list(dict.fromkeys(f.file.split("/")[1] for f in damaged_results(root)))
     for name in names:
         about = {} if _unreadable(root, name) else stored_results(root)[name].about
         if len(about.get("runs", [])) > 1:
-            raise UserError(f"{root}: results/{name} is damaged and was made of several runs; analyse these again: codi-engine analyze RUN... {name}")
+            done.todo.append(f"results/{name} is damaged and was made of several runs; analyse these again: codi-engine analyze RUN... {name}")
+            continue
         analysis = plugin_manager().build("analysis", {"plugin": name, **about.get("options", {})}, where="analyses", source=str(root))
         analyze_one([open_run(root)], analysis, progress)
-    return names
+        done.results.append(name)
 
 
 def _unreadable(root: Path, name: str) -> bool:
@@ -123,7 +126,8 @@ def _computed(computer: Computer, number: int, path: Path) -> Content:
     if any(key not in known for key in unit.keys):
         raise UserError(f"{path}: unit {number} cannot be computed again: the data of its experiment are not those of the run any more; put those back")
     made = computer.compute(unit)
-    return committable(unit, made.arrays)[0], made.texts or None
+    arrays, note = committable(unit, made.arrays)
+    return Content(arrays, made.texts or None, note)
 
 
 def experiment_of(writer: RunWriter, unit: int) -> str:

@@ -19,7 +19,7 @@ from codi_engine.store.sparse import sparse_specs, to_codes
 if TYPE_CHECKING:
     import pandas as pd
 
-    from codi_engine.store.writer import RunWriter
+    from codi_engine.store.writer import Content, RunWriter
 
 SITE = "sae"
 _SHARD_BYTES = 32 << 20
@@ -285,10 +285,12 @@ def write_synthetic(what: Synthetic, output: str | Path, progress: Progress | No
     return path
 
 
-def resynthesize(settings: Mapping[str, Any]) -> Callable[[RunWriter, int], tuple[dict[str, np.ndarray], Any]]:
+def resynthesize(settings: Mapping[str, Any]) -> Callable[[RunWriter, int], Content]:
     """Return what makes units of a synthetic run once more."""
+    from codi_engine.store.writer import Content
+
     what = Synthetic(**settings)
-    return lambda _, unit: _unit(what, unit)
+    return lambda _, unit: Content(*_unit(what, unit))
 
 
 def _unit(what: Synthetic, unit: int) -> tuple[dict[str, np.ndarray], Any]:

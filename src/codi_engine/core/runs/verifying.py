@@ -9,6 +9,7 @@ from codi_engine.core.progress import Progress
 from codi_engine.core.runs.analyzing import expand
 from codi_engine.core.runs.places import no_run
 from codi_engine.core.runs.stored import damaged_results
+from codi_engine.store.errors import StoreError
 from codi_engine.store.layout import EXPERIMENT, LEDGER, LEDGER_COPY
 from codi_engine.store.verifying import Finding, Verifier
 
@@ -21,13 +22,15 @@ def verify_run(path: str | Path, progress: Progress | None = None) -> list[Findi
     Raises
     ------
     UserError: not a run
-    StoreError: neither the ledger nor its copy can be read
     """
     root, progress = Path(path), progress or Progress()
     if not (root / LEDGER).exists() and not (root / LEDGER_COPY).exists():
         raise no_run(root)
     seen = _Bytes(progress)
-    verifier = Verifier(root, seen)
+    try:
+        verifier = Verifier(root, seen)
+    except StoreError as error:
+        return [Finding(LEDGER, "damaged", str(error).removeprefix(f"{root}: "))]
     progress.start("verify", verifier.total // _MB, "MB")
     found = [*verifier.findings(), *damaged_results(root)]
     if not any(f.file in (LEDGER, EXPERIMENT) and f.damage for f in found):

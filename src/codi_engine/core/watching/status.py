@@ -119,7 +119,7 @@ def status_of(path: str | Path) -> Status:
     invocations = invocations_of(provenance)
     units = _units(state)
     stages = [_timed(s, invocations) for s in _stages(state, units)]
-    done = all(s.units >= s.planned_units for s in stages)
+    done = bool(state.plans) and all(s.units >= s.planned_units for s in stages)
     known = [s.left for s in stages]
     left = None if any(v is None for v in known) else float(sum(v for v in known if v is not None))
     committed = sum(u["rows"] for u in state.committed.values() if u["stage"] != "sources")
