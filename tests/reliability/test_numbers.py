@@ -317,4 +317,4 @@ def test_locale_and_time_zone_leave_no_trace(study: Callable[..., Experiment], t
 
 
 def _lasting(path: Path) -> bool:
-    return path.name not in (PROVENANCE, "events.jsonl", "lock", "result.json")
+    return path.name not in (PROVENANCE, "provenance.copy", "events.jsonl", "lock", "result.json")
