@@ -26,7 +26,7 @@ from tests.support.soaking import content, experiment, small_units, soak
 
 ROOT = Path(__file__).parents[2]
 #: bytes of memory per committed unit: the store's record of it (11 files here, each with size and checksum, about 0.5 kB a file)
-PER_UNIT = 8_000
+PER_UNIT = 4_000
 
 
 @pytest.fixture
