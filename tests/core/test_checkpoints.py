@@ -263,3 +263,12 @@ def test_the_command_line_lists_and_runs_them(make: Maker, trained: Path, capsys
     assert "step-1000   patch" in capsys.readouterr().out
     assert main(["analyze", "runs/series", "across", "-q", "-s", "metric=nothing"]) == 2
     assert capsys.readouterr().err.startswith("error: across: metric 'nothing' is not in the run; known: flip, kl")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_family_of_which_no_run_came_leaves_nothing(make: Maker, trained: Path, tmp_path: Path, there: bool) -> None:
+    if there:
+        (tmp_path / "a").mkdir()
+    with pytest.raises(UserError, match="capture"):
+        run_experiment(make([str(trained / "step-900")], capture=["resid_post.0@latent[99]"]), tmp_path / "a" / "runs")
+    assert [p.name for p in tmp_path.rglob("*")] == ["a"] * there

@@ -37,6 +37,9 @@ def test_addresses_and_aliases(text: str, site: Site) -> None:
         ("logits.3", "has no layer"),
         ("resid_post.3@latnt", "did you mean 'latent'"),
         ("resid_post.3@latent[x]", "is not an index"),
+        ("resid_post.3@latent[2:2]", "empty range"),
+        ("resid_post.3@latent[0:" + "9" * 30 + "]", "more than 100,000 values"),
+        ("resid_post." + "9" * 5000, "layer of 5,000 digits"),
         ("blocks.8.hook_nothing", "unknown site"),
     ],
 )

@@ -14,6 +14,7 @@ from markdown import markdown as to_html
 
 from codi_engine import Experiment
 from codi_engine.core.errors import UserError
+from codi_engine.core.plainvalues import unfit_text
 from codi_engine.core.running.run import run_experiment
 from tests.plugins.test_trackers import Notes, Wrote, _nobody_is_called, server, sessions  # noqa: F401 - fixtures
 from tests.support.hostile import SHORT, STRINGS, harmful, storable
@@ -27,14 +28,21 @@ def test_trackers_are_told_texts(demo: Callable[..., Experiment], server: tuple[
     address, got = server
     texts = [storable(one.text)[:60] for one in SHORT]
     edit = {"intervention": {"plugin": "zero", "site": "latent_in", "on": "clean"}, "sweep": {"step": [0]}}
+    names = [text for text in texts if text.isprintable() and text == text.strip()]
+    assert 8 <= len(names) < len(texts)
+    for text in set(texts) - set(names):
+        with pytest.raises(UserError, match="control characters|visible characters"):
+            demo(conditions={text: edit})
     trackers = [
         {"plugin": "wandb", "mode": "offline", "project": "p", "tags": [t for t in texts if t.strip()][:4], "name": texts[5]},
         "tensorboard",
         {"plugin": "webhook", "url": f"{address}/hook", "events": ["started", "finished"]},
     ]
-    everything = "\n".join(storable(one.text)[:300] for one in STRINGS)
+    told = [text for one in STRINGS if not unfit_text(text := storable(one.text)[:300])]
+    assert len(STRINGS) - 5 <= len(told) < len(STRINGS)  # those with NUL are refused
+    everything = "\n".join(told)
     experiment = demo(
-        conditions=dict.fromkeys(texts, edit),
+        conditions=dict.fromkeys(names, edit),
         hypothesis=everything,
         notes=everything,
         trackers=trackers,
@@ -44,22 +52,22 @@ def test_trackers_are_told_texts(demo: Callable[..., Experiment], server: tuple[
     notes = Notes()
     done = run_experiment(experiment, "run", progress=notes)
     run = done.open()
-    assert set(run.cells["condition"]) == {*texts, "baseline"}
+    assert set(run.cells["condition"]) == {*names, "baseline"}
     assert not [n for n in notes.notes if "failed" in n], notes.notes
     wrote = Wrote(sessions(Path("run"))[0])
     assert wrote.run.display_name == texts[5]
     assert everything.strip()[:40] in wrote.run.notes
-    assert set(wrote.config["conditions"]) == set(texts)
+    assert set(wrote.config["conditions"]) == set(names)
     (table,) = wrote.tables
-    assert {row[0] for row in table["data"]} == {*texts, "baseline"}
-    assert {k for k in wrote.history[-1] if k.startswith("mean/")} >= {f"mean/{t}/kl" for t in texts}
+    assert {row[0] for row in table["data"]} == {*names, "baseline"}
+    assert {k for k in wrote.history[-1] if k.startswith("mean/")} >= {f"mean/{t}/kl" for t in names}
     _check_tensorboard(Path("run"))
     assert [m["kind"] for _, m in got] == ["started", "finished"]
     assert Path("run").resolve().parent == Path.cwd()
     events = Path("run/events.jsonl").read_text(encoding="utf-8")
     for line in events.splitlines():
         json.loads(line, parse_constant=pytest.fail)
-    sys.stdout.write(f"{len(texts)} conditions and {len(STRINGS)} strings in notes: W&B {len(wrote.records)} records, webhook {len(got)} messages\n")
+    sys.stdout.write(f"{len(names)} conditions and {len(told)} strings in notes: W&B {len(wrote.records)} records, webhook {len(got)} messages\n")
 
 
 def _check_tensorboard(run: Path) -> None:

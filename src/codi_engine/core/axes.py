@@ -12,6 +12,8 @@ from codi_engine.core.errors import UserError, nearest
 #: single layers at a quarter, half and seven eighths of the depth (3, 6, 11 of 12; 4, 8, 14 of 16)
 DEPTHS = ("early", "middle", "late")
 SHORT = ("all", "each", "cumulative", "all_at_once", "pairs", "subsets")
+#: values of a range
+LONGEST_RANGE = 100_000
 #: of more indices `subsets` would be thousands of sets
 SUBSETS_OF = 10
 
@@ -121,8 +123,8 @@ def _range(name: str, value: dict[Any, Any], size: int | None, at: str) -> range
 
 
 def _checked(name: str, chosen: range, size: int | None, at: str) -> range:
-    if len(chosen) > 100_000:
-        raise UserError(f"{at}: a range of {len(chosen):,} values is too long")
+    if chosen[LONGEST_RANGE:]:  # len() would not take every range
+        raise UserError(f"{at}: a range of more than {LONGEST_RANGE:,} values; write a shorter one")
     for i in chosen[:1], chosen[-1:]:
         for j in i:
             _index(name, j, size, at)

@@ -324,7 +324,7 @@ def _captured(entry: str | CodeSpec) -> Any:
 
 # ----------------------------------------------------------------------------------------------- overrides
 
-_PART = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
+_PART = re.compile(r"([^.\[\]]+)|\[(\d{1,9})\]")
 
 
 def _override(value: dict[str, Any], text: str) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from codi_engine.core.errors import UserError
 
 #: what no file can be called on Windows, whatever comes after a dot
 RESERVED = frozenset({"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))})
+#: bytes of a file's name, and of a path to a run, beyond which its files' names find no room
+LONGEST_PART, LONGEST_PATH = 255, 3_800
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _FIELD = re.compile(r"\{\{|\}\}|\{([a-z]*)\}|[{}]")
 
@@ -28,7 +30,7 @@ def filled_path(template: str, values: Mapping[str, object], where: str) -> Path
 
     Raises
     ------
-    UserError: another field, or no path at all
+    UserError: another field, no path at all, or one longer than systems take
     """
 
     def fill(match: re.Match[str]) -> str:
@@ -42,4 +44,10 @@ def filled_path(template: str, values: Mapping[str, object], where: str) -> Path
     text = _FIELD.sub(fill, template)
     if "\0" in text:
         raise UserError(f"{where}: holds a NUL character, which no path has; remove it")
-    return Path(text)
+    path = Path(text)
+    longest = max((len(part.encode("utf-8", "surrogatepass")) for part in path.parts), default=0)
+    if longest > LONGEST_PART:
+        raise UserError(f"{where}: a name of {longest:,} bytes; a file system takes at most {LONGEST_PART}: write a shorter one")
+    if len(text.encode("utf-8", "surrogatepass")) > LONGEST_PATH:
+        raise UserError(f"{where}: a path of {len(text):,} characters; a system takes at most {LONGEST_PATH:,} bytes: write a shorter one")
+    return path

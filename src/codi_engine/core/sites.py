@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from codi_engine.core.axes import LONGEST_RANGE
 from codi_engine.core.errors import UserError, nearest
 
 Phase = Literal["prompt", "latent", "answer"]
@@ -21,6 +22,8 @@ HEADED = ("attn_z", "q", "k", "v")
 #: components that exist only where the model thinks in latents
 LATENT_ONLY = ("latent_out", "latent_in")
 
+#: characters of a layer's number
+LONGEST_NUMBER = 9
 _ADDRESS = re.compile(r"(?P<component>[a-z_]+)(?:\.(?P<layer>-?\d+))?(?:@(?P<phase>[a-z]+)(?:\[(?P<index>[^\]]*)\])?)?\Z")
 _TRANSFORMERLENS = {
     "hook_resid_pre": "resid_pre",
@@ -122,7 +125,7 @@ def parse_site(text: str, where: str = "site", layers: int | None = None) -> Sit
     if phase is not None and phase not in PHASES:
         raise UserError(f"{where}: unknown phase '{phase}' in '{text}'; {nearest(phase, PHASES)}")
     component = match["component"]
-    layer = None if match["layer"] is None else int(match["layer"])
+    layer = _parse_layer(match["layer"], where)
     if layer is not None and component in GLOBAL:
         raise UserError(f"{where}: '{component}' exists once per token, it has no layer; write '{component}'")
     if layer is not None and layers is not None:
@@ -136,13 +139,24 @@ def _bare(text: str) -> str:
     return re.split(r"[.@\[]", text)[0]
 
 
+def _parse_layer(layer: str | None, where: str) -> int | None:
+    if layer is not None and len(layer) > LONGEST_NUMBER:  # int() itself refuses thousands of digits
+        raise UserError(f"{where}: no model has a layer of {len(layer):,} digits; write a smaller number")
+    return None if layer is None else int(layer)
+
+
 def _parse_index(index: str | None, text: str, where: str) -> tuple[int, ...] | None:
     if index is None or index.strip() in ("", "all", ":"):
         return None
     try:
         if ":" in index:
             first, last = index.split(":")
-            return tuple(range(int(first), int(last)))
+            chosen = range(int(first), int(last))
+            if chosen[LONGEST_RANGE:]:  # len() would not take every range
+                raise UserError(f"{where}: '[{index}]' is a range of more than {LONGEST_RANGE:,} values; write a shorter one")
+            if not chosen:
+                raise UserError(f"{where}: '[{index}]' in '{text}' is an empty range; the second number must be larger, as in [0:6]")
+            return tuple(chosen)
         return tuple(int(part) for part in index.split(","))
     except ValueError:
         raise UserError(f"{where}: '[{index}]' in '{text}' is not an index; write [3], [0,2], [0:6] or [all]") from None

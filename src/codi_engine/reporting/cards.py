@@ -29,7 +29,7 @@ _NEAREST = 3
 #: axes that may name features, in the order tried, and the analyses whose results make a card
 _AXES = ("feature", "target")
 _FROM = ("pathways", "words", "proportions", "select_features")
-_NUMBER = re.compile(r"(\d+)\Z")
+_NUMBER = re.compile(r"(?<!\d)(\d{1,9})\Z")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import gc
 import glob
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,14 +153,14 @@ def run_checkpoints(experiment: Experiment, root: Path, *, limit: int | None, de
     family = family_of(experiment, plugins)
     _check_root(root)
     _check_members(family, root, limit, device)
-    _write_family(root, _adjusted(family.resolved, limit, device))
     parts: dict[str, Finished] = {}
-    for number, (label, member) in enumerate(family.members.items()):
-        progress.note(f"checkpoint {label} ({number + 1} of {len(family.members)})")
-        with _about(label):
-            parts[label] = part = run_experiment(member, _plain(root / label), limit=limit, device=device, progress=progress)
-        progress.note(f"checkpoint {label}: {part.cells:,} cells, {part.new_cells:,} new, {part.seconds:.1f} s")
-        _free()
+    with _directory(root, _adjusted(family.resolved, limit, device)):
+        for number, (label, member) in enumerate(family.members.items()):
+            progress.note(f"checkpoint {label} ({number + 1} of {len(family.members)})")
+            with _about(label):
+                parts[label] = part = run_experiment(member, _plain(root / label), limit=limit, device=device, progress=progress)
+            progress.note(f"checkpoint {label}: {part.cells:,} cells, {part.new_cells:,} new, {part.seconds:.1f} s")
+            _free()
     cells, new = (sum(getattr(p, key) for p in parts.values()) for key in ("cells", "new_cells"))
     analyses = family.analyses if len(parts) > 1 else []
     notes = _notes(parts) + [f"{a.name} needs two checkpoints and is left out" for a in family.analyses if not analyses]
@@ -205,6 +205,22 @@ def _check_root(root: Path) -> None:
         raise UserError(f"{root}: is not empty and holds no checkpoints' runs; give another output directory")
     if root.exists() and not root.is_dir():
         raise UserError(f"{root}: is a file; give another output directory")
+
+
+@contextmanager
+def _directory(root: Path, resolved: Experiment) -> Iterator[None]:
+    """Make the directory of the runs; where none came of it, it is taken away again."""
+    made, new = [p for p in (root, *root.parents) if not p.exists()], not (root / EXPERIMENT).exists()
+    _write_family(root, resolved)
+    try:
+        yield
+    except BaseException:  # whatever it was, it goes on
+        with suppress(OSError):  # somebody uses it
+            if new and [p.name for p in root.iterdir()] == [EXPERIMENT]:
+                (root / EXPERIMENT).unlink()
+                for folder in made:
+                    folder.rmdir()
+        raise
 
 
 def _write_family(root: Path, resolved: Experiment) -> None:

@@ -249,17 +249,22 @@ class Conditions:
                 raise UserError(f"{self.source}: {where}: '{site.component}' has no heads; attn_z, q, k and v have")
             return tuple(resolve_axis(name, value, sizes[name], where=where, source=self.source))
         if name == "donor":
-            if isinstance(value, bool) or not isinstance(value, (int, list)) or (isinstance(value, int) and value < 1):
-                raise UserError(f"{self.source}: {where}: write the number of donors (10) or their indices ([0, 1]); got {value!r}")
-            if isinstance(value, int) and value > len(self.data.pool):
-                raise UserError(f"{self.source}: {where}: {value:,} donors asked for, but the data has {len(self.data.pool):,} examples; write fewer")
-            return tuple(range(value)) if isinstance(value, int) else tuple(value)
+            return self._donors(value, where)
         values = value if isinstance(value, list) else [value]
         if any(isinstance(v, (dict, list)) for v in values):
             raise UserError(f"{self.source}: {where}: sweeps numbers, words and true/false; write one condition for each {name}")
         if not values or len({repr(v) for v in values}) != len(values):
             raise UserError(f"{self.source}: {where}: needs distinct values; got {value!r}")
         return tuple(values)
+
+    def _donors(self, value: Any, where: str) -> tuple[int, ...]:
+        indices = value if isinstance(value, list) else [value]
+        least = 0 if isinstance(value, list) else 1
+        if not indices or any(isinstance(i, bool) or not isinstance(i, int) or i < least for i in indices):
+            raise UserError(f"{self.source}: {where}: write the number of donors (10) or their indices ([0, 1]); got {value!r}")
+        if isinstance(value, int) and value > len(self.data.pool):
+            raise UserError(f"{self.source}: {where}: {value:,} donors asked for, but the data has {len(self.data.pool):,} examples; write fewer")
+        return tuple(range(value)) if isinstance(value, int) else tuple(value)
 
     def _heads(self, site: Site) -> int:
         return self.info.kv_heads if site.component in ("k", "v") else self.info.heads

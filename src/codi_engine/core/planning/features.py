@@ -16,7 +16,8 @@ from typing import Any
 
 from codi_engine.core.errors import UserError, nearest
 
-_LABEL = re.compile(r"L(\d+)-(\d+)\Z")
+_LABEL = re.compile(r"L(\d{1,9})-(\d{1,9})\Z")
+_WHOLE = re.compile(r"\d{1,9}")
 #: most rows of a feature table
 LARGEST = 10_000_000
 
@@ -120,7 +121,7 @@ def _feature(row: Mapping[str, Any], at: str) -> Feature:
 
 
 def _whole(text: Any) -> int | None:
-    return int(text) if isinstance(text, str) and text.strip().isdecimal() else None
+    return int(text) if isinstance(text, str) and _WHOLE.fullmatch(text.strip()) else None
 
 
 def resolve_features(value: Any, where: str) -> list[Feature]:

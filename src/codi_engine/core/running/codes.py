@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,17 +54,28 @@ def resolve_codes(specs: Sequence[CodeSpec], info: ModelInfo, saes: SaeStore, so
             raise UserError(f"{where}.site: name a component that every layer has, such as resid_post; got '{spec.site}'")
         if spec.name in COMPONENTS:
             raise UserError(f"{where}.name: '{spec.name}' is a site's name; choose another")
-        chosen = _features(spec, info, saes, where, source)
-        for layer, indices in chosen.items():
-            sae = checked(saes, spec.sae, site.component, layer, info.width, where)
-            if max(indices) >= sae.features:
-                raise UserError(f"{where}.features: L{layer}-{max(indices)}: '{spec.sae}' has features 0 to {sae.features - 1} at layer {layer}")
+        with _told(where):
+            chosen = _features(spec, info, saes, where, source)
+            for layer, indices in chosen.items():
+                sae = checked(saes, spec.sae, site.component, layer, info.width, where)
+                if max(indices) >= sae.features:
+                    known = f"'{spec.sae}' has features 0 to {sae.features - 1} at layer {layer}; choose among them"
+                    raise UserError(f"{where}.features: L{layer}-{max(indices)}: {known}")
         out.append(CodeCapture(spec, site.component, chosen))
     names = [c.spec.name for c in out]
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice is not None:
         raise UserError(f"{source}: capture: two entries are called '{twice}'; give them a name: each")
     return out
+
+
+@contextmanager
+def _told(where: str) -> Iterator[None]:
+    """Name file and entry in errors that do not, which are those of an autoencoder's own file."""
+    try:
+        yield
+    except UserError as error:
+        raise error if where in str(error) else UserError(f"{where}: {error}") from None
 
 
 def _features(spec: CodeSpec, info: ModelInfo, saes: SaeStore, where: str, source: str) -> dict[int, tuple[int, ...]]:

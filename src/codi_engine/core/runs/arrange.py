@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from codi_engine.core.runs.results import Run
 
 _REPLICATES = ("trial", "donor")
-_LAYER = re.compile(r"\bL(\d+)\b|\blayer[ =]?(\d+)\b", re.IGNORECASE)
+_LAYER = re.compile(r"\bL(\d{1,9})\b|\blayer[ =]?(\d{1,9})\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

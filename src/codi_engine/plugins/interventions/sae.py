@@ -78,7 +78,7 @@ class Sae(Intervention[SaeOptions]):
         sae = checked(saes, self.options.sae, component, layer, width, "sae")
         if self._index >= sae.features:
             name = self._named.label if self._named is not None else self._index
-            raise UserError(f"sae: feature {name}: '{self.options.sae}' has features 0 to {sae.features - 1} at layer {layer}")
+            raise UserError(f"sae: feature {name}: '{self.options.sae}' has features 0 to {sae.features - 1} at layer {layer}; choose among them")
         return sae
 
     @property
