@@ -25,7 +25,7 @@ from tests.support.forked import Forked
 from tests.support.soaking import content, experiment, small_units, soak
 
 ROOT = Path(__file__).parents[2]
-#: bytes of memory per committed unit: the store's record of it (11 files here, each with size and checksum, about 0.5 kB a file)
+#: bytes of memory per committed unit: the store's record of it (11 files here, each with size and checksum, 40 bytes a file and what Python needs around them)
 PER_UNIT = 4_000
 
 
