@@ -220,6 +220,32 @@ def test_a_signal_while_handlers_are_put_back_is_not_lost() -> None:
     assert handlers() == list(DEFAULTS.values())
 
 
+@pytest.mark.parametrize("moment", ["before the handlers are put back", "after"])
+def test_a_signal_at_the_end_leaves_nothing_that_the_next_run_would_listen_with(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    put, fired = signal.signal, []
+
+    def interrupted() -> None:
+        with listening(print):
+            monkeypatch.setattr(signal, "signal", put_back)
+
+    def put_back(number: int, handler: Any) -> Any:
+        if moment == "after":
+            put(number, handler)
+        if number == signal.SIGINT:
+            fired.append(number)
+            signal.raise_signal(number)
+        return put(number, handler)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    monkeypatch.undo()
+    assert fired == [signal.SIGINT]
+    assert handlers() == list(DEFAULTS.values())
+    with listening(print) as made, pytest.raises(Stopped):
+        signal.raise_signal(signal.SIGINT)
+    assert made.asked
+
+
 # ------------------------------------------------------------------------------------------------- the disk
 
 

@@ -226,6 +226,8 @@ FACTS = {"size": 3, "sha256": "0" * 64}
         (1, ("arrays", 6, 1, "shape"), [-1, 3], "a dimension"),
         (1, ("arrays", 6, 1, "dtype"), "|O", "dtype"),
         (1, ("arrays", 6, 1, "dtype"), "bfloat17", "dtype"),
+        (1, ("arrays", 8, 1, "attrs", "width"), 2**40, "activations/sae/ptr: width"),
+        (1, ("arrays", 9, 1, "entries"), 2**25, "activations/sae/index: entries"),
         (1, ("labels", "cells/example"), [{"a": 1}], "labels must be"),
         (1, ("files", "../../etc/passwd"), FACTS, "not the metadata"),
         (2, ("files", "../../etc/passwd"), FACTS, "is no file of unit 0"),

@@ -25,6 +25,7 @@ from codi_engine.core.rollout.wavefront import Stage
 from codi_engine.core.running import sweeping
 from codi_engine.core.running.inputs import changed_inputs, compare, digest_of, model_digests, recorded
 from codi_engine.core.running.run import run_experiment
+from codi_engine.core.runs.verifying import verify_run
 from codi_engine.core.watching.recording import gone_back
 from codi_engine.store.layout import LEDGER, PROVENANCE
 from codi_engine.testing import tiny
@@ -130,12 +131,33 @@ def _late(self: BatchRun, edits: Any, place: int, tokens: int) -> Any:
     return _due(self, edits, place + 1, tokens - 1) if tokens > 1 else _due(self, edits, place, tokens)
 
 
+def _swapped(self: Stage, component: str, layer: int | None, flat: torch.Tensor) -> torch.Tensor | None:
+    """Edit as many rows as planned at each site, but others: no total is another."""
+    key = component if layer is None else f"{component}.{layer}"
+    waiting, rows = self.pending.get(key, []), flat.shape[0] // self.tokens
+    self.pending[key] = [(np.flatnonzero(~np.isin(np.arange(rows), those))[: len(those)], *rest) for those, *rest in waiting]  # type: ignore[misc]
+    return _edited(self, component, layer, flat)
+
+
+def _kept(self: Stage, component: str, layer: int | None, flat: torch.Tensor) -> torch.Tensor | None:
+    """Make the edits and go on waiting for them at the last boundary."""
+    waiting = self.pending.get(f"{component}.{layer}", [])
+    made = _edited(self, component, layer, flat)
+    if waiting:
+        self.pending["nowhere"] = waiting
+    return made
+
+
 _split, _edited, _due = Stage._split, Stage._edited, BatchRun._due
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "broken"), [(Stage, "_split", _no_split), (Stage, "_edited", _swallow), (Stage, "_edited", _half), (BatchRun, "_due", _late)],
-    ids=["a boundary is dropped", "edits are lost", "rows are lost", "a place is passed"],
+    ("owner", "name", "broken"),
+    [
+        (Stage, "_split", _no_split), (Stage, "_edited", _swallow), (Stage, "_edited", _half), (BatchRun, "_due", _late), (Stage, "_edited", _swapped),
+        (Stage, "_edited", _kept),
+    ],
+    ids=["a boundary is dropped", "edits are lost", "rows are lost", "a place is passed", "other cells", "a site is left waiting"],
 )  # fmt: skip
 def test_edits_that_do_not_fire_in_the_sweep(owner: Any, name: str, broken: Any, study: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = sweeping.run_sweep, []
@@ -146,11 +168,11 @@ def test_edits_that_do_not_fire_in_the_sweep(owner: Any, name: str, broken: Any,
         return real(*arguments)
 
     monkeypatch.setattr("codi_engine.core.running.computing.run_sweep", after_the_gate)
-    position = -4 if broken is _late else -1
+    position, layers = -4 if broken is _late else -1, [1, 0] if broken is _swapped else [1]
     with pytest.raises(GateError) as caught:
-        run_experiment(study(intervention={"plugin": "zero", "site": "resid_pre", "layer": 1}, sweep={"position": [position]}), "run")
+        run_experiment(study(intervention={"plugin": "zero", "site": "resid_pre"}, sweep={"position": [position], "layer": layers}), "run")
     assert calls == [1]
-    assert str(caught.value).startswith(f"condition 'zero': the edit at resid_pre.1@prompt[{position}] did not fire as planned (")
+    assert str(caught.value).startswith(f"condition 'zero': the edit at resid_pre.{layers[-1]}@prompt[{position}] did not fire as planned (")
     assert "cell: example '" in str(caught.value)
 
 
@@ -234,6 +256,29 @@ def test_a_flipped_byte_in_the_weights_is_named_without_loading_them(place: floa
     problems = dict(changed_inputs("run"))
     assert problems["model.safetensors"] == "is not here"
     assert problems["data"].startswith("is not here or cannot be read: ")
+
+
+def test_a_plugin_that_fails_hides_no_damage(study: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
+    from codi_engine.plugins.datasets.problems import Problems
+    from codi_engine.plugins.models.causal_lm import CausalLM
+
+    def broken(self: Any) -> Any:
+        raise RuntimeError("not today")
+
+    path = run_experiment(study(data=_first()), "run").path
+    shard = next((path / "data.zarr/cells/answer").glob("c.*"))
+    shard.write_bytes(_changed(shard.read_bytes()))
+    monkeypatch.setattr(CausalLM, "files", broken)
+    monkeypatch.setattr(Problems, "load", broken)
+    found = {f.file: (f.kind, f.problem) for f in verify_run(path)}
+    assert {file: kind for file, (kind, _) in found.items()} == {"data": "absent", shard.relative_to(path).as_posix(): "damaged", "model": "absent"}
+    assert all("is not here or cannot be read: " in found[name][1] and "not today" in found[name][1] for name in ("data", "model"))
+    monkeypatch.setattr(Experiment, "from_dict", classmethod(lambda *_, **__: _refuse()))
+    assert {(f.file, f.kind) for f in verify_run(path)} == {("experiment.yaml", "absent"), (shard.relative_to(path).as_posix(), "damaged")}
+
+
+def _refuse() -> None:
+    raise UserError("data.plugin: no such plugin")
 
 
 def test_a_run_that_values_are_taken_from_may_grow_and_not_change(study: Callable[..., Experiment], tmp_path: Path) -> None:

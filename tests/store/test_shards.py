@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from numcodecs.zstd import Zstd
 
 from codi_engine.store import files, layout
-from codi_engine.store.codec import check, decode, encode, in_place, parts
+from codi_engine.store.codec import check, decode, encode, in_place, parts, plain_size
 from codi_engine.store.errors import StoreError
-from codi_engine.store.files import Batch
-from codi_engine.store.layout import LEDGER, PARTIAL, ArraySpec
+from codi_engine.store.files import Batch, CheckedFiles, facts
+from codi_engine.store.layout import CHUNK_ENTRIES, LEDGER, PARTIAL, ArraySpec
 from codi_engine.store.reader import RunReader
 from codi_engine.store.writer import RunWriter
 
@@ -276,3 +276,33 @@ def test_harm_to_a_shard_is_named_once(tmp_path: Path, verify: Literal["full", "
         reader.read_unit("a3", 0)
     assert str(caught.value).count(path.name) == 1
     np.testing.assert_array_equal(reader.read_unit("a4", 0), arrays["a4"])
+
+
+def test_no_room_is_made_for_rows_that_are_not_there(tmp_path: Path) -> None:
+    spec, data = ArraySpec("x", ("cell", "width"), (1 << 9,), "float32", 0.0), b"short"
+    (tmp_path / "shard").write_bytes(data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(StoreError, match=r"shard: is damaged: it has 5 bytes where its rows take 2,147,\d{3},\d{3}"):
+            CheckedFiles(tmp_path).read_rows("shard", facts(data), spec, 1 << 20)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@settings(max_examples=100, deadline=None)
+@given(case=shards(), chunk=st.sampled_from([1, 40, 4 << 20]))
+def test_the_size_of_a_shard_is_known_before_it_is_read(case: tuple[ArraySpec, int, np.ndarray], chunk: int) -> None:
+    spec, cells, values = case
+    before, layout.CHUNK_BYTES = layout.CHUNK_BYTES, chunk
+    try:
+        assert plain_size(spec, cells) == (None if spec.sparse or spec.entries else len(encode(spec, cells, values)))
+    finally:
+        layout.CHUNK_BYTES = before
+
+
+def test_a_shard_that_is_shorter_than_its_index_is_refused() -> None:
+    spec = ArraySpec("x", ("entry",), (), "uint32", 0, True, {}, CHUNK_ENTRIES)
+    index = struct.pack("<2Q", 0, 8)
+    with pytest.raises(StoreError, match="x: a shard's index is damaged"):
+        decode(spec, 4, index + naive_crc32c(index))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import zarr
 
+from codi_engine.store import sparse
 from codi_engine.store.errors import StoreError
 from codi_engine.store.layout import CHUNK_ENTRIES, ArraySpec
 from codi_engine.store.reader import RunReader
@@ -94,3 +95,14 @@ def test_entries_are_not_cells(tmp_path: Path) -> None:
         reader.read(f"{NAME}/value")
     with pytest.raises(StoreError, match="'entry'"):
         ArraySpec("a", ("cell",), (), "float32", 0, entries=5)
+
+
+def test_codes_of_all_cells_need_room_for_their_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [codes(np.random.default_rng(n), 6, 9, 0.5) for n in range(3)]
+    reader = RunReader(written(tmp_path / "run", [rows[0], rows[1], rows[2][:4]], 6))
+    slots, values = reader.read_codes(NAME)
+    np.testing.assert_array_equal(slots, np.arange(16))
+    np.testing.assert_array_equal(values, np.concatenate(rows)[:16])
+    monkeypatch.setattr(sparse, "MOST_DENSE", values.nbytes - 1)
+    with pytest.raises(StoreError, match=r"activations/sae: 16 cells of 9 features would take .* GB with their zeros; read it by units with codes_of"):
+        reader.read_codes(NAME)

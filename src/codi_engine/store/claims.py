@@ -17,6 +17,8 @@ from codi_engine.store.layout import ArraySpec, text_file
 
 #: slots per unit, units, and bytes of one unit's rows of an array: far above what any run has
 MOST_CELLS, MOST_UNITS, MOST_BYTES = 1 << 20, 1 << 32, 1 << 40
+#: features of a dictionary: a cell of sparse codes becomes a row of so many numbers
+MOST_FEATURES = 1 << 24
 #: dimensions of an array; numpy has 64
 _MOST_DIMS = 32
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -121,11 +123,11 @@ def _array(item: Any, known: Mapping[str, ArraySpec], unit_cells: int) -> str:
     attrs = _mapping(described.get("attrs"), f"{shown}: attrs")
     _demand("labels" not in attrs or attrs["labels"] == [], f"{shown}: labels do not stand among the attributes")
     if "width" in attrs:
-        _whole(attrs["width"], 1, MOST_BYTES, f"{shown}: width")
+        _whole(attrs["width"], 1, MOST_FEATURES, f"{shown}: width")
     if "coords" in attrs:
         _coords(_mapping(attrs["coords"], f"{shown}: coords"), dict(zip(dims[1:], shape, strict=False)), shown)
     _cells(name, shape, described)
-    entries = _whole(described.get("entries", 0), 0, MOST_BYTES, f"{shown}: entries")
+    entries = _whole(described.get("entries", 0), 0, MOST_FEATURES, f"{shown}: entries")
     row = math.prod(shape) * 8
     _demand(row * max(entries, 1) * unit_cells <= MOST_BYTES, f"{shown}: a unit of it would have more than {MOST_BYTES:,} bytes")
     ArraySpec(name, tuple(dims), tuple(shape), described["dtype"], 0, described["sparse"], attrs, entries)  # refuses names and dimensions itself

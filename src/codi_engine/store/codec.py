@@ -11,6 +11,7 @@ https://zarr-specs.readthedocs.io: codecs ``bytes``, ``crc32c``, ``zstd``, ``sha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -105,14 +106,23 @@ def decode(spec: ArraySpec, unit_cells: int, data: bytes | np.ndarray) -> np.nda
     return out
 
 
+def plain_size(spec: ArraySpec, unit_cells: int) -> int | None:
+    """Return the bytes of every shard of an array whose rows lie in it as in memory; None where they must be decoded."""
+    if spec.sparse or spec.entries or not spec.numpy.isnative:
+        return None
+    rows = spec.rows(unit_cells)
+    count = rows // spec.inner_rows(unit_cells)
+    return math.prod((rows, *spec.shape)) * spec.numpy.itemsize + 4 * count + (16 * count + 4 if count > 1 else 0)
+
+
 def in_place(spec: ArraySpec, unit_cells: int) -> tuple[np.ndarray, list[memoryview]] | None:
     """Return an array for the rows of a shard, and where the pieces of its file belong, in their order; None where they must be decoded.
 
     Chunks are read into the array itself, checksums and index beside it; :func:`check` compares them.
     """
-    rows, count = spec.inner_rows(unit_cells), spec.rows(unit_cells) // spec.inner_rows(unit_cells)
-    if spec.sparse or spec.entries or not spec.numpy.isnative:
+    if plain_size(spec, unit_cells) is None:
         return None
+    rows, count = spec.inner_rows(unit_cells), spec.rows(unit_cells) // spec.inner_rows(unit_cells)
     out = np.empty((count * rows, *spec.shape), spec.numpy.newbyteorder("="))
     places = []
     for chunk in out.reshape(count, -1).view(np.uint8):
@@ -158,7 +168,7 @@ def blocks(spec: ArraySpec, unit_cells: int, data: bytes | np.ndarray) -> Iterat
 
 def _split(spec: ArraySpec, data: np.ndarray, count: int) -> list[np.ndarray]:
     index, check = data[-16 * count - 4 : -4], data[-4:].tobytes()
-    if _crc(index) != check:
+    if len(index) != 16 * count or _crc(index) != check:
         raise StoreError(f"{spec.name}: a shard's index is damaged")
     table = np.frombuffer(index.tobytes(), "<u8").reshape(count, 2)
     there = table[table[:, 0] != _ABSENT].astype(np.int64).tolist()

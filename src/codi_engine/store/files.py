@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from codi_engine.store.codec import Part, check, decode, in_place
+from codi_engine.store.codec import Part, check, decode, in_place, plain_size
 from codi_engine.store.errors import StoreError
 from codi_engine.store.layout import COPIES, DATA, PARTIAL, TEXTS, ArraySpec, unit_of
 from codi_engine.store.ledger import sync_directory
@@ -246,6 +246,9 @@ class CheckedFiles:
         ------
         StoreError: the file is missing, truncated or damaged; the message names it
         """
+        size = plain_size(spec, unit_cells)
+        if size is not None and self.size(name, stated) != size:  # before room is made for rows that are not there
+            raise StoreError(f"{self.root / name}: is damaged: it has {stated['size']:,} bytes where its rows take {size:,}")
         made = in_place(spec, unit_cells)
         data = self.read(name, stated) if made is None else self._read_places(name, stated, made[1])
         try:

@@ -16,7 +16,7 @@ from codi_engine.store.files import CheckedFiles, difference, read_file
 from codi_engine.store.layout import LEDGER, STATUS, ArraySpec, text_file, unit_of
 from codi_engine.store.ledger import read_ledger
 from codi_engine.store.provenance import read_provenance
-from codi_engine.store.sparse import codes_width, to_dense
+from codi_engine.store.sparse import codes_width, fill_dense, room_for
 from codi_engine.store.state import State
 from codi_engine.store.texts import decode_texts, join_texts
 
@@ -230,13 +230,14 @@ class RunReader:
 
     def read_codes(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return (slots, values) of the finished cells that have sparse codes of ``name``, zeros filled in (slots × width)."""
-        width = int(self.spec(f"{name}/ptr").attrs["width"])
+        ptr_spec, index_spec, value_spec = (self.spec(f"{name}/{part}") for part in ("ptr", "index", "value"))
+        width = codes_width(name, ptr_spec, index_spec, value_spec)
         slots = self.read_slots(f"{name}/ptr")
-        out = np.zeros((len(slots), width), np.dtype(self.spec(f"{name}/value").dtype))
+        out = room_for(f"{self.path}: {name}", len(slots), width, np.dtype(value_spec.dtype))
         for unit in np.unique(slots // self.unit_cells).tolist():
-            mine = slots // self.unit_cells == unit
+            mine = slice(*np.searchsorted(slots, (unit * self.unit_cells, (unit + 1) * self.unit_cells)))
             ptr, index, value = self.codes_of(name, unit)
-            out[mine] = to_dense(ptr[slots[mine] % self.unit_cells], index, value, width)
+            fill_dense(out[mine], ptr[slots[mine] % self.unit_cells], index, value)
         return slots, out
 
     def _shard(self, name: str, unit: int) -> np.ndarray:

@@ -233,11 +233,11 @@ def _document(content: Mapping[str, Any]) -> bytes:
 
 
 def _new_labels(old: Sequence[Any], wanted: Iterable[Any]) -> list[Any]:
-    seen = {_hashable(v) for v in old}
+    seen = {hashable(v) for v in old}
     added = []
     for value in map(_plain, wanted):
-        if _hashable(value) not in seen:
-            seen.add(_hashable(value))
+        if hashable(value) not in seen:
+            seen.add(hashable(value))
             added.append(value)
     return added
 
@@ -248,8 +248,9 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
 
 
-def _hashable(value: Any) -> Any:
-    return tuple(_hashable(v) for v in value) if isinstance(value, list) else value
+def hashable(value: Any) -> Any:
+    """Return a label as something that can be looked up: lists as tuples."""
+    return tuple(hashable(v) for v in value) if isinstance(value, list) else value
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,9 @@ import numpy as np
 if TYPE_CHECKING:
     from codi_engine.core.rollout.wavefront import Edit
     from codi_engine.core.sites import Site
+
+    #: site → (rows, token offset, edit, representative cells)
+    Waiting = Mapping[str, Sequence[tuple[np.ndarray, int, Edit, list[int]]]]
 
 
 class Missed(RuntimeError):
@@ -39,28 +43,29 @@ class Account:
         mine[rows] = True
         self._made.append((edit.site, edit.place, np.flatnonzero(mine[cell_row])))
 
-    def settle(self, pending: Collection[str]) -> None:
-        """Compare what was made with what was planned; ``pending``: sites whose edits wait still.
+    def settle(self, pending: Waiting) -> None:
+        """Compare what was made with what was planned; ``pending``: what waits still, by site.
 
         Raises
         ------
-        Missed: the first edit that was left out, or made more than once
+        Missed: the first edit that was left out, made more than once, or made in another cell
         """
-        if not self._edits and not self._made:
+        if not self._edits and not self._made and not pending:
             return
-        planned: dict[tuple[Site, int | None], int] = {}
-        for items in self._edits.values():
+        planned: dict[tuple[Site, int | None], list[int]] = defaultdict(list)
+        for cell, items in self._edits.items():
             for _, edit in items:
-                key = (edit.site, edit.place)
-                planned[key] = planned.get(key, 0) + 1
-        made: dict[tuple[Site, int | None], int] = {}
+                planned[edit.site, edit.place].append(cell)
+        made: dict[tuple[Site, int | None], list[np.ndarray]] = defaultdict(list)
         for site, place, cells in self._made:
-            made[site, place] = made.get((site, place), 0) + len(cells)
-        if pending or planned != made:
-            self.miss("it was planned and not made")
+            if len(cells):
+                made[site, place].append(cells)
+        alike = planned.keys() == made.keys() and all(np.array_equal(np.sort(cells), np.sort(np.concatenate(made[key]))) for key, cells in planned.items())
+        if pending or not alike:
+            self.miss("it was planned and not made", pending)
 
-    def miss(self, why: str) -> None:
-        """Raise for the first edit whose count is not the planned one."""
+    def miss(self, why: str, pending: Waiting) -> None:
+        """Raise for the first edit that waits, or whose count is not the planned one."""
         counts: dict[tuple[Site, int | None, int], int] = {}
         for site, place, cells in self._made:
             for cell in cells.tolist():
@@ -68,5 +73,6 @@ class Account:
         for cell, items in self._edits.items():
             for _, edit in items:
                 counts[edit.site, edit.place, cell] = counts.get((edit.site, edit.place, cell), 0) - 1
-        (site, place, cell), count = next((k, n) for k, n in counts.items() if n)
-        raise Missed(site, place, cell, why if count < 0 else "it was made and not planned")
+        waiting = [(edit.site, edit.place, cells[0], why) for items in pending.values() for _, _, edit, cells in items]
+        wrong = [(*key, why if count < 0 else "it was made and not planned") for key, count in counts.items() if count]
+        raise Missed(*[*waiting, *wrong][0])

@@ -262,7 +262,7 @@ class Stage:
         """Give cells with edits at this boundary rows of their own; return True when rows changed."""
         due = self.schedule.get(boundary)
         if self.pending:
-            self.account.miss("the model passed its site")
+            self.account.miss("the model passed its site", self.pending)
         if not due:
             return False
         names: dict[Hashable, int] = {None: 0}

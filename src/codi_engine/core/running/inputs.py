@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.calling import calling
-from codi_engine.core.errors import DifferentRun, UserError
+from codi_engine.core.errors import CodiEngineError, DifferentRun, UserError
 from codi_engine.core.planning.features import table_path
 from codi_engine.store.errors import StoreError
-from codi_engine.store.layout import LEDGER
+from codi_engine.store.layout import EXPERIMENT, LEDGER
 from codi_engine.store.ledger import read_ledger
 from codi_engine.store.state import State
 
@@ -190,11 +190,14 @@ def changed_inputs(run_path: str | Path) -> list[tuple[str, str]]:
     except StoreError:
         provenance = {}  # whoever asks has named it already; the ledger says the same
     then = recorded(state.plans, provenance)
-    value, _ = parse_yaml(state.experiment, "experiment.yaml")
-    if not then or not isinstance(value, dict) or "model" not in value:
-        return []
-    experiment = Experiment.from_dict(value, source=str(root))
-    return [(name.removeprefix(_MODEL_FILE), problem) for name, problem in _problems(experiment, plugin_manager(), then)]
+    try:
+        value, _ = parse_yaml(state.experiment, EXPERIMENT)
+        if not then or not isinstance(value, dict) or "model" not in value:
+            return []
+        experiment, plugins = Experiment.from_dict(value, source=str(root)), plugin_manager()
+    except CodiEngineError as error:  # of another version, or a package that is not here or fails: nothing of it can be compared
+        return [(EXPERIMENT, _absent(error))]
+    return [(name.removeprefix(_MODEL_FILE), problem) for name, problem in _problems(experiment, plugins, then)]
 
 
 def _problems(experiment: Experiment, plugins: Plugins, then: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -208,8 +211,8 @@ def _problems(experiment: Experiment, plugins: Plugins, then: Mapping[str, str])
             model = plugins.build("model", experiment.model, where="model", source=experiment.source)
             with calling(model, "files"):
                 files = dict(model.files())
-        except UserError as error:
-            yield MODEL, f"is not here: {error}"
+        except (CodiEngineError, StoreError, OSError) as error:  # a plugin that fails says nothing of the other inputs
+            yield MODEL, _absent(error)
             then = {n: d for n, d in then.items() if not n.startswith(_MODEL_FILE)}
     for name, digest in then.items():
         try:
@@ -226,11 +229,15 @@ def _problems(experiment: Experiment, plugins: Plugins, then: Mapping[str, str])
                 now = SaeStore(plugins, "cpu").named_digest(name.removeprefix(_SAE))
             else:
                 now = digest_of(_path(name))
-        except (UserError, StoreError, OSError) as error:
-            yield name, f"is not here or cannot be read: {getattr(error, 'strerror', None) or error}"
+        except (CodiEngineError, StoreError, OSError) as error:
+            yield name, _absent(error)
             continue
         if now != digest and not (name.startswith(_RUN) and _grew(_path(name), digest)):
             yield name, f"is no longer what the run was computed with (sha256 {digest[:12]} then, {now[:12]} now)"
+
+
+def _absent(error: Exception) -> str:
+    return f"is not here or cannot be read: {getattr(error, 'strerror', None) or ' '.join(str(error).splitlines())}"
 
 
 def _path(name: str) -> Path:

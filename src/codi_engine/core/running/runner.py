@@ -27,6 +27,7 @@ from codi_engine.core.watching.disk import DiskWatch, Room
 from codi_engine.core.watching.lifecycle import Lifecycle
 from codi_engine.core.watching.recording import KEY, Recorder, gone_back, now
 from codi_engine.core.watching.tally import tally_of
+from codi_engine.store.state import hashable
 
 if TYPE_CHECKING:
     from codi_engine.core.model import ModelAdapter
@@ -197,7 +198,7 @@ class Runner:
     def known_units(self, job: Job) -> list[Unit]:
         """Return all units of the run, and let the job name cells as the run does."""
         labels = {name.removeprefix("cells/"): labels for name, labels in job.writer.labels.items() if name.startswith("cells/")}
-        job.codes = {name: {_hashable(v): i for i, v in enumerate(values)} for name, values in labels.items()}
+        job.codes = {name: {hashable(v): i for i, v in enumerate(values)} for name, values in labels.items()}
         return units_of(job.writer.plans)
 
     # -------------------------------------------------------------------------------------------- running
@@ -369,7 +370,3 @@ class Runner:
             "reproducible_bits": self.reproducible and len(self.facts.get(ARITHMETIC, ())) < 2, "started": writer.provenance.get("started", now()),
             KEY: self.cost.into(writer.provenance)[KEY],
         }  # fmt: skip
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

@@ -101,10 +101,8 @@ class Stopping:
                 self._former.append(number)
 
     def _leave(self) -> None:
-        self._leaving = True  # a signal waits until all handlers are what they were
-        for number in self._former:
+        for number in reversed(self._former):  # Ctrl-C last: from then on it can end this loop
             signal.signal(number, DEFAULTS[number])
-        _LISTENING.clear()
         if self._late:
             raise Stopped(self._late)
 
@@ -130,4 +128,8 @@ def listening(say: Callable[[str], None], at_once: bool = False) -> Iterator[Sto
         made._listen()
         yield made
     finally:
-        made._leave()
+        made._leaving = True  # a signal waits until all handlers are what they were
+        try:
+            made._leave()
+        finally:
+            _LISTENING.clear()  # whatever came meanwhile: the next run must not take this one for one that goes on

@@ -17,7 +17,7 @@ from codi_engine.core.progress import Progress
 from codi_engine.core.returned import analysed, figures_of
 from codi_engine.core.running.marks import in_words
 from codi_engine.core.runs.drawing import json_safe, save, storable, style
-from codi_engine.core.runs.stored import SUMMARY, about, write_about, written_files
+from codi_engine.core.runs.stored import SUMMARY, WRITING, about, write_about, written_files
 from codi_engine.core.runs.whole import whole_file
 from codi_engine.core.runs.work import Work
 from codi_engine.core.watching.showing import ending, usual
@@ -283,13 +283,14 @@ def write_result(folder: Path, result: AnalysisResult, made: Mapping[str, Any] |
     """
     done = Analysed("", [], folder, result.summary, result=result)
     try:
-        check_contained(folder.parent.parent, folder)
         folder.parent.mkdir(exist_ok=True)  # without its parents: a run that has vanished is not made again
         folder.mkdir(exist_ok=True)
         earlier = written_files(folder)
+        write_durably(folder, WRITING, b"")  # until the tables are those of which result.json tells
         _write_tables(done, result, analysis)
         about = {**(made or {}), "facts": json_safe(result.facts), "tables": list(result.tables), "files": list(result.files)}
         write_about(folder, {**about, "figures": []})  # the tables stand, even where drawing fails
+        (folder / WRITING).unlink(missing_ok=True)
         try:
             done.result = replace(result, figures=_write_figures(done, result, about, analysis))
         finally:

@@ -14,6 +14,7 @@ from codi_engine.core.planning.checks import RESOURCES, Check
 from codi_engine.core.planning.costs import size_text
 from codi_engine.core.plugin import AnalysisResult
 from codi_engine.core.runs.results import BASELINE, Run
+from codi_engine.core.runs.stored import CHECKS
 from codi_engine.core.watching.recording import actual_of
 from codi_engine.kernels.intervals import mean_interval
 from codi_engine.kernels.permutation import range_p
@@ -21,7 +22,6 @@ from codi_engine.kernels.permutation import range_p
 if TYPE_CHECKING:
     import pandas as pd
 
-NAME = "checks"
 CONFIDENCE = 0.95
 #: random exchanges of the test for a flat map, and the p below which a map is not flat
 PERMUTATIONS, LEVEL = 999, 0.05
@@ -60,6 +60,7 @@ def check_run(run: Run, checks: Sequence[Check]) -> pd.DataFrame:
     import pandas as pd
 
     from codi_engine.core.runs.analyzing import write_result
+    from codi_engine.store.contained import check_contained
     from codi_engine.store.layout import RESULTS
 
     findings = [_KINDS[check.kind](run, check) for check in checks]
@@ -82,9 +83,9 @@ def check_run(run: Run, checks: Sequence[Check]) -> pd.DataFrame:
     frame["n"] = frame["n"].astype("Int64")
     text = table_text(rows)
     plain = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows]
-    write_result(
-        run.path / RESULTS / NAME, AnalysisResult({NAME: frame.astype({"passed": "boolean"})}, {}, text, {"checks.json": json.dumps(plain, indent=2) + "\n"})
-    )
+    folder = run.path / RESULTS / CHECKS
+    check_contained(run.path, folder)
+    write_result(folder, AnalysisResult({CHECKS: frame.astype({"passed": "boolean"})}, {}, text, {"checks.json": json.dumps(plain, indent=2) + "\n"}))
     return frame
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.runs.parquet import read_table
 from codi_engine.core.runs.places import no_run
-from codi_engine.store.files import Facts, difference, facts, write_durably
+from codi_engine.store.errors import StoreError
+from codi_engine.store.files import Facts, difference, facts, read_file, write_durably
 from codi_engine.store.layout import EXPERIMENT, LEDGER, RESULTS
 from codi_engine.store.verifying import Finding
 
@@ -28,6 +30,16 @@ ABOUT = "result.json"
 #: keys of it: checksums of the files, and of itself
 _SUMS, _SUM = "checksums", "checksum"
 SUMMARY = "summary.txt"
+#: the folder of an experiment's checks, which the run's own command evaluates
+CHECKS = "checks"
+#: stands in a folder while its tables are replaced; a process that is killed leaves it there
+WRITING = ".writing"
+#: bytes of a result.json, far above any
+_MOST = 1 << 28
+#: how often results that are being replaced are looked at again
+_LOOKS = 50
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_INTERRUPTED = "its analysis is writing it, or was interrupted while it did"
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,12 +77,15 @@ class StoredResult:
 
         Raises
         ------
-        UserError: the analysis left no such table, or it is damaged
+        UserError: the analysis left no such table, it is damaged, or a table of an analysis that was interrupted
         """
         if name not in self.tables:
             raise UserError(f"{self.folder}: no table '{name}'; {nearest(name, self.tables)}")
         path = self.tables[name]
-        problem = _problem(path, self.checksums.get(path.name))
+        stated = self.checksums.get(path.name)
+        problem = _problem(path, stated)
+        if (problem or stated is None) and (self.folder / WRITING).exists():
+            raise UserError(f"{self.folder}: {_INTERRUPTED}; {_again(self.folder)}")
         if problem:
             raise UserError(f"{path}: {problem}; {_again(self.folder)}")
         try:
@@ -132,7 +147,6 @@ def _stored(folder: Path) -> StoredResult:
     known.pop("files", None)
     known.pop(_SUM, None)
     sums = known.pop(_SUMS, {})
-    sums = sums if isinstance(sums, dict) else {}
     summary = (folder / SUMMARY).read_text(encoding="utf-8", errors="replace").rstrip("\n") if folder / SUMMARY in files else ""
     further = {p.name: p for p in files if p.suffix not in (".parquet", ".png", ".svg") and p.name not in (ABOUT, SUMMARY)}
     return StoredResult(folder.name, folder, summary, known, tables, figures, further, sums)
@@ -141,12 +155,20 @@ def _stored(folder: Path) -> StoredResult:
 def _about_of(folder: Path) -> dict[str, Any]:
     path = folder / ABOUT
     try:
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (ValueError, RecursionError):
+        known = json.loads(_bytes_of(folder)) if path.exists() else {}
+    except (ValueError, RecursionError, StoreError):
         known = None
     if not isinstance(known, dict) or not _has_its_types(known):
-        raise UserError(f"{path}: is damaged; run codi-engine analyze {folder.parent.parent} {folder.name}")
+        raise UserError(f"{path}: is damaged; {_again(folder)}")
     return known
+
+
+def _bytes_of(folder: Path) -> bytes:
+    """Return what a folder says of itself as it lies there, or raise a StoreError: a pipe would never end, a device neither."""
+    path = folder / ABOUT
+    if path.is_file() and path.stat().st_size > _MOST:
+        raise StoreError(f"{path}: is no {ABOUT}: it has more than {_MOST:,} bytes")
+    return read_file(folder, ABOUT)
 
 
 def _has_its_types(known: Mapping[str, Any]) -> bool:
@@ -154,7 +176,20 @@ def _has_its_types(known: Mapping[str, Any]) -> bool:
     lists = all(isinstance(names := known.get(key, []), list) and all(isinstance(n, str) for n in names) for key in ("tables", "figures", "files"))
     runs = known.get("runs", [])
     mappings = all(isinstance(known.get(key, {}), dict) for key in ("options", "facts"))
-    return lists and mappings and isinstance(runs, list) and all(isinstance(run, dict) for run in runs)
+    return lists and mappings and isinstance(runs, list) and all(isinstance(run, dict) for run in runs) and _are_checksums(known.get(_SUMS, {}))
+
+
+def _are_checksums(sums: Any) -> bool:
+    return isinstance(sums, dict) and all(_is_plain(name) and isinstance(stated, dict) and _are_facts(**stated) for name, stated in sums.items())
+
+
+def _are_facts(size: Any = None, sha256: Any = None, **_: Any) -> bool:
+    return isinstance(size, int) and not isinstance(size, bool) and size >= 0 and isinstance(sha256, str) and bool(_SHA256.match(sha256))
+
+
+def _is_plain(name: str) -> bool:
+    """Say whether a name is that of a file in the folder itself."""
+    return name not in ("", ".", "..") and "\0" not in name and Path(name).name == name
 
 
 def _ordered(files: Sequence[Path], names: Sequence[str] | None) -> dict[str, Path]:
@@ -186,14 +221,36 @@ def written_files(folder: Path) -> set[Path]:
 
 def _named(folder: Path, known: Mapping[str, Any]) -> set[Path]:
     endings = (("tables", ".parquet"), ("figures", ".png"), ("figures", ".svg"), ("files", ""))
-    return {folder / f"{name}{ending}" for kind, ending in endings for name in known.get(kind, []) if Path(f"{name}{ending}").name == f"{name}{ending}"}
+    return {folder / f"{name}{ending}" for kind, ending in endings for name in known.get(kind, []) if _is_plain(f"{name}{ending}")}
 
 
 def damaged_results(path: str | Path) -> list[Finding]:
     """Compare the results of a run with their checksums; results of versions that wrote none pass."""
     root = Path(path) / RESULTS
     folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-    return [finding for folder in folders for finding in _damaged(folder)]
+    return [finding for folder in folders for finding in _settled(folder)]
+
+
+def _settled(folder: Path) -> list[Finding]:
+    """Return what is wrong with a folder; where an analysis replaces the result meanwhile, it is looked at again."""
+    found: list[Finding] = []
+    for _ in range(_LOOKS):
+        before = _signature(folder)
+        found = list(_damaged(folder))
+        if (folder / WRITING).exists():
+            return [Finding(f"{RESULTS}/{folder.name}/{WRITING}", "interrupted", f"{_INTERRUPTED}; {_again(folder)}")]
+        if not found or _signature(folder) == before:
+            break
+    return found
+
+
+def _signature(folder: Path) -> tuple[int, int] | None:
+    """Return what is another whenever a result was written."""
+    try:
+        found = (folder / ABOUT).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _damaged(folder: Path) -> Iterator[Finding]:
@@ -203,15 +260,15 @@ def _damaged(folder: Path) -> Iterator[Finding]:
             yield Finding(f"{here}/{ABOUT}", "missing", f"is missing; {again}")
         return
     try:
-        raw, known = (folder / ABOUT).read_bytes(), _about_of(folder)
-    except (UserError, OSError):
+        raw, known = _bytes_of(folder), _about_of(folder)
+    except (UserError, StoreError):
         raw, known = b"", {_SUM: ""}
     if _SUM not in known and f'"{_SUM}"'.encode() not in raw:
         return
     if _encoded(known) != raw:
         yield Finding(f"{here}/{ABOUT}", "damaged", f"is damaged: its checksum differs; {again}")
         return
-    for name, sums in known[_SUMS].items():
+    for name, sums in known.get(_SUMS, {}).items():
         if problem := _problem(folder / name, sums):
             yield Finding(f"{here}/{name}", "missing" if problem == "is missing" else "damaged", f"{problem}; {again}")
 
@@ -220,11 +277,15 @@ def _problem(path: Path, stated: Facts | None) -> str:
     """Say how a file of results differs from what was written; empty where it does not, or nothing is known of it."""
     if stated is None:
         return ""
+    if not path.exists():
+        return "is missing"
     try:
-        return difference(path.read_bytes(), stated)
-    except OSError as error:
-        return "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        return difference(read_file(path.parent, path.name, stated["size"]), stated)
+    except StoreError as error:
+        return str(error).removeprefix(f"{path}: ")
 
 
 def _again(folder: Path) -> str:
-    return f"`codi-engine analyze {folder.parent.parent} {folder.name}` makes it again"
+    run = folder.parent.parent
+    command = f"run {run / EXPERIMENT} --output {run}" if folder.name == CHECKS else f"analyze {run} {folder.name}"
+    return f"`codi-engine {command}` makes it again"
