@@ -156,5 +156,5 @@ def test_nobody_fits(demo: Maker) -> None:
 @pytest.mark.parametrize("wrong", [[], [-1], [0.5], [True], [[]], ["a"], 0, -1, 1.5])
 def test_donors_are_a_number_or_indices(demo: Maker, wrong: Any) -> None:
     made = demo(intervention=resample(), sweep={"step": [1], "donor": wrong}, data={"plugin": "demo-problems", "limit": 2}, metrics=["flip"])
-    with pytest.raises(UserError, match="sweep.donor: .*(write the number of donors|finite)"):
+    with pytest.raises(UserError, match=r"sweep.donor: .*(write the number of donors|finite)"):
         plan_experiment(made)

@@ -31,7 +31,7 @@ def test_trackers_are_told_texts(demo: Callable[..., Experiment], server: tuple[
     names = [text for text in texts if text.isprintable() and text == text.strip()]
     assert 8 <= len(names) < len(texts)
     for text in set(texts) - set(names):
-        with pytest.raises(UserError, match="control characters|visible characters"):
+        with pytest.raises(UserError, match=r"control characters|visible characters"):
             demo(conditions={text: edit})
     trackers = [
         {"plugin": "wandb", "mode": "offline", "project": "p", "tags": [t for t in texts if t.strip()][:4], "name": texts[5]},

@@ -204,7 +204,7 @@ def test_templates_of_paths_are_no_format_language(template: str) -> None:
 
 @pytest.mark.parametrize("name", ["x" * 256, "é" * 128, "abc/" * 1000])
 def test_paths_longer_than_systems_take_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match="bad.yaml: output: .*write a shorter one"):
+    with pytest.raises(UserError, match=r"bad.yaml: output: .*write a shorter one"):
         filled_path(name, {"name": "n"}, "bad.yaml: output")
     assert filled_path("x" * 255, {}, "output") == Path("x" * 255)
 

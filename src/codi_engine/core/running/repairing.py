@@ -50,29 +50,26 @@ def repair_run(path: str | Path, progress: Progress | None = None, *, device: st
 
 
 def _results(done: Repaired, progress: Progress) -> None:
-    """Make damaged results again, with the options that they were made with; those of several runs are left to the user."""
+    """Make damaged results again, with the options that they were made with; those of several runs, and checks, are left to the user."""
     from codi_engine.core.plugins import plugin_manager
     from codi_engine.core.runs.analyzing import analyze_one
     from codi_engine.core.runs.results import open_run
-    from codi_engine.core.runs.stored import damaged_results, stored_results
+    from codi_engine.core.runs.stored import ABOUT, CHECKS, damaged_results, stored_results
 
     root = done.path
-    names = list(dict.fromkeys(f.file.split("/")[1] for f in damaged_results(root)))
-    for name in names:
-        about = {} if _unreadable(root, name) else stored_results(root)[name].about
+    damage = [f for f in damaged_results(root) if f.damage]
+    for name in dict.fromkeys(f.file.split("/")[1] for f in damage):
+        if name == CHECKS:
+            done.todo.append(f"{RESULTS}/{name} is damaged; the run's own command makes it again")
+            continue
+        lost = any(f.file == f"{RESULTS}/{name}/{ABOUT}" for f in damage)  # nobody can say any more how it was made: with the default options then
+        about = {} if lost else stored_results(root)[name].about
         if len(about.get("runs", [])) > 1:
-            done.todo.append(f"results/{name} is damaged and was made of several runs; analyse these again: codi-engine analyze RUN... {name}")
+            done.todo.append(f"{RESULTS}/{name} is damaged and was made of several runs; analyse these again: codi-engine analyze RUN... {name}")
             continue
         analysis = plugin_manager().build("analysis", {"plugin": name, **about.get("options", {})}, where="analyses", source=str(root))
         analyze_one([open_run(root)], analysis, progress)
         done.results.append(name)
-
-
-def _unreadable(root: Path, name: str) -> bool:
-    """True where nobody can say any more how a result was made; it is made with the default options then."""
-    from codi_engine.core.runs.stored import ABOUT, damaged_results
-
-    return any(f.file == f"{RESULTS}/{name}/{ABOUT}" for f in damaged_results(root))
 
 
 class _By:
