@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import pickletools
@@ -95,7 +96,7 @@ def changed_value(rng: Random, value: Any) -> Any:
     """Return a JSON value (which is changed in place) with one node replaced, removed, doubled, renamed or exchanged."""
     places = _places(value, [])
     if not places or rng.random() < 0.02:
-        return rng.choice(ABSURD)
+        return copy.deepcopy(rng.choice(ABSURD))
     holder, key = rng.choice(places)
     old = holder[key]
     match rng.randrange(9):
@@ -115,7 +116,7 @@ def changed_value(rng: Random, value: Any) -> Any:
         case 6 if rng.random() < 0.3:
             holder[key] = _DEEP
         case _:
-            holder[key] = rng.choice(ABSURD)
+            holder[key] = copy.deepcopy(rng.choice(ABSURD))  # the next change must not reach the original
     return value
 
 

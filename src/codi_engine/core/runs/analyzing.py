@@ -247,12 +247,15 @@ def _with_marked(result: AnalysisResult, runs: Sequence[Run]) -> AnalysisResult:
 
 
 def _check(runs: Sequence[Run], analysis: Analysis[Any]) -> None:
-    """Refuse options that cannot work on what the first run has."""
+    """Refuse runs that have no cells yet, and options that cannot work on what the first run has."""
     from codi_engine.core.plugin import Analysis as Base
     from codi_engine.core.runs.foreseen import facts_of
 
-    if type(analysis).check is Base.check or not len(runs[0].store.slots):
-        return  # nothing to ask; of an empty run the analysis itself says so
+    empty = next((run for run in runs if not len(run.store.slots)), None)
+    if empty is not None:
+        raise UserError(f"{empty.path}: has no finished cells yet; run it first, or wait for it")
+    if type(analysis).check is Base.check:
+        return
     try:
         with calling(analysis, "check"):
             analysis.check(facts_of(runs[0], len(runs)))
