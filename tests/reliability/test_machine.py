@@ -26,7 +26,7 @@ from codi_engine.store.ledger import read_ledger
 from codi_engine.store.reader import RunReader
 from codi_engine.store.repairing import repair
 from codi_engine.store.verifying import verify
-from codi_engine.store.writer import RunWriter
+from codi_engine.store.writer import Content, RunWriter
 from codi_engine.store.zarrs import RunStore
 from tests.support.dying import bury, dying
 
@@ -216,9 +216,9 @@ class Runs(RuleBasedStateMachine):
         """Every damaged file is what it was; the damaged units alone are computed; foreign files are told and left."""
         asked: list[int] = []
 
-        def recompute(_: RunWriter, unit: int) -> Any:
+        def recompute(_: RunWriter, unit: int) -> Content:
             asked.append(unit)
-            return arrays(unit), texts(unit)
+            return Content(arrays(unit), texts(unit))
 
         done = repair(self.path, recompute)
         expected = {place[1] for n, (how, _) in self.damaged.items() if how != "foreign" and (place := unit_of(n))}

@@ -60,7 +60,11 @@ class Injection:
     def _readonly(self, call: Call) -> None:
         """A new mount over the run, read-only: what is open already belongs to the old one, as after errors of a disk."""
         run = str(self._run.resolve())
-        problem = mount(run, run, None, 4096, None) or mount(run, run, None, 4096 | 32 | 1, None)
+        problem = mount(run, run, None, 4096, None)
+        assert not problem, problem
+        until = time.monotonic() + 5
+        while (problem := mount(run, run, None, 4096 | 32 | 1, None)) and time.monotonic() < until:
+            time.sleep(0.002)  # another thread has just opened a file through the new mount
         assert not problem, problem
 
     def _away(self, call: Call) -> None:
