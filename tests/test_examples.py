@@ -35,7 +35,11 @@ def run(name: str, here: Path) -> Finished:
         return experiment.run()
 
 
-@pytest.mark.parametrize("name", NAMES)
+#: like others, and longer
+SLOW = ("interchange", "iterative-patching", "step-importance", "latent-counts")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in NAMES])
 def test_it_runs(name: str, here: Path) -> None:
     if name == "recorded" and not (here / "runs/extract-latents").exists():
         run("extract-latents", here)

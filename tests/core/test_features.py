@@ -97,6 +97,7 @@ def test_another_value_in_the_table_makes_other_cells(place: Path, table: Path, 
     assert again.new_cells == 2  # more × L1-8 × two prompts
 
 
+@pytest.mark.slow
 def test_codes_are_sparse_and_the_analyses_read_them(place: Path, table: Path, tmp_path: Path) -> None:
     run = run_experiment(experiment(place, table, trials=6), tmp_path / "run").open()
     assert run.store.is_sparse("activations/sae")
