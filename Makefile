@@ -24,6 +24,7 @@ bench: $(VENV)/.installed  ## the figures of the README
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/studies.py
 	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/store.py
 
 docs: $(VENV)/.installed-test  ## the generated references, and the site, in site/
 	$(BIN)/python tools/reference.py
