@@ -65,7 +65,7 @@ class ArraySpec:
     def __post_init__(self) -> None:
         parts = self.name.split("/")
         if not all(_PART.match(part) and part != METADATA and not part.endswith(PARTIAL) for part in parts):
-            raise StoreError(f"'{self.name}' cannot be the name of an array: use letters, digits and _ . @ [ ] : , + = -")
+            raise StoreError(f"'{self.name[:100]}' cannot be the name of an array: use letters, digits and _ . @ [ ] : , + = -")
         first = "entry" if self.entries else "cell"
         if len(self.dims) != 1 + len(self.shape) or self.dims[0] != first or len(set(self.dims)) != len(self.dims):
             raise StoreError(f"{self.name}: dimensions {self.dims} do not fit rows of shape {self.shape}; the first is '{first}'")
