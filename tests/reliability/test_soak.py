@@ -51,7 +51,8 @@ def test_handles_and_threads_stay_what_they_are(fast: Path) -> None:
 def test_ten_thousand_units(fast: Path) -> None:
     """Run 10,000 units in a process of their own, look at it every 100, then read the run."""
     begun = time.monotonic()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    (fast / "temporary").mkdir()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1", "TMPDIR": str(fast / "temporary")}
     command = [sys.executable, "-m", "tests.support.soaking", str(fast), "10000"]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1400, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

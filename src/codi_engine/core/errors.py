@@ -22,7 +22,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from codi_engine.core.text import short
 from codi_engine.store.errors import meaning
+
+#: characters of a line of a message; the command line shows fewer
+LONGEST = 3_000
 
 
 class CodiEngineError(Exception):
@@ -30,7 +34,10 @@ class CodiEngineError(Exception):
 
 
 class UserError(CodiEngineError):
-    """The input is wrong: the message names file, field and remedy in one or two lines."""
+    """The input is wrong: the message names file, field and remedy in one or two lines; what it quotes of the input is cut."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(short(str(message), LONGEST))
 
 
 class DifferentRun(UserError):

@@ -256,7 +256,12 @@ class Run:
         frame = self.cells.set_index(coded.index).loc[[s for s in keep if s in where]]
         coords = dict(spec.attrs.get("coords", {}))
         dims = ("cell", *(coords or ("width",))) if array.endswith("/ptr") else spec.dims
-        data = xr.DataArray(values[rows], dims=dims, coords=coords, name=name)
+        try:
+            data = xr.DataArray(values[rows], dims=dims, coords=coords, name=name)
+        except ValueError as error:
+            raise UserError(
+                f"{self.path}: the coordinates of '{name}' do not fit its values ({str(error)[:120]}); get the run again from where it came from"
+            ) from None
         named = {a: f"edited_{a}" if a in data.dims else a for a in self.axes}  # where a cell was edited, not what was captured
         axes = {named[a]: ("cell", frame[a].to_numpy()) for a in self.axes if a in frame and frame[a].notna().any()}
         data = data.assign_coords(axes)

@@ -107,7 +107,10 @@ def _threshold(config: Mapping[str, Any], where: Path, log_threshold: torch.Tens
         return log_threshold.float().exp().reshape(-1).expand(features)
     if config.get("jump_relu_threshold") is None:
         raise UserError(f"sae: '{where}': jumprelu without a threshold: neither jump_relu_threshold there nor log_jumprelu_threshold in the weights")
-    return torch.full((features,), number(config, "jump_relu_threshold", where))
+    threshold = number(config, "jump_relu_threshold", where)
+    if abs(threshold) > torch.finfo(torch.float32).max:
+        raise UserError(f"sae: '{where}': jump_relu_threshold is larger than any number of the weights' type; state that of the training")
+    return torch.full((features,), threshold)
 
 
 def _normalisation(config: Mapping[str, Any], where: Path, norms: Mapping[str, float], width: int) -> tuple[Norm, float, float]:
