@@ -107,7 +107,7 @@ class Batch:
                     return
                 try:
                     results[number] = action(thing)
-                except BaseException:
+                except BaseException:  # whatever it is, no other thread begins another file
                     todo.clear()
                     raise
 
