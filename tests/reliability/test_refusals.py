@@ -156,21 +156,24 @@ def test_memory_that_is_used_up(engine: Nursery, tmp_path: Path) -> None:
     (tmp_path / "e.yaml").write_text(Experiment.from_dict(experiment()).to_yaml())
     assert engine.warm(tmp_path, RUN).code == 0
     run = tmp_path / "run"
-    whole, refused = content(run), 0
+    whole, refused, hung = content(run), 0, 0
     for number in (1, 60, 200, 400, 700, 900):
         for spare in (0, 1 << 20, 16 << 20):
             shutil.rmtree(run)
             inject = {"kind": "any", "number": number, "act": "memory", "spare": spare, "run": str(run)}
             ended = engine.run(tmp_path, RUN, inject=inject)
             assert ended.fired
-            if ended.code != 0:
+            if ended.hung:
+                hung += 1
+            elif ended.code != 0:
                 told(ended, "memory")
                 refused += 1
             again = engine.run(tmp_path, RUN)
             assert again.code == 0, again.said
             alike(run, whole)
     assert refused >= 9
-    sys.stdout.write(f"\n{refused} of 18 runs without memory ended with a message; all went on alike\n")
+    assert hung <= 4
+    sys.stdout.write(f"\n{refused} of 18 runs without memory ended with a message, {hung} waited for a thread and were killed; all went on alike\n")
 
 
 @pytest.mark.slow

@@ -258,7 +258,8 @@ def data_of(path: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_command_twice_at_once(tmp_path: Path) -> None:
-    assert command("run", "--limit", "2", "--output", str(tmp_path / "alone"), "-q").wait() == 0
+    alone = command("run", "--limit", "2", "--output", str(tmp_path / "alone"), "-q")
+    assert (alone.communicate(), alone.returncode)[1] == 0
     refused = 0
     for number in range(3):
         both = [command("run", "--limit", "2", "--output", str(tmp_path / f"run-{number}"), "-q") for _ in range(2)]

@@ -40,7 +40,9 @@ class Ended:
     def __init__(self, reply: Mapping[str, Any]) -> None:
         self.code, self.fired, self.said = int(reply["code"]), str(reply["fired"]), str(reply["said"])
         self.seconds, self.hung = float(reply["seconds"]), bool(reply["hung"])
-        assert not self.hung, f"hung: {self.said[-2000:]}"
+        # CPython's Thread.start waits for ever for a thread that got no memory for its first frame
+        unstarted = "Exception ignored in thread started by" in self.said and "MemoryError" in self.said
+        assert not self.hung or unstarted, f"hung: {self.said[-2000:]}"
 
     @property
     def lines(self) -> list[str]:
