@@ -8,7 +8,8 @@ import pytest
 from pydantic import BaseModel, Field
 
 from codi_engine.core.describing import example_options, example_yaml, in_words, options_of
-from codi_engine.core.experiment import Experiment, plugin_options
+from codi_engine.core.experiment import Experiment
+from codi_engine.core.explaining import plugin_options
 from codi_engine.core.plugin import Options
 from codi_engine.core.plugins import plugin_manager
 from codi_engine.core.yamlfile import parse_yaml

@@ -14,7 +14,7 @@ from scipy import stats
 
 from codi_engine import Experiment, open_run
 from codi_engine.core.errors import UserError
-from codi_engine.core.experiment import plugin_options
+from codi_engine.core.explaining import plugin_options
 from codi_engine.core.plugin import AnalysisResult
 from codi_engine.core.plugins import plugin_manager
 from codi_engine.core.rollout.sampling import generator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,12 +12,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from codi_engine.core.errors import UserError, nearest
+from codi_engine.core.explaining import explain
 from codi_engine.core.naming import unfit_name
 from codi_engine.core.patterns import explosive
 from codi_engine.core.plainvalues import unfits
 from codi_engine.core.planning.features import names_features, table_digest
 from codi_engine.core.planning.labels import checked
-from codi_engine.core.plugin import MOST_MEMORY, Options, Plugin
+from codi_engine.core.plugin import MOST_MEMORY, Options
 from codi_engine.core.yamlfile import Lines, line_of, parse_yaml, read_yaml
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class Experiment(Options):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            unfitting = Unfitting(_explain(error, type(self), "experiment", {}))
+            unfitting = Unfitting(explain(error, type(self), "experiment", {}))
             unfitting.findings = error
             raise unfitting from None
 
@@ -265,7 +266,7 @@ class Experiment(Options):
         try:
             made = cls.model_validate(value)
         except Unfitting as error:
-            raise UserError(_explain(error.findings, cls, source, lines)) from None
+            raise UserError(explain(error.findings, cls, source, lines)) from None
         made._source = source
         if overrides:
             _check_set(made, [text.partition("=")[0].strip() for text in overrides], lines)
@@ -367,11 +368,12 @@ def _check_set(made: Experiment, paths: Sequence[str], lines: Lines) -> None:
         if not known or not any(re.match(rf"{re.escape(where)}(\.|$)", path) for path in paths):
             continue
         options = plugins.get(kind, ref.plugin).Options
+        more = list(InterventionSpec.model_fields) if kind == "intervention" else []
         try:
             options.model_validate(ref.options)
         except ValidationError as error:
             if any(f["type"] == "extra_forbidden" for f in error.errors()):
-                raise UserError(_explain(error, options, made.source, lines, where)) from None
+                raise UserError(explain(error, options, made.source, lines, where, more)) from None
 
 
 def _plugins_of(made: Experiment) -> Iterator[tuple[str, str, PluginRef]]:
@@ -398,77 +400,3 @@ def _deep(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _deep(v) for k, v in value.items()}
     return [_deep(v) for v in value] if isinstance(value, list) else value
-
-
-# -------------------------------------------------------------------------------------------------- errors
-
-
-def _dotted(location: Sequence[str | int]) -> str:
-    text = ""
-    for part in location:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        elif not re.match(r"(function-|is-instance|literal|list\[|dict\[|int$|str$|float$|bool$|constrained|CodeSpec$)", str(part)) or not text:
-            text += f".{part}" if text else str(part)
-    return text
-
-
-def _explain(error: ValidationError, model: type[BaseModel], source: str, lines: Mapping[str, int], prefix: str = "") -> str:
-    """Turn pydantic's findings into one line: file:line, field, what is wrong, what to write."""
-    finding = _telling(error)
-    field = _dotted(finding["loc"])
-    path = f"{prefix}.{field}" if prefix and field else prefix or field
-    at = f"{source}{line_of(lines, path)}: {path}" if path else source
-    kind, given = finding["type"], finding.get("input")
-    if kind == "extra_forbidden":
-        name, known = str(finding["loc"][-1]), _known_keys(model, finding["loc"][:-1])
-        if prefix.endswith("intervention"):
-            known += [key for key in InterventionSpec.model_fields if key not in known]
-        return f"{at}: unknown key '{name}'; {nearest(name, known)}"
-    if kind == "missing":
-        return f"{at}: is missing; add {finding['loc'][-1]}:"
-    if isinstance(given, str) and kind.startswith(("float", "int")) and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", given):
-        written = f"{float(given):.6g}" if kind.startswith("int") else f"{float(given):.1e}"
-        return f"{at}: YAML reads {given} as text; write {written}"
-    if kind == "value_error":
-        return f"{at}: {finding['ctx']['error']}"
-    shown = repr(given)
-    if kind == "string_pattern_mismatch":
-        return f"{at}: must be letters, digits, dash or underscore, a letter first; got {shown}"
-    return f"{at}: {finding['msg'].lower().replace('input should', 'should')}; got {shown if len(shown) < 80 else shown[:77] + '…'}"
-
-
-def _telling(error: ValidationError) -> Any:
-    """Return the first finding (of those that say more than that a key is missing, if there are any), of the form that the value comes closest to."""
-    found = sorted(error.errors(), key=lambda f: f["type"] == "missing")
-    same = [f for f in found if f["loc"][:1] == found[0]["loc"][:1]]
-    return max(same, key=lambda f: (len(f["loc"]), f["type"] == "extra_forbidden"))
-
-
-def _known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """Return the keys of the model that a location is in."""
-    current: Any = model
-    for part in location:
-        annotation = current.model_fields[part].annotation if isinstance(part, str) and part in getattr(current, "model_fields", {}) else None
-        found = _models_in(annotation)
-        current = found[0] if found else current
-    return list(current.model_fields)
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [m for a in getattr(annotation, "__args__", ()) for m in _models_in(a)]
-
-
-def plugin_options(plugin: type[Plugin[Any]], mapping: Mapping[str, Any], where: str, source: str, lines: Mapping[str, int] | None = None) -> Options:
-    """Validate a plugin's options, with errors that name file, field and the nearest known keys."""
-    return validated(plugin.Options, mapping, where, source, lines)
-
-
-def validated(model: type[Options], mapping: Mapping[str, Any], where: str, source: str, lines: Mapping[str, int] | None = None) -> Options:
-    """Validate a mapping of the file at ``where``."""
-    try:
-        return model.model_validate(dict(mapping))
-    except ValidationError as error:
-        raise UserError(_explain(error, model, source, lines or {}, where)) from None

@@ -174,7 +174,8 @@ class Plugins:
 
     def build(self, kind: str, mapping: Any, where: str, source: str) -> Any:
         """Return a plugin with validated options from ``{plugin: name, **options}`` or a bare name."""
-        from codi_engine.core.experiment import PluginRef, plugin_options
+        from codi_engine.core.experiment import PluginRef
+        from codi_engine.core.explaining import plugin_options
 
         if isinstance(mapping, PluginRef):
             name, options = mapping.plugin, mapping.options

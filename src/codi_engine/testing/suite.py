@@ -12,7 +12,7 @@ from hypothesis import settings
 from codi_engine.core import plugins as core_plugins
 from codi_engine.core.contributed import fault
 from codi_engine.core.errors import UserError
-from codi_engine.core.experiment import plugin_options
+from codi_engine.core.explaining import plugin_options
 from codi_engine.core.plugin import Options, Plugin
 from codi_engine.core.plugins import KINDS, Plugins, Registered
 

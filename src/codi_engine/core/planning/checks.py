@@ -208,7 +208,7 @@ class _Reader:
         return {**rest, "at": {**at, **places}} if isinstance(at, dict) else rest
 
     def _options(self, model: type[Options], value: Mapping[str, Any], where: str) -> Any:
-        from codi_engine.core.experiment import validated
+        from codi_engine.core.explaining import validated
 
         return validated(model, value, where.removeprefix(f"{self.source}: "), self.source)
 

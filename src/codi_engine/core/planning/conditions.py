@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from codi_engine.core.axes import label, resolve_axis
 from codi_engine.core.calling import calling
 from codi_engine.core.errors import UserError, nearest
+from codi_engine.core.explaining import plugin_options
 from codi_engine.core.model import ModelInfo
 from codi_engine.core.planning.controls import is_control
 from codi_engine.core.planning.features import Feature, mean_codes, names_features, resolve_features, value_of
@@ -102,9 +103,9 @@ def axis_label(name: str, value: Any) -> Any:
 
 def build_intervention(plugins: Plugins, plugin: type[Intervention[Any]], options: Mapping[str, Any], at: str, source: str) -> Intervention[Any]:
     """Validate options and build the intervention."""
-    from codi_engine.core.experiment import plugin_options
+    from codi_engine.core.experiment import InterventionSpec
 
-    checked = plugin_options(plugin, options, where=at, source=source)
+    checked = plugin_options(plugin, options, at, source, more=list(InterventionSpec.model_fields))
     with calling(plugin, "__init__"):
         return plugin(checked)
 
