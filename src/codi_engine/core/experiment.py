@@ -141,6 +141,7 @@ class Experiment(Options):
     batch_size: int | Literal["auto"] = "auto"
     memory: float | None = Field(default=None, gt=0.0)
     keep_free: float | None = Field(default=None, ge=0.0)
+    unit_cells: int | None = Field(default=None, ge=16, le=65_536)
     common_random_numbers: bool = False
     allow_vacuous: bool = False
     nonfinite: Literal["stop", "mark"] | None = None

@@ -34,6 +34,7 @@ _EXPERIMENT = {
     "price": "Of a GPU-hour (of an hour of this machine on a CPU).",
     "batch_size": "Rows at once; auto fits the memory budget.",
     "memory": "Budget in GB for batch_size: auto.",
+    "unit_cells": "Cells of a unit, which is computed, committed and recomputed whole; of a new run.",
     "keep_free": "GB that stay free on the disk of the run: it pauses before; 0 fills the disk.",
     "common_random_numbers": "Conditions share what is drawn, so that their difference is the edit's.",
     "allow_vacuous": "Run conditions that are the same computation.",

@@ -16,9 +16,9 @@ from codi_engine.core.planning.costs import Costs, StageCost
 from codi_engine.core.planning.machine import BlockTime, block_parameters, block_time, python_speed, resident_bytes
 from codi_engine.core.planning.needs import source_arrays
 from codi_engine.core.rollout.devices import held
-from codi_engine.core.rollout.memory import PREFILL_BYTES, row_bytes
+from codi_engine.core.rollout.memory import PREFILL_BYTES, ROWS_ON_CPU, ROWS_ON_GPU, row_bytes
 from codi_engine.core.running.captures import parse_captures
-from codi_engine.core.running.generations import UNIT_CELLS
+from codi_engine.core.running.generations import UNIT_CELLS, slots_of
 from codi_engine.core.running.reading import ANSWER_TOKENS, Needs
 from codi_engine.core.sites import COMPONENTS
 
@@ -86,19 +86,19 @@ def estimate(prepared: Prepared, prepared_in: float = 0.0, slowed: float = 1.0, 
     if shape.plan.conditions:
         stages.append(StageCost("sweep", _sweep_seconds(shape, speed), shape.sweep_rows, memory + shape.batch_bytes(1), second, len(shape.plan.cells)))
     cells = shape.baseline_cells + len(shape.plan.cells)
-    stages = spread(stages, prepared.devices)
+    stages = spread(stages, prepared.devices, shape.slots)
     stages += [StageCost(f"analysis {name}", seconds) for name, seconds in _analyses(prepared, cells, python)]
     return Costs(stages, info.device, prepared.experiment.price if price is None else price, "the plan's shape and a block timed on this machine")
 
 
-def spread(stages: Sequence[StageCost], devices: Sequence[str]) -> list[StageCost]:
+def spread(stages: Sequence[StageCost], devices: Sequence[str], slots: int = UNIT_CELLS) -> list[StageCost]:
     """Return the stages of a run on one device as they are on several: whole units run side by side, and the model is loaded twice.
 
-    Workers on one CPU share its cores, and are taken to gain nothing.
+    Workers on one CPU share its cores, and are taken to gain nothing. ``slots``: cells of a unit.
     """
     out, count = [], len(devices)
     for stage in stages:
-        units = math.ceil((stage.cells or 0) / UNIT_CELLS)
+        units = math.ceil((stage.cells or 0) / slots)
         share = 1.0
         if stage.stage == "load":
             share = 2.0 if count > 1 else 1.0
@@ -119,7 +119,7 @@ def _sweep_seconds(shape: _Shape, speed: _Speed) -> float:
     cells = len(shape.plan.cells)
     if not cells:
         return 0.0
-    batches = math.ceil(cells / UNIT_CELLS) * math.ceil(UNIT_CELLS / shape.batch)
+    batches = math.ceil(cells / shape.slots) * math.ceil(shape.slots / shape.batch)
     seconds = speed.stages(batches * shape.stages) + speed.rows(shape.sweep_rows) + cells * shape.cell_seconds(speed)
     gate = len(shape.plan.conditions) * 3
     share = min(_GATE, cells / len(shape.plan.conditions)) / cells
@@ -159,7 +159,9 @@ class _Shape:
         swept = sum(self._tokens(point, c) * min(examples, c.examples or examples) for c in self.plan.conditions for point in c.points())
         self.sweep_rows = int(swept * trials)
         size = prepared.experiment.batch_size
-        self.batch = min(UNIT_CELLS, size) if isinstance(size, int) else UNIT_CELLS
+        self.slots = slots_of(prepared.experiment.unit_cells, trials)
+        most = ROWS_ON_GPU if self.info.device.startswith("cuda") else ROWS_ON_CPU
+        self.batch = min(self.slots, size if isinstance(size, int) else most)
         kv = 2 * self.info.layers * self.info.kv_heads * self.info.head_dim * _BYTES.get(self.info.dtype, 4)
         self.cache = int(min(PREFILL_BYTES, 2 * self.padded * kv))
 
@@ -200,8 +202,9 @@ class _Shape:
         for component, _, _, places in source_arrays(plan, self.prepared.plugins, self.lengths, 6).values():
             taken += len(places) * self._width(component) * 4
         cells, pool = self.baseline_cells, self.unedited - self.baseline_cells
-        baseline = _units(cells) * (scalars + kept) + (_units(cells) + _units(pool)) * taken + cells * _TEXT
-        return baseline, _units(len(plan.cells)) * (scalars + kept) + len(plan.cells) * _TEXT
+        first, values, second = (units_in([count], self.slots) * self.slots for count in (cells, pool, len(plan.cells)))  # whole shards
+        baseline = first * (scalars + kept) + (first + values) * taken + cells * _TEXT
+        return baseline, second * (scalars + kept) + len(plan.cells) * _TEXT
 
     def _width(self, component: str) -> int:
         heads = {"attn_z": self.info.heads, "q": self.info.heads, "k": self.info.kv_heads, "v": self.info.kv_heads}
@@ -210,11 +213,6 @@ class _Shape:
         return {"logits": self.info.vocab_size, "mlp_act": self.info.mlp_width}.get(component, self.info.width)
 
 
-def _units(cells: int) -> int:
-    """Slots of the units that hold so many cells."""
-    return math.ceil(cells / UNIT_CELLS) * UNIT_CELLS
-
-
-def units_in(counts: Sequence[int]) -> int:
-    """Units of stages with so many cells."""
-    return sum(math.ceil(n / UNIT_CELLS) for n in counts)
+def units_in(counts: Sequence[int], slots: int) -> int:
+    """Units of stages with so many cells, of so many slots each."""
+    return sum(math.ceil(n / slots) for n in counts)

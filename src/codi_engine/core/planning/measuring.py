@@ -15,7 +15,7 @@ from codi_engine.core.planning.estimate import FIRST_COMMIT, spread
 from codi_engine.core.planning.machine import python_speed
 from codi_engine.core.progress import Progress
 from codi_engine.core.running.gate import EXAMPLES, run_gate
-from codi_engine.core.running.generations import UNIT_CELLS, Unit
+from codi_engine.core.running.generations import UNIT_CELLS, Unit, slots_of
 
 if TYPE_CHECKING:
     from codi_engine.core.planning.plan import Plan
@@ -71,7 +71,7 @@ def measured(prepared: Prepared, estimated: Costs, prepared_in: float, progress:
     stages.append(replace(baseline.scaled(unedited), disk=estimated["baseline"].disk, cells=estimated["baseline"].cells))
     if sweep is not None:
         stages.append(replace(sweep.scaled(len(plan.cells)), disk=estimated["sweep"].disk))
-    stages = spread(stages, prepared.devices)
+    stages = spread(stages, prepared.devices, slots_of(prepared.experiment.unit_cells, plan.trials))
     stages += [s for s in estimated.stages if s.stage.startswith("analysis")]
     counts = [baseline.cost.cells or 0, sweep.cost.cells or 0 if sweep is not None else 0]
     basis = f"timed on {counts[0]} unedited and {counts[1]} edited cells, scaled to the plan; disk and analyses are estimated"

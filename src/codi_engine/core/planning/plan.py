@@ -27,10 +27,31 @@ if TYPE_CHECKING:
     from codi_engine.core.plugins import Plugins
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str)
+
+
 def digest(*parts: Any) -> str:
     """Return 16 hex digits of the canonical JSON of some labels."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(_CANONICAL.encode(parts).encode()).hexdigest()[:16]
+
+
+class Digests:
+    """:func:`digest` of labels that begin alike: what they share is written and hashed once, for all cells of a sweep."""
+
+    def __init__(self, *shared: Any, begun: Digests | None = None) -> None:
+        text = _CANONICAL.encode(shared)[1:-1]
+        self._hash: hashlib._Hash = hashlib.sha256(b"[") if begun is None else begun._hash.copy()
+        self._hash.update((text if begun is None else f",{text}").encode())
+
+    def then(self, *shared: Any) -> Digests:
+        """Return those of labels that share more."""
+        return Digests(*shared, begun=self)
+
+    def of(self, last: int) -> str:
+        """Return the digest of the shared labels and a last one."""
+        whole = self._hash.copy()
+        whole.update(b",%d]" % last)
+        return whole.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -53,7 +74,7 @@ class PromptRef:
         return digest("prompt", self.example, self.variant, self.text, self.gold)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One edited computation: example, condition, axis values, trial."""
 
@@ -158,13 +179,13 @@ def _cells(experiment: Experiment, data: Data, conditions: Sequence[Condition], 
         for number, condition in enumerate(conditions):
             if condition.examples is not None and order >= condition.examples:
                 continue
+            keys = Digests(example.id, texts, *contents[number])
             for point in points[number]:
                 if not donors.has(example.id, condition, point):
                     left_out += experiment.trials
                     continue
-                for trial in range(experiment.trials):
-                    key = digest(example.id, texts, *contents[number], point, trial)
-                    cells.append(Cell(example.id, number, point, trial, key))
+                key = keys.then(point)
+                cells += [Cell(example.id, number, point, trial, key.of(trial)) for trial in range(experiment.trials)]
     return cells, left_out
 
 

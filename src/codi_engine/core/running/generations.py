@@ -13,8 +13,13 @@ from typing import Any
 
 from codi_engine.core.errors import UserError
 
-#: unedited prompts or edited cells per unit, and slots per unit in every array
+#: unedited prompts or edited cells per unit, and slots per unit in every array, where the experiment does not say it
 UNIT_CELLS = 256
+
+
+def slots_of(wanted: int | None, trials: int) -> int:
+    """Return the slots of a new run's units: as many as are wanted, with room for all trials of two prompts."""
+    return max(wanted or UNIT_CELLS, 2 * trials)
 
 
 @dataclass(frozen=True)

@@ -218,6 +218,7 @@ def plan_experiment(
     price: per GPU-hour, or per hour of this machine on a CPU; default: the experiment's
     """
     from codi_engine.core.planning.estimate import estimate, units_in
+    from codi_engine.core.running.generations import slots_of
 
     if experiment.checkpoints is not None:
         raise UserError(f"{experiment.source}: has checkpoints; codi_engine.core.planning.checkpoints.plan_checkpoints plans each of them")
@@ -231,7 +232,7 @@ def plan_experiment(
         costs = measured(prepared, costs, prepared_in, progress or Progress())
     plan = prepared.plan
     prompts = sum(not p.pool for p in plan.prompts)
-    units = units_in([prompts * plan.trials, len(plan.prompts) - prompts, len(plan.cells)])
+    units = units_in([prompts * plan.trials, len(plan.prompts) - prompts, len(plan.cells)], slots_of(prepared.experiment.unit_cells, plan.trials))
     return PlanSummary(prepared, output_of(experiment, output), len(plan.cells), prompts, units, costs)
 
 
@@ -345,12 +346,12 @@ def _finished(runner: Runner) -> Finished:
 
 def open_writer(prepared: Prepared, path: Path) -> RunWriter:
     """Make the run, or go on with it."""
-    from codi_engine.core.running.generations import UNIT_CELLS
+    from codi_engine.core.running.generations import slots_of
     from codi_engine.store.errors import IdentityMismatch
     from codi_engine.store.writer import RunWriter
 
     experiment = prepared.experiment
-    size = max(UNIT_CELLS, 2 * prepared.plan.trials)
+    size = slots_of(experiment.unit_cells, prepared.plan.trials)
     try:
         return RunWriter.open(path, identity=experiment.identity(), unit_cells=size, experiment=experiment.to_yaml(), provenance={})
     except IdentityMismatch as mismatch:
