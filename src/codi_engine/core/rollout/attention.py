@@ -71,21 +71,48 @@ class Rectangle:
         return Rectangle(torch.from_numpy(gather).to(device), torch.from_numpy(scatter).to(device), width)
 
 
+@dataclass(frozen=True)
+class Queries:
+    """Rows of a stage that feed like many tokens, as a rows × S rectangle of packed tokens, right-aligned."""
+
+    rows: torch.Tensor | None  # which rows; None: all, in their order
+    tokens: int  # S
+    take: torch.Tensor | None  # rows·S → packed token (padding: any token); None: in their order
+    mask: torch.Tensor  # (rows | 1) × S × T, bool
+    rectangle: Rectangle | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the packed tokens of a stage stand; the same for all layers between two splits.
+
+    ``window``: the slots of every row's new tokens where all rows have as many; else ``row`` and ``slot`` of each token.
+    """
+
+    count: int
+    queries: tuple[Queries, ...]
+    back: torch.Tensor | None  # packed token → token of the queries' rectangles, one after the other; None: in their order
+    window: slice | None
+    row: torch.Tensor | None = None
+    slot: torch.Tensor | None = None
+
+
 @dataclass
 class Context:
     """What the attention of the block being called needs to know; set by the rollout for each layer."""
 
-    rows: int
-    tokens: int  # tokens per row, S
-    own_keys: torch.Tensor  # rows × kv heads × T × head_dim; slots [used, used + S) are written here
+    layout: Layout
+    own_keys: torch.Tensor  # rows × kv heads × T × head_dim; the new tokens' are written here
     own_values: torch.Tensor
-    used: int
-    own_mask: torch.Tensor  # (rows | 1) × S × T, bool
     prompt_keys: torch.Tensor | None  # E × kv heads × P × head_dim
     prompt_values: torch.Tensor | None
     prompt_mask: torch.Tensor | None  # E × P, bool
-    rectangle: Rectangle | None
+    only_store: bool = False  # write keys and values, and compute nothing after them
     calls: int = 0
+
+
+class Stored(Exception):
+    """Ends a block whose keys and values alone were wanted."""
 
 
 _context: Context | None = None
@@ -119,18 +146,34 @@ def packed_attention(
         raise RuntimeError("packed attention was called outside the rollout")
     _refuse_unknown(context, kwargs)
     context.calls += 1
-    rows, tokens, count = context.rows, context.tokens, context.rows * context.tokens
-    heads, width = query.shape[1], query.shape[3]
-    new_shape = (rows, tokens, key.shape[1], width)
-    window = slice(context.used, context.used + tokens)
-    context.own_keys[:, :, window] = key[0, :, :count].transpose(0, 1).reshape(new_shape).transpose(1, 2)
-    context.own_values[:, :, window] = value[0, :, :count].transpose(0, 1).reshape(new_shape).transpose(1, 2)
-    q = query[0, :, :count].transpose(0, 1).reshape(rows, tokens, heads, width)
-    scale = width**-0.5 if scaling is None else scaling
-    mixed = attend(q * scale, context)
-    out = query.new_zeros(1, query.shape[2], heads, value.shape[3])
-    out[0, :count] = mixed.reshape(count, heads, value.shape[3])
-    return out, None
+    layout = context.layout
+    _store(context, key, value)
+    if context.only_store:
+        raise Stored
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    by_token = query[0].transpose(0, 1)
+    parts = []
+    for part in layout.queries:
+        q = by_token[: layout.count] if part.take is None else by_token[part.take]
+        parts.append(attend((q * scale).view(-1, part.tokens, *q.shape[1:]), context, part).flatten(0, 1))
+    mixed = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if layout.back is not None:
+        mixed = mixed[layout.back]
+    extra = query.shape[2] - layout.count
+    return (torch.nn.functional.pad(mixed, (0, 0, 0, 0, 0, extra)) if extra else mixed)[None], None
+
+
+def _store(context: Context, key: torch.Tensor, value: torch.Tensor) -> None:
+    """Write the new tokens' keys and values (1 × kv heads × tokens × head_dim) into their rows' slots."""
+    layout, count = context.layout, context.layout.count
+    for own, new in ((context.own_keys, key), (context.own_values, value)):
+        by_token = new[0, :, :count].transpose(0, 1)
+        if layout.window is not None:
+            shape = (own.shape[0], layout.window.stop - layout.window.start, *by_token.shape[1:])
+            own[:, :, layout.window] = by_token.reshape(shape).transpose(1, 2)
+        else:
+            assert layout.row is not None and layout.slot is not None
+            own.transpose(1, 2)[layout.row, layout.slot] = by_token
 
 
 def _refuse_unknown(context: Context, kwargs: dict[str, Any]) -> None:
@@ -144,26 +187,23 @@ def _refuse_unknown(context: Context, kwargs: dict[str, Any]) -> None:
             raise UserError(f"model: its attention uses '{name}', which is not supported yet")
 
 
-def attend(q: torch.Tensor, context: Context) -> torch.Tensor:
+def attend(q: torch.Tensor, context: Context, part: Queries) -> torch.Tensor:
     """Return rows × S × heads × head_dim of attention output for scaled queries of the same shape."""
     rows, tokens, heads, width = q.shape
-    kv_heads, own = context.own_keys.shape[1], context.own_keys.shape[2]
+    keys, values = (own if part.rows is None else own[part.rows] for own in (context.own_keys, context.own_values))
+    kv_heads, own = keys.shape[1], keys.shape[2]
     group = heads // kv_heads
     # rows × kv heads × (group · S) × head_dim: grouped heads are further queries of their kv head
     queries = q.view(rows, tokens, kv_heads, group, width).permute(0, 2, 3, 1, 4).reshape(rows, kv_heads, group * tokens, width)
-    own_scores = _own_scores(queries, context.own_keys)
-    own_scores = own_scores.view(rows, kv_heads, group, tokens, own)
-    own_scores = own_scores.masked_fill(~context.own_mask[:, None, None], float("-inf"))
-    parts = [own_scores.view(rows, kv_heads, group * tokens, own)]
-    if context.prompt_keys is not None:
-        parts.insert(0, _prompt_scores(queries, context))
-    scores = torch.cat(parts, -1).float()
-    weights = torch.softmax(scores, -1).to(q.dtype)
+    own_scores = _own_scores(queries, keys).view(rows, kv_heads, group, tokens, own)
+    own_scores = own_scores.masked_fill(~part.mask[:, None, None], float("-inf"))
+    scores = own_scores.view(rows, kv_heads, group * tokens, own)
+    if part.rectangle is not None:
+        scores = torch.cat([_prompt_scores(queries, context, part.rectangle), scores], -1)
+    weights = torch.softmax(scores.float(), -1).to(q.dtype)
     shared = scores.shape[-1] - own
-    mixed = torch.zeros_like(queries)
-    if shared:
-        mixed = _prompt_values(weights[..., :shared], context, width)
-    mixed = _own_values(mixed, weights[..., shared:], context.own_values)
+    mixed = _prompt_values(weights[..., :shared], context, part.rectangle, width) if part.rectangle is not None else torch.zeros_like(queries)
+    mixed = _own_values(mixed, weights[..., shared:], values)
     return mixed.view(rows, kv_heads, group, tokens, width).permute(0, 3, 1, 2, 4).reshape(rows, tokens, heads, width)
 
 
@@ -186,7 +226,7 @@ def _own_values(mixed: torch.Tensor, weights: torch.Tensor, values: torch.Tensor
     total, padded = _padded(mixed), _padded(weights)
     flat = values.reshape(rows * kv_heads, -1, width)
     for start in range(0, flat.shape[1], BLOCK):
-        total = torch.baddbmm(total, padded[:, :, start : start + BLOCK], flat[:, start : start + BLOCK])
+        total.baddbmm_(padded[:, :, start : start + BLOCK], flat[:, start : start + BLOCK])
     return total.view(rows, kv_heads, -1, width)[:, :, :count]
 
 
@@ -203,9 +243,9 @@ def _from_rectangle(x: torch.Tensor, prompts: int, rectangle: Rectangle, count: 
     return x.reshape(prompts * rectangle.width, kv_heads, count, width)[rectangle.scatter]
 
 
-def _prompt_scores(queries: torch.Tensor, context: Context) -> torch.Tensor:
-    keys, rectangle, valid = context.prompt_keys, context.rectangle, context.prompt_mask
-    assert keys is not None and rectangle is not None and valid is not None
+def _prompt_scores(queries: torch.Tensor, context: Context, rectangle: Rectangle) -> torch.Tensor:
+    keys, valid = context.prompt_keys, context.prompt_mask
+    assert keys is not None and valid is not None
     prompts, kv_heads, slots, width = keys.shape
     square = _to_rectangle(queries, prompts, rectangle)
     scores = torch.bmm(square, keys.reshape(prompts * kv_heads, slots, width).transpose(1, 2))
@@ -213,15 +253,15 @@ def _prompt_scores(queries: torch.Tensor, context: Context) -> torch.Tensor:
     return _from_rectangle(scores.view(prompts * kv_heads, -1, slots), prompts, rectangle, queries.shape[2])
 
 
-def _prompt_values(weights: torch.Tensor, context: Context, width: int) -> torch.Tensor:
-    values, rectangle = context.prompt_values, context.rectangle
-    assert values is not None and rectangle is not None
+def _prompt_values(weights: torch.Tensor, context: Context, rectangle: Rectangle, width: int) -> torch.Tensor:
+    values = context.prompt_values
+    assert values is not None
     prompts, kv_heads, slots = values.shape[:3]
     square = _to_rectangle(weights, prompts, rectangle)
     flat = values.reshape(prompts * kv_heads, slots, width)
     total = square.new_zeros(square.shape[0], square.shape[1], width)
     for start in range(0, slots, BLOCK):
-        total = torch.baddbmm(total, square[:, :, start : start + BLOCK], flat[:, start : start + BLOCK])
+        total.baddbmm_(square[:, :, start : start + BLOCK], flat[:, start : start + BLOCK])
     return _from_rectangle(total, prompts, rectangle, weights.shape[2])
 
 

@@ -14,7 +14,7 @@ from codi_engine.core.rollout.answering import Answering, compact
 from codi_engine.core.rollout.attention import BLOCK
 from codi_engine.core.rollout.finite import broken_cells
 from codi_engine.core.rollout.tasks import Produced, Task, Want
-from codi_engine.core.rollout.wavefront import Apply, Batch, Edit, Missed, StageResult, State, empty_state, run_stage
+from codi_engine.core.rollout.wavefront import Apply, Batch, Edit, Missed, Reach, Spans, StageResult, State, empty_state, run_stage
 from codi_engine.core.sites import Phase, Site
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class BatchRun:
         self.reached: set[tuple[int, Site, int | None]] = set()
         #: cells of which a value that was read on the way is not finite
         self.spoilt = np.zeros(len(tasks), bool)
+        #: cell → the first place of its prompt that is computed anew, from the end; 0: none
+        self.place = np.zeros(len(tasks), np.int64)
         self.opened: dict[tuple[Edit, int], Edit] = {}
         for observer in want.observers:
             observer.begin(len(tasks))
@@ -79,7 +81,7 @@ class BatchRun:
                         raise Missed(edit.site, edit.place, cell, "its place was never reached")
 
     def _groups(self) -> dict[int | None, list[int]]:
-        """Group cells by the slot of their earliest prompt edit (None: the prompt is untouched)."""
+        """Group cells by the block of slots in which the first token lies that they compute anew (None: the prompt is untouched)."""
         groups: dict[int | None, list[int]] = defaultdict(list)
         captured = [p for (_, phase), (_, places) in self.want.captures.items() if phase == "prompt" for p in places]
         captured += [-1] if self.want.observers else []
@@ -87,7 +89,8 @@ class BatchRun:
         for cell, task in enumerate(self.tasks):
             places = [e.place for e in task.edits.get("prompt", ()) if e.place is not None] + captured
             places += [-int(self.lengths[task.prompt])] if whole else []
-            groups[self.kv.slots + min(places) if places else None].append(cell)
+            self.place[cell] = min(places, default=0)
+            groups[(self.kv.slots + min(places)) // BLOCK * BLOCK if places else None].append(cell)
         return groups
 
     # -------------------------------------------------------------------------------------------- phases
@@ -120,25 +123,35 @@ class BatchRun:
         Answering(self).answer(leaving if leaving is not state else state.fork(), leaving_row)
         return np.where(early, -1, cell_row)
 
-    def _prompt(self, slot: int, used: np.ndarray, cell_row: np.ndarray) -> tuple[State, np.ndarray]:
-        """Run the prompt's tokens from ``slot`` on, for rows whose prompt is edited (or captured) from there."""
-        slots = self.kv.slots
-        start = slot // BLOCK * BLOCK
-        kv = self.kv.head(start) if start else None
-        self.batch = Batch(kv, self.lengths, slots)
+    def _prompt(self, start: int, used: np.ndarray, cell_row: np.ndarray) -> tuple[State, np.ndarray]:
+        """Run of each prompt the tokens that its cells compute anew; all of them lie in the slots from ``start`` on."""
+        slots, device = self.kv.slots, self.net.device
+        self.batch = Batch(self.kv.head(start) if start else None, self.lengths, slots)
+        live = np.flatnonzero(cell_row >= 0)
+        slot = slots + int(self.place[live].min())
+        reach = np.zeros(len(cell_row), np.int64)
+        reach[live] = slots + self.place[live] - slot
+        first = np.full(len(used), slots - slot)
+        np.minimum.at(first, cell_row[live], reach[live])
+        spans = Spans(first, slots - slot)
         state = empty_state(self.net, used, start)
-        index = torch.from_numpy(used).to(self.net.device)
-        state.keys = [k[index, :, start:slot] for k in self.kv.keys]
-        state.values = [v[index, :, start:slot] for v in self.kv.values]
+        index = torch.from_numpy(used).to(device)
+        state.keys = [k[index, :, start:] for k in self.kv.keys]
+        state.values = [v[index, :, start:] for v in self.kv.values]
         state.used = slot - start
-        ids = torch.zeros(len(used), slots - slot, dtype=torch.long)
-        for row, prompt in enumerate(used):
-            tail = list(self.prompts[prompt])[-(slots - slot) :]
-            ids[row, slots - slot - len(tail) :] = torch.tensor(tail)
-        inputs = self.net.embed(ids.to(self.net.device))
+        ids = [t for prompt, count in zip(used, spans.counts, strict=True) for t in _tail(self.prompts[prompt], count)]
+        inputs = self.net.embed(torch.tensor(ids, device=device))
         last = "latent_out" if self.net.info.latents else None
-        state, cell_row, _ = self.stage(state, cell_row, inputs, "prompt", slot - slots, last=last, keep=self._goes_on())
+        state, cell_row, _ = self.stage(
+            state, cell_row, inputs, "prompt", slot - slots, last=last, keep=self._goes_on(), spans=spans, reach=Reach(reach, self._after(slots - slot))
+        )
         return state, cell_row
+
+    def _after(self, tokens: int) -> int:
+        """Return the first offset of the prompt's last ``tokens`` that is read after the last block."""
+        places = [p for (_, phase), (_, places) in self.want.captures.items() if phase == "prompt" for p in places]
+        whole = any(o.whole_prompt for o in self.want.observers)
+        return 0 if whole else max(tokens + min(places, default=-1), 0)
 
     def _goes_on(self) -> bool:
         """True when stages follow the prompt: latents, a forced prefix, or generated tokens."""
@@ -150,9 +163,10 @@ class BatchRun:
     def stage(
         self, state: State, cell_row: np.ndarray, inputs: torch.Tensor, phase: Phase, place: int, last: str | None = None,
         edited: bool = True, captured: bool = True, keep: bool = True, consume: bool = False, observed: bool = True,
+        spans: Spans | None = None, reach: Reach | None = None,
     ) -> tuple[State, np.ndarray, StageResult]:  # fmt: skip
         """Run one stage whose first token stands at ``place``; edits and captures of these places apply."""
-        tokens = inputs.shape[1]
+        tokens = inputs.shape[1] if spans is None else spans.size
         edits: dict[int, list[tuple[int, Edit]]] = {}
         for cell in np.flatnonzero(cell_row >= 0).tolist() if edited else ():
             due = self._due(self.tasks[cell].edits.get(phase, ()), place, tokens)
@@ -163,12 +177,12 @@ class BatchRun:
         wanted = self._wanted(phase, place, tokens) if captured else {}
         watched = {site for o in self.want.observers for site in o.sites} if observed else set()
         result = run_stage(
-            self.net, self.batch, state, inputs, cell_row, self.apply, edits, frozenset(wanted) | watched, last, keep, consume
+            self.net, self.batch, state, inputs, cell_row, self.apply, edits, frozenset(wanted) | watched, last, keep, consume, spans, reach
         )  # fmt: skip
         if watched:
-            self._observe(phase, result)
+            self._observe(phase, result, tokens)
         self.rows = max(self.rows, result.state.rows)
-        self.forwarded += result.state.rows * tokens
+        self.forwarded += result.fed
         for (component, layer), places in wanted.items():
             self._keep(component, layer, phase, place, places, result)
         return result.state, result.cell_row, result
@@ -196,10 +210,10 @@ class BatchRun:
             self.opened[key] = replace(edit, place=place)
         return self.opened[key]
 
-    def _observe(self, phase: Phase, result: StageResult) -> None:
+    def _observe(self, phase: Phase, result: StageResult, tokens: int) -> None:
         """Show observers what a stage computed, of prompts their own tokens alone: a stage may begin before a short one does."""
         cells = np.flatnonzero(result.cell_row >= 0)
-        rows, tokens = result.cell_row[cells], result.normed.shape[1]
+        rows = result.cell_row[cells]
         own = np.full(len(cells), tokens)
         if phase == "prompt":
             own = np.minimum(self.lengths[[self.tasks[c].prompt for c in cells.tolist()]], tokens)
@@ -232,3 +246,8 @@ class BatchRun:
         index = torch.from_numpy(cells).to(values.device)
         for p in places:
             self.captured[key][index, all_places.index(p)] = values[rows, p - place]
+
+
+def _tail(ids: Sequence[int], count: int) -> list[int]:
+    """Return the last ``count`` ids, zeros before a shorter prompt's."""
+    return [0] * (count - len(ids)) + list(ids)[len(ids) - count if count < len(ids) else 0 :]

@@ -279,10 +279,11 @@ def open_tracer(run: Run) -> tuple[Tracer, Answers]:
 
 @contextmanager
 def own_attention(net: Network) -> Iterator[None]:
-    """Run the model's blocks with transformers' eager attention; the packed one comes back afterwards."""
+    """Run the model's blocks with transformers' eager attention and plain weights; the packed ones come back afterwards."""
     net.model.set_attn_implementation("eager")
     try:
-        yield
+        with net.plain():
+            yield
     finally:
         net.model.set_attn_implementation(attention.NAME)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from codi_engine.core.errors import UserError
 from codi_engine.core.model import ModelAdapter
-from codi_engine.core.rollout import attention
+from codi_engine.core.rollout import attention, packing
 
 #: reads (and may replace) the values at a site: tokens × width in, replacement or None out
 Handler = Callable[[torch.Tensor], "torch.Tensor | None"]
@@ -93,6 +93,16 @@ class Network:
         self.components = self._available()
 
     # ------------------------------------------------------------------------------------------ running
+
+    def pack(self) -> None:
+        """Bring the blocks' and the head's weights into the layout of the fastest products (idempotent)."""
+        packing.pack([*self.blocks.modules(), self.head])
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Within it the weights lie as the model's own code has them: for its own forward, with or without gradients."""
+        with packing.plain([*self.blocks.modules(), self.head]):
+            yield
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Token embeddings before any position is added: ids → … × width."""

@@ -18,7 +18,7 @@ from codi_engine.core.rollout.attention import BLOCK, PromptKV, round_up
 from codi_engine.core.rollout.batchrun import BatchRun
 from codi_engine.core.rollout.network import Network
 from codi_engine.core.rollout.tasks import Produced, Task, Want
-from codi_engine.core.rollout.wavefront import Apply, Batch, StageResult, empty_state, run_stage
+from codi_engine.core.rollout.wavefront import Apply, Batch, Reach, Spans, StageResult, empty_state, run_stage
 
 
 class Prefilled:
@@ -61,6 +61,7 @@ class Rollout:
 
     def __init__(self, net: Network, cache_bytes: int = 1 << 29, prefill_tokens: int = 4096) -> None:
         self.net = net
+        net.pack()
         self.prefilled = Prefilled(cache_bytes)
         self.prefill_tokens = prefill_tokens
         self.fed = 0  # prompt tokens prefilled so far
@@ -113,18 +114,18 @@ class Rollout:
         return entries
 
     def prefill(self, prompts: Sequence[Sequence[int]], capture: frozenset[tuple[str, int | None]]) -> StageResult:
-        """Feed whole prompts, one row each, left-padded to a multiple of the block."""
+        """Feed whole prompts, one row each, in slots that are a multiple of the block; without captures only last tokens pass the last block."""
         net = self.net
         lengths = np.array([len(p) for p in prompts])
         slots = round_up(int(lengths.max()), BLOCK)
-        ids = torch.zeros(len(prompts), slots, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, slots - len(prompt) :] = torch.tensor(list(prompt))
+        spans = Spans(slots - lengths, slots)
+        ids = torch.tensor([t for prompt in prompts for t in prompt], device=net.device)
         state = empty_state(net, np.arange(len(prompts)), 0)
         batch = Batch(None, lengths, slots)
         last = "latent_out" if net.adapter.projection is not None else None
         cells = np.arange(len(prompts))
-        return run_stage(net, batch, state, net.embed(ids.to(net.device)), cells, _no_apply, None, capture, last)
+        reach = None if capture else Reach(spans.first, slots - 1)
+        return run_stage(net, batch, state, net.embed(ids), cells, _no_apply, None, capture, last, spans=spans, reach=reach)
 
 
 def _by_tokens(prompts: Sequence[tuple[int, ...]], budget: int) -> list[list[tuple[int, ...]]]:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
     import torch
+
+
+#: bins of tokens, and how many there are to one unit of scaled logit; what lies deeper is in the last one
+_BINS, _PER_UNIT = 4096, 64
+#: rows whose weights are computed at once
+_ROWS = 16
 
 
 def key_of(*parts: Any) -> int:
@@ -46,7 +53,9 @@ def uniform(key: int, index: int) -> float:
 
 
 def sample(logits: torch.Tensor, rows: np.ndarray, keys: Sequence[int], at: Sequence[int], sampler: Sampler) -> np.ndarray:
-    """Draw one token per cell by inverse CDF in float64.
+    """Draw one token per cell by inverse CDF, likely tokens first and equal ones in the order of their ids.
+
+    A row is never sorted: its tokens are sorted into bins of like probability, and the one bin that a draw falls into is looked into.
 
     Parameters
     ----------
@@ -58,24 +67,62 @@ def sample(logits: torch.Tensor, rows: np.ndarray, keys: Sequence[int], at: Sequ
     -------
     the token of each cell; −1 where a logit is NaN or +inf: nothing can be drawn there
     """
+    out = np.full(len(rows), -1)
+    by_row: dict[int, list[int]] = defaultdict(list)
+    for cell, row in enumerate(rows.tolist()):
+        by_row[row].append(cell)
+    wanted = list(by_row)
+    for start in range(0, len(wanted), _ROWS):
+        some = wanted[start : start + _ROWS]
+        for row, ladder in zip(some, _ladders(logits[some], sampler), strict=True):
+            for cell in by_row[row] if ladder is not None else ():
+                out[cell] = ladder.token(uniform(keys[cell], at[cell]))
+    return out
+
+
+class _Ladder:
+    """The tokens of one row by falling probability: their bins' cumulated weights; a bin is sorted when it is looked into.
+
+    Parameters
+    ----------
+    depth: of each token, how far its scaled logit lies below the largest one
+    weight: exp(−depth), fp32; sums are taken in float64
+    bins: of each token
+    top_p: keep the first tokens that reach this share
+    """
+
+    def __init__(self, depth: np.ndarray, weight: np.ndarray, bins: np.ndarray, top_p: float) -> None:
+        self.depth, self.weight, self.bins = depth, weight, bins
+        self.reached = np.cumsum(np.bincount(bins, weights=weight, minlength=_BINS))
+        self.total = float(self.reached[-1])
+        if top_p < 1.0:
+            _, self.total = self._find(top_p * self.total, "left")
+
+    def token(self, share: float) -> int:
+        """Return the token in which a share in [0, 1) of what is kept is reached."""
+        return self._find(share * self.total, "right")[0]
+
+    def _find(self, target: float, side: Literal["left", "right"]) -> tuple[int, float]:
+        """Return the token at which ``target`` is reached, and the weight of all tokens up to it."""
+        at = min(int(np.searchsorted(self.reached, target, side=side)), int(np.searchsorted(self.reached, self.reached[-1])))
+        ids = np.flatnonzero(self.bins == at)
+        ids = ids[np.argsort(self.depth[ids], kind="stable")]
+        before = self.reached[at - 1] if at else 0.0
+        sums = before + np.cumsum(self.weight[ids], dtype=np.float64)
+        place = min(int(np.searchsorted(sums, target, side=side)), len(ids) - 1)
+        return int(ids[place]), float(sums[place])
+
+
+def _ladders(logits: torch.Tensor, sampler: Sampler) -> Iterator[_Ladder | None]:
+    """Return the ladder of each row; None where a logit is no number."""
     import torch
 
-    values = logits.double() / sampler.temperature
+    values = logits.float()
     if 0 < sampler.top_k < values.shape[1]:
-        threshold = values.topk(sampler.top_k, -1).values[:, -1:]
-        values = values.masked_fill(values < threshold, float("-inf"))
-    probability, order = torch.sort(torch.softmax(values, -1), dim=-1, descending=True, stable=True)
-    if sampler.top_p < 1.0:
-        before = probability.cumsum(-1) - probability
-        probability = probability.masked_fill(before >= sampler.top_p, 0.0)
-    cumulative = probability.cumsum(-1).cpu().numpy()
-    ids = order.cpu().numpy()
-    out = np.empty(len(rows), np.int64)
-    for cell, (row, key, index) in enumerate(zip(rows.tolist(), keys, at, strict=True)):
-        if not np.isfinite(cumulative[row, -1]):
-            out[cell] = -1
-            continue
-        target = uniform(key, index) * cumulative[row, -1]
-        place = min(int(np.searchsorted(cumulative[row], target, side="right")), ids.shape[1] - 1)
-        out[cell] = ids[row, place]
-    return out
+        values = values.masked_fill(values < values.topk(sampler.top_k, -1).values[:, -1:], float("-inf"))
+    largest = values.amax(-1, keepdim=True)
+    depth = (largest - values) / sampler.temperature
+    parts = (depth, torch.exp(-depth), (depth * _PER_UNIT).clamp(max=_BINS - 1).long())
+    finite = torch.isfinite(largest[:, 0]).cpu().tolist()
+    for row, good in enumerate(finite):
+        yield _Ladder(*(p[row].cpu().numpy() for p in parts), sampler.top_p) if good else None

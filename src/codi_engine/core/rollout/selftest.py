@@ -98,7 +98,8 @@ def _own_forward(net: Network, ids: list[int]) -> torch.Tensor:
     packed = net.model.config._attn_implementation
     net.model.set_attn_implementation("eager")
     try:
-        out = net.model(input_ids=torch.tensor([ids], device=net.device), use_cache=False)
+        with net.plain():
+            out = net.model(input_ids=torch.tensor([ids], device=net.device), use_cache=False)
     finally:
         net.model.set_attn_implementation(packed)
     return out.logits[0, -1].float()  # type: ignore[no-any-return]

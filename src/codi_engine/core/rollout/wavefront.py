@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
 from codi_engine.core.rollout.accounting import Account, Missed
-from codi_engine.core.rollout.attention import BLOCK, MIN_ROWS, Context, PromptKV, Rectangle, round_up, using
+from codi_engine.core.rollout.attention import BLOCK, Context, Layout, PromptKV, Stored, round_up, using
 from codi_engine.core.rollout.network import Network, select_tokens
+from codi_engine.core.rollout.spans import Spans, lay_out
 from codi_engine.core.sites import Site
 
 #: (group, site, place, representative cells, values rows × width) → new values
@@ -79,14 +81,16 @@ class State:
 
 @dataclass
 class StageResult:
-    """Rows after a stage: their state, final-norm states of all S tokens (rows × S × width), and captured values.
+    """Rows after a stage: their state, final-norm states (rows × S × width; of the last token alone where only that goes on), captures.
 
-    ``cell_row`` maps each cell to its row; ``captured[(component, layer)]`` is rows × S × width.
+    ``cell_row`` maps each cell to its row; ``captured[(component, layer)]`` is rows × S × width, NaN at tokens that are not a row's
+    own; ``fed`` counts the tokens that were.
     """
 
     state: State
     normed: torch.Tensor
     cell_row: np.ndarray
+    fed: int
     captured: dict[tuple[str, int | None], torch.Tensor] = field(default_factory=dict)
 
 
@@ -99,6 +103,17 @@ class Batch:
     slots: int
 
 
+@dataclass(frozen=True)
+class Reach:
+    """Of a stage on prompts whose keys and values are known: the first token of each cell that may differ from them.
+
+    ``cells``: cell → offset; ``after``: the first offset that is needed after the last block.
+    """
+
+    cells: np.ndarray
+    after: int
+
+
 class Stage:
     """One forward of S tokens per row. Use :func:`run_stage`."""
 
@@ -108,6 +123,7 @@ class Stage:
         batch: Batch,
         state: State,
         inputs: torch.Tensor,
+        spans: Spans,
         cell_row: np.ndarray,
         edits: Mapping[int, Sequence[tuple[int, Edit]]],
         capture: frozenset[tuple[str, int | None]],
@@ -115,16 +131,20 @@ class Stage:
         last_component: str | None,
         keep: bool = True,
         consume: bool = False,
+        reach: Reach | None = None,
     ) -> None:
         self.net, self.batch, self.parent = net, batch, state
-        self.tokens = inputs.shape[1]
-        self.hidden = inputs  # rows × S × width
+        self.spans = spans
+        self.hidden = inputs  # packed tokens × width
+        self.entry = np.arange(len(inputs))  # packed token → packed token when the blocks were entered
         self.cell_row = cell_row.copy()
         self.origin = np.arange(state.rows)  # row → parent row
         self.capture, self.apply, self.last_component = capture, apply, last_component
-        self.keep, self.consume = keep, consume
-        self.captured: dict[tuple[str, int | None], tuple[torch.Tensor, int]] = {}
+        self.keep, self.consume, self.reach = keep, consume, reach
+        self.captured: dict[tuple[str, int | None], tuple[torch.Tensor, int, Spans]] = {}
         self.splits: list[np.ndarray] = []  # per split, new row → old row
+        self.layout: Layout | None = None  # made when it is asked for, and anew after a split
+        self.fed = spans.total
         self.layers = len(net.blocks)
         self.account = Account(edits, cell_row)
         self.schedule = self._schedule(edits)
@@ -141,37 +161,64 @@ class Stage:
     # ------------------------------------------------------------------------------------------ running
 
     def run(self) -> StageResult:
-        net, state = self.net, self.parent
+        net = self.net
         self._split(-1)
         self.hidden = self._touch("embed", None, self._touch("latent_in", None, self.hidden))
-        rows = len(self.origin)
-        count = rows * self.tokens
         entered, kwargs = net.enter(self._pack(self.hidden), self._positions())
-        self.hidden = entered[0, :count].view(rows, self.tokens, -1)
         padded = entered.shape[1]
-        layer_kwargs = kwargs
+        self.hidden, self.entry, layer_kwargs = entered[0, : self.spans.total], np.arange(self.spans.total), kwargs
         new_kv: list[tuple[torch.Tensor, torch.Tensor, int]] = []
-        rectangle = self._rectangle()
-        base_rows, base_splits = rows, len(self.splits)
         for layer in range(self.layers):
             if self._split(layer):
-                index = self._token_index(base_splits, base_rows)
-                layer_kwargs = select_tokens(kwargs, index, padded)
-                rectangle = self._rectangle()
+                layer_kwargs = select_tokens(kwargs, self._entry(self.entry), padded)
             self.hidden = self._touch("resid_pre", layer, self._touch("resid_post", layer - 1, self.hidden))
-            context = self._context(layer, rectangle)
+            context = self._context(layer)
+            if layer == self.layers - 1 and self._end(context, kwargs, padded):
+                layer_kwargs, context.layout = select_tokens(kwargs, self._entry(self.entry), padded), self._laid_out()
             with using(context):
-                out = net.block(layer, self._pack(self.hidden), layer_kwargs, self._handlers(layer), self.hidden.shape[0] * self.tokens)
-            self.hidden = out[0, : len(self.origin) * self.tokens].view(len(self.origin), self.tokens, -1)
+                out = net.block(layer, self._pack(self.hidden), layer_kwargs, self._handlers(layer), self.spans.total)
+            self.hidden = out[0, : self.spans.total]
             if self.keep:
                 new_kv.append((context.own_keys, context.own_values, len(self.splits)))
         self._split(self.layers)
         self.hidden = self._touch("resid_post", self.layers - 1, self.hidden)
-        normed = net.normalise(self._pack(self.hidden))[0, : len(self.origin) * self.tokens].view(self.hidden.shape)
+        normed = net.normalise(self._pack(self.hidden))[0, : self.spans.total]
         normed = self._touch("final_norm", None, normed)
         if self.last_component is not None:
             normed = self._touch(self.last_component, None, normed)
-        return self._result(state, normed, new_kv)
+        return self._result(self.parent, normed, new_kv)
+
+    def _end(self, context: Context, kwargs: dict[str, Any], padded: int) -> bool:
+        """Before the last block: tokens that nothing after it needs give it their keys and values and go no further.
+
+        Returns True where there were such tokens.
+        """
+        self.fed = self.spans.total
+        first = self._ends()
+        if first is None or (first == self.spans.first).all():
+            return False
+        kept = Spans(first, self.spans.size)
+        gone = np.flatnonzero(self.spans.offsets < first[self.spans.rows])
+        row, slot = (torch.from_numpy(i).to(self.hidden.device) for i in (self.spans.rows[gone], self.spans.offsets[gone] + self.parent.used))
+        context.layout, context.only_store = Layout(len(gone), (), None, None, row, slot), True
+        tokens = self.hidden[torch.from_numpy(gone).to(self.hidden.device)]
+        try:
+            with using(context):
+                self.net.block(self.layers - 1, self._pack(tokens), select_tokens(kwargs, self._entry(self.entry[gone]), padded), {}, len(gone))
+        except Stored:
+            context.only_store, context.calls = False, 0
+        self._take(np.arange(len(self.origin)), kept)
+        return True
+
+    def _ends(self) -> np.ndarray | None:
+        """Return of each row the first offset that is needed after the last block; None where all are."""
+        if self.reach is None or any(name.endswith(f".{self.layers - 1}") for name in self.pending):
+            return None
+        first = np.full(len(self.origin), self.reach.after)
+        for cell, items in self.schedule.get(self.layers, {}).items():
+            if (row := self.cell_row[cell]) >= 0:
+                first[row] = min(first[row], *(offset for offset, _ in items))
+        return np.maximum(first, self.spans.first)
 
     def _result(self, state: State, normed: torch.Tensor, new_kv: list[tuple[torch.Tensor, torch.Tensor, int]]) -> StageResult:
         keys, values = [], []
@@ -179,12 +226,21 @@ class Stage:
             index = self._since(stamp)
             keys.append(k if index is None else k[index])
             values.append(v if index is None else v[index])
-        captured = {}
-        for key, (tensor, stamp) in self.captured.items():
-            index = self._since(stamp)
-            captured[key] = tensor if index is None else tensor[index]
-        after = State(state.prompt[self.origin], keys, values, state.start, state.used + self.tokens, normed[:, -1])
-        return StageResult(after, normed, self.cell_row, captured)
+        rows, size = len(self.origin), self.spans.size
+        last = normed.view(rows, size, -1)[:, -1] if self.spans.whole else normed[torch.from_numpy(self.spans.last).to(normed.device)]
+        after = State(state.prompt[self.origin], keys, values, state.start, state.used + size, last)
+        captured = {key: self._spread(*kept) for key, kept in self.captured.items()}
+        return StageResult(after, normed.view(rows, size, -1) if self.spans.whole else last[:, None], self.cell_row, self.fed, captured)
+
+    def _spread(self, values: torch.Tensor, stamp: int, spans: Spans) -> torch.Tensor:
+        """Return rows × S × width of what was captured when rows and tokens were those of ``stamp`` and ``spans``."""
+        index = self._since(stamp)
+        if spans.whole:
+            square = values.view(len(spans.first), spans.size, -1)
+        else:
+            square = values.new_full((len(spans.first), spans.size, values.shape[1]), float("nan"))
+            square[torch.from_numpy(spans.rows).to(values.device), torch.from_numpy(spans.offsets).to(values.device)] = values
+        return square if index is None else square[index]
 
     def _since(self, stamp: int) -> torch.Tensor | None:
         """Compose the splits made after ``stamp``: final row → row then; None when there were none."""
@@ -195,43 +251,38 @@ class Stage:
             index = earlier[index]
         return torch.from_numpy(index).to(self.hidden.device)
 
-    def _token_index(self, stamp: int, base_rows: int) -> torch.Tensor:
-        """Packed token (padding included) → packed token when the blocks were entered."""
-        rows = self._since(stamp)
-        assert rows is not None
-        tokens = (rows[:, None] * self.tokens + torch.arange(self.tokens, device=rows.device)).reshape(-1)
-        extra = -len(tokens) % self.net.quantum
-        return torch.cat([tokens, tokens.new_zeros(extra)]) if extra else tokens
-
     # ------------------------------------------------------------------------------------------- pieces
 
-    def _pack(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Rows × S × width → 1 × N × width, N a multiple of the quantum."""
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        extra = -flat.shape[0] % self.net.quantum
-        return (torch.cat([flat, flat.new_zeros(extra, flat.shape[1])]) if extra else flat)[None]
+    def _entry(self, tokens: np.ndarray) -> torch.Tensor:
+        """Fill the tokens' places when the blocks were entered up to the quantum."""
+        return torch.from_numpy(np.pad(tokens, (0, -len(tokens) % self.net.quantum))).to(self.hidden.device)
+
+    def _pack(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens × width → 1 × N × width, N a multiple of the quantum."""
+        extra = -tokens.shape[0] % self.net.quantum
+        return (torch.nn.functional.pad(tokens, (0, 0, 0, extra)) if extra else tokens)[None]
 
     def _positions(self) -> torch.Tensor:
-        prompt = self.parent.prompt[self.origin]
-        first = self.batch.lengths[prompt] + (self.parent.start + self.parent.used - self.batch.slots)
-        positions = np.maximum(first[:, None] + np.arange(self.tokens), 0).reshape(-1)
-        extra = -len(positions) % self.net.quantum
-        return torch.from_numpy(np.pad(positions, (0, extra)))[None].to(self.hidden.device)
+        first = self.batch.lengths[self.parent.prompt[self.origin]] + (self.parent.start + self.parent.used - self.batch.slots)
+        positions = np.maximum(first[self.spans.rows] + self.spans.offsets, 0)
+        return torch.from_numpy(np.pad(positions, (0, -len(positions) % self.net.quantum)))[None].to(self.hidden.device)
 
-    def _rectangle(self) -> Rectangle | None:
-        kv = self.batch.kv
-        if kv is None or kv.slots == 0:
-            return None
-        group = self.net.info.heads // self.net.info.kv_heads
-        multiple = 1 if (self.tokens * group) % MIN_ROWS == 0 else MIN_ROWS
-        return Rectangle.of(self.parent.prompt[self.origin], kv.valid.shape[0], multiple, self.hidden.device)
+    def _laid_out(self) -> Layout:
+        if self.layout is None:
+            state, kv = self.parent, self.batch.kv
+            of_row = state.prompt[self.origin]
+            padding = None if state.start >= self.batch.slots else self.batch.slots - state.start - self.batch.lengths[of_row]
+            prompts = (of_row, kv.valid.shape[0]) if kv is not None and kv.slots else None
+            group = self.net.info.heads // self.net.info.kv_heads
+            room = round_up(state.used + self.spans.size, BLOCK)
+            self.layout = lay_out(self.spans, state.used, room, padding, prompts, group, self.hidden.device)
+        return self.layout
 
-    def _context(self, layer: int, rectangle: Rectangle | None) -> Context:
+    def _context(self, layer: int) -> Context:
         state, rows = self.parent, len(self.origin)
-        room = round_up(state.used + self.tokens, BLOCK)
+        room = round_up(state.used + self.spans.size, BLOCK)
         own_k, own_v = state.keys[layer], state.values[layer]
-        same = rows == state.rows and np.array_equal(self.origin, np.arange(rows))
-        if not same:
+        if not (rows == state.rows and np.array_equal(self.origin, np.arange(rows))):
             take = torch.from_numpy(self.origin).to(own_k.device)
             own_k, own_v = own_k[:, :, : min(room, own_k.shape[2])][take], own_v[:, :, : min(room, own_v.shape[2])][take]
         if own_k.shape[2] < room:
@@ -239,22 +290,11 @@ class Stage:
             own_k, own_v = torch.nn.functional.pad(own_k, grow), torch.nn.functional.pad(own_v, grow)
         if self.consume:
             state.keys[layer] = state.values[layer] = own_k.new_empty(0)
-        kv = self.batch.kv if rectangle is not None else None
+        kv = self.batch.kv if self.batch.kv is not None and self.batch.kv.slots else None
         return Context(
-            rows, self.tokens, own_k[:, :, :room], own_v[:, :, :room], state.used, self._own_mask(room),
-            kv.keys[layer] if kv else None, kv.values[layer] if kv else None, kv.valid if kv else None, rectangle,
+            self._laid_out(), own_k[:, :, :room], own_v[:, :, :room],
+            kv.keys[layer] if kv else None, kv.values[layer] if kv else None, kv.valid if kv else None,
         )  # fmt: skip
-
-    def _own_mask(self, room: int) -> torch.Tensor:
-        """(rows | 1) × S × room: causal, and no padding of the prompt; a padding token sees itself alone."""
-        state, device = self.parent, self.hidden.device
-        query = torch.arange(self.tokens, device=device)[:, None] + state.used
-        slot = torch.arange(room, device=device)[None]
-        causal = slot <= query
-        if state.start >= self.batch.slots:
-            return causal[None]
-        first = torch.from_numpy(self.batch.slots - state.start - self.batch.lengths[state.prompt[self.origin]]).to(device)
-        return (causal[None] & (slot[None] >= first[:, None, None])) | (slot == query)[None]
 
     # -------------------------------------------------------------------------------- splits and edits
 
@@ -274,14 +314,26 @@ class Stage:
         key = self.cell_row[live].astype(np.int64) * len(names) + code[live]
         unique, first, inverse = np.unique(key, return_index=True, return_inverse=True)
         parent = unique // len(names)
-        changed = len(parent) != len(self.origin) or not np.array_equal(parent, np.arange(len(self.origin)))
         self.cell_row[live] = inverse
+        first_token = self.spans.first[parent]
+        if self.reach is not None:
+            nearest = np.full(len(parent), self.spans.size - 1)
+            np.minimum.at(nearest, inverse, self.reach.cells[live])
+            first_token = np.maximum(first_token, nearest)
+        same = len(parent) == len(self.origin) and np.array_equal(parent, np.arange(len(self.origin)))
+        changed = not same or bool((first_token != self.spans.first).any())
         if changed:
-            self.hidden = self.hidden[torch.from_numpy(parent).to(self.hidden.device)]
+            self._take(parent, Spans(first_token, self.spans.size))
             self.origin = self.origin[parent]
             self.splits.append(parent)
         self._queue(due, np.flatnonzero(live)[first])
         return changed
+
+    def _take(self, parent: np.ndarray, spans: Spans) -> None:
+        """Go on with rows of ``parent`` and their tokens of ``spans``."""
+        index = self.spans.of(parent, spans)
+        self.hidden, self.entry = self.hidden[torch.from_numpy(index).to(self.hidden.device)], self.entry[index]
+        self.spans, self.layout = spans, None
 
     def _queue(self, due: Mapping[int, list[tuple[int, Edit]]], representative: np.ndarray) -> None:
         """Group the edits of this boundary by component, place and intervention, for one call each."""
@@ -296,13 +348,13 @@ class Stage:
             self.pending.setdefault(name, []).append((np.array(rows), offset, edit, cells))
 
     def _touch(self, component: str, layer: int | None, values: torch.Tensor) -> torch.Tensor:
-        """Edit and capture rows × S × width at a site between blocks."""
+        """Edit and capture tokens × width at a site between blocks."""
         if layer is not None and layer < 0:
             return values
-        new = self._edited(component, layer, values.reshape(-1, values.shape[-1]))
-        values = values if new is None else new.view(values.shape)
+        new = self._edited(component, layer, values)
+        values = values if new is None else new
         if (component, layer) in self.capture:
-            self.captured[component, layer] = (values.clone(), len(self.splits))
+            self.captured[component, layer] = (values.clone(), len(self.splits), self.spans)
         return values
 
     def _edited(self, component: str, layer: int | None, flat: torch.Tensor) -> torch.Tensor | None:
@@ -312,7 +364,7 @@ class Stage:
             return None
         out = flat.clone()
         for rows, offset, edit, cells in items:
-            index = torch.from_numpy(rows * self.tokens + offset).to(out.device)
+            index = torch.from_numpy(self.spans.at(rows, offset)).to(out.device)
             assert edit.place is not None  # open edits are placed before a stage begins
             out[index] = self.apply(edit.group, edit.site, edit.place, cells, out[index])
             self.account.add(edit, rows, len(self.origin), self.cell_row)
@@ -328,8 +380,7 @@ class Stage:
             def handle(flat: torch.Tensor) -> torch.Tensor | None:
                 new = self._edited(component, layer, flat)
                 if (component, layer) in self.capture:
-                    kept = (flat if new is None else new).clone().view(-1, self.tokens, flat.shape[-1])
-                    self.captured[component, layer] = (kept, len(self.splits))
+                    self.captured[component, layer] = ((flat if new is None else new).clone(), len(self.splits), self.spans)
                 return new
 
             return handle
@@ -349,22 +400,29 @@ def run_stage(
     last_component: str | None = None,
     keep: bool = True,
     consume: bool = False,
+    spans: Spans | None = None,
+    reach: Reach | None = None,
 ) -> StageResult:
-    """Feed S tokens to every row.
+    """Feed S tokens to every row, or some rows their last ones alone.
 
     Parameters
     ----------
-    inputs: rows × S × width input vectors (token embeddings or latents)
+    inputs: rows × S × width input vectors (token embeddings or latents); with ``spans`` the packed tokens × width
     cell_row: cell → row, −1 for cells that take no part
     edits: cell → (token offset, edit) of this stage
     capture: (component, layer) to keep
     last_component: ``latent_out`` where the last token's final state is one
     keep: False where no stage follows: the rows' keys and values are dropped layer by layer
     consume: True where the state is not used again: its keys and values are freed layer by layer
+    spans: which tokens each row feeds; None: all S
+    reach: given where the state holds keys and values of all S tokens already, so that rows need feed only what differs
 
     The state is consumed: its keys and values may be written in place.
     """
-    stage = Stage(net, batch, state, inputs, cell_row, edits or {}, capture, apply, last_component, keep, consume)
+    if spans is None:
+        spans = Spans(np.zeros(inputs.shape[0], np.int64), inputs.shape[1])
+        inputs = inputs.reshape(-1, inputs.shape[2])
+    stage = Stage(net, batch, state, inputs, spans, cell_row, edits or {}, capture, apply, last_component, keep, consume, reach)
     result = stage.run()
     stage.account.settle(stage.pending)
     return result
@@ -378,4 +436,4 @@ def empty_state(net: Network, prompt: np.ndarray, start: int) -> State:
     return State(prompt, keys, [k.clone() for k in keys], start, 0, last)
 
 
-__all__ = ["Batch", "Edit", "Missed", "Stage", "StageResult", "State", "empty_state", "run_stage"]
+__all__ = ["Batch", "Edit", "Missed", "Reach", "Spans", "Stage", "StageResult", "State", "empty_state", "run_stage"]
