@@ -15,6 +15,7 @@ import click
 from codi_engine import __version__
 from codi_engine.cli.completion import completion, experiments, runs, runs_and_analyses
 from codi_engine.cli.export import export
+from codi_engine.cli.merge import merge
 from codi_engine.cli.new_plugin import new_plugin
 from codi_engine.cli.note import note
 from codi_engine.cli.pairs import pairs
@@ -59,6 +60,7 @@ def cli(context: click.Context) -> None:
 @_LIMIT
 @click.option("--output", metavar="DIR", help="Run directory; {date}, {name} and {seed} are filled in. Default: runs/{name}.")
 @_DEVICE
+@click.option("--shard", metavar="I/N", help="Compute part I of N, counted from 0, beside other processes; auto: as Slurm or torchrun say.")
 @click.option("--dry-run", is_flag=True, help="Show the plan, as `codi-engine plan` does. No weights are loaded.")
 @click.option("--test", is_flag=True, help="Try it on 5 examples (or --limit) in a temporary directory (or --output), and evaluate its checks.")
 @_QUIET
@@ -69,6 +71,7 @@ def run(
     limit: int | None,
     output: str | None,
     device: str | None,
+    shard: str | None,
     dry_run: bool,
     test: bool,
     quiet: bool,
@@ -81,6 +84,8 @@ def run(
     from codi_engine.cli import show, tables
     from codi_engine.cli.files import read_experiment
 
+    if shard is not None and (test or dry_run):
+        raise click.UsageError("--shard goes with neither --test nor --dry-run")
     experiment = read_experiment(file, overrides)
     problems(quiet)
     if dry_run:
@@ -89,8 +94,13 @@ def run(
     from codi_engine.core.running.run import run_experiment, try_experiment
 
     with progress(quiet) as shown:
-        tried = try_experiment if test else run_experiment
-        finished = tried(experiment, output, limit=limit, device=device, progress=shown)
+        if test:
+            finished = try_experiment(experiment, output, limit=limit, device=device, progress=shown)
+        else:
+            finished = run_experiment(experiment, output, limit=limit, device=device, progress=shown, shard=shard)
+    if finished.left:
+        click.echo(neutral(finished.left))
+        return 0
     show.finished(experiment, finished)
     checked = {label: part.checks for label, part in {"": finished, **finished.parts}.items() if part.checks is not None}
     for label, found in checked.items():
@@ -318,6 +328,7 @@ cli.add_command(pairs)
 cli.add_command(plot)
 cli.add_command(export)
 cli.add_command(note)
+cli.add_command(merge)
 cli.add_command(verify)
 cli.add_command(repair)
 cli.add_command(view)

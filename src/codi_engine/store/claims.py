@@ -58,6 +58,19 @@ def check_record(record: Mapping[str, Any], number: int, where: str, known: Mapp
         with_place(where, number, _unit, record, known, units, unit_cells, committed)
 
 
+def check_receipt(record: Mapping[str, Any], where: str, known: Mapping[str, ArraySpec], units: int, unit_cells: int) -> None:
+    """Refuse what a unit that waits in the outbox says of itself, as far as no writer says it.
+
+    Raises
+    ------
+    StoreError: ``where`` and what is wrong
+    """
+    try:
+        _unit(record, known, units, unit_cells, ())
+    except (_Wrong, StoreError) as error:
+        raise StoreError(f"{where}: is no receipt of a unit: {error}") from None
+
+
 def with_place(where: str, number: int, check: Any, *given: Any) -> None:
     """Run a check; what it finds wrong names the run and the line."""
     try:

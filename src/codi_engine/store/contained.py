@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from codi_engine.store.errors import StoreError
-from codi_engine.store.layout import COPIES, DATA, TEXTS
+from codi_engine.store.layout import COPIES, DATA, OUTBOX, TEXTS
 
 
 def check_contained(root: Path, below: Path | None = None) -> None:
@@ -32,7 +32,7 @@ def check_contained(root: Path, below: Path | None = None) -> None:
 def _own(root: Path) -> Iterator[str]:
     """Yield the links in the run itself and in the store's folders."""
     yield from (str(place) for place in sorted(root.glob("*")) if place.is_symlink())
-    for folder in (DATA, TEXTS, COPIES):
+    for folder in (DATA, TEXTS, COPIES, OUTBOX):
         yield from _links(root / folder)
 
 

@@ -26,6 +26,14 @@ class IdentityMismatch(StoreError):
         self.differences = list(differences)
 
 
+class Locked(StoreError):
+    """Another process holds a lock. ``owner``: its name, as far as it is known."""
+
+    def __init__(self, message: str, owner: str) -> None:
+        super().__init__(message)
+        self.owner = owner
+
+
 #: what the system's errors mean, and what the user can do
 _MEANINGS = {
     errno.ENOSPC: ("the disk is full", "free space and repeat the command"),

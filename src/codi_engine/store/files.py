@@ -59,6 +59,18 @@ class Batch:
         self._each(sync_directory, sorted(self._folders | {p.parent for p in paths.values()}))
         return {name: facts() for name, facts in zip(paths, found, strict=True)}
 
+    def move(self, names: Iterable[str], sources: Mapping[str, Path]) -> None:
+        """Give files that are whole and durable elsewhere on the disk their names in the run, durably.
+
+        ``names``: of all of them; ``sources``: where those lie that have not their names yet
+        """
+        folders = {(self.root / name).parent for name in names}
+        for folder in sorted(folders):
+            self._make(folder)
+        for name, source in sources.items():
+            os.replace(source, self.root / name)
+        self._each(sync_directory, sorted(self._folders | folders))
+
     def discard(self) -> None:
         """Remove temporary files after a failure, as far as that goes."""
         for name in self._parts:
@@ -179,6 +191,7 @@ def write_durably(root: Path, name: str, data: bytes) -> None:
 def clean_leftovers(root: Path, units: int, committed: Container[int]) -> None:
     """Remove what an interrupted write left behind: temporary files, and files of units that are planned but not committed.
 
+    ``committed``: those units, and those that wait in the outbox: some of their files may be in place already.
     Nothing below ``results/`` is touched, and nothing that no writer of this run makes.
     """
     for leftover in root.glob("*" + PARTIAL):

@@ -23,6 +23,8 @@ COPIES = "copies"
 LEDGER_COPY = f"{COPIES}/ledger.copy"
 PROVENANCE_COPY = f"{COPIES}/provenance.copy"
 RESULTS = "results"
+#: units that are computed and wait for the one who writes the ledger (``store/outbox.py``)
+OUTBOX = "outbox"
 METADATA = "zarr.json"
 PARTIAL = ".partial"
 STATUS = "cells/status"
@@ -34,6 +36,7 @@ CHUNK_ENTRIES = 1 << 16
 _PART = re.compile(r"[A-Za-z0-9_@\[\]:,+=-][A-Za-z0-9_.@\[\]:,+=-]{0,199}\Z")
 _SHARD = re.compile(r"data\.zarr/(?P<name>.+)/c\.(?P<unit>\d+)(?:\.0)*\Z")
 _TEXT = re.compile(r"texts/unit-(?P<unit>\d{6,})\.arrow\Z")
+_WAITING = re.compile(r"unit-(?P<unit>\d{6,12})\Z", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,17 @@ class ArraySpec:
 def text_file(unit: int) -> str:
     """Return the path of a unit's texts, relative to the run."""
     return f"{TEXTS}/unit-{unit:06d}.arrow"
+
+
+def waiting_folder(unit: int) -> str:
+    """Return the folder in which a unit waits that is computed and not committed, relative to the run."""
+    return f"{OUTBOX}/unit-{unit:06d}"
+
+
+def waiting_unit(name: str) -> int | None:
+    """Return the unit of a folder of the outbox; None for other names."""
+    match = _WAITING.match(name)
+    return int(match["unit"]) if match and f"unit-{int(match['unit']):06d}" == name else None
 
 
 def unit_of(file: str) -> tuple[str, int] | None:

@@ -12,7 +12,7 @@ import time
 import weakref
 from pathlib import Path
 
-from codi_engine.store.errors import StoreError
+from codi_engine.store.errors import Locked, StoreError
 
 #: seconds for which a lock is tried again before its owner is believed: it may not have written its name yet, or only be asked about
 _PATIENCE, _PAUSE = 0.5, 0.01
@@ -68,7 +68,8 @@ class RunLock:
 
     Raises
     ------
-    StoreError: another process (or another writer of this one) has the lock, or there can be none
+    Locked: another process (or another writer of this one) has the lock
+    StoreError: there can be none
     OSError: the lock file cannot be made
     """
 
@@ -81,7 +82,7 @@ class RunLock:
             gone = _gone(owner)
             if (owner and not gone and tries >= _TRIES) or time.monotonic() > until:
                 whose = f"a process that {owner} left behind" if gone else owner or "another process"
-                raise StoreError(f"{path.parent}: is being written by {whose}; wait for it or stop it")
+                raise Locked(f"{path.parent}: is being written by {whose}; wait for it or stop it", whose)
             time.sleep(_PAUSE)
         _HELD.add(self)
 

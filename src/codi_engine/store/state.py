@@ -6,10 +6,12 @@ writer that died between the two is mended by the next one.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,7 @@ class State:
     documents: metadata file → what the last plan says of it
     pending: True while the last plan may not have reached the metadata files
     generations: of each plan the units that it added, and the text of its resolved experiment
+    chains: of each plan the hash of it and of all before it; equal for runs that were planned alike, whatever is committed of them
     where: names the run in errors
     """
 
@@ -53,6 +56,7 @@ class State:
     former: dict[str, list[Facts]] = field(default_factory=dict)
     pending: bool = False
     generations: list[tuple[int, str]] = field(default_factory=list)
+    chains: list[str] = field(default_factory=list)
     where: str = ""
 
     def __post_init__(self) -> None:
@@ -84,9 +88,17 @@ class State:
             raise StoreError(f"{self.where}: has no array '{name[:100]}'")
         return self.specs[name].shard(unit)
 
+    def chain_of(self, unit: int) -> str:
+        """Return the hash of the plan that a unit belongs to; empty for a unit that no plan has."""
+        ends = accumulate(units for units, _ in self.generations)
+        return next((chain for end, chain in zip(ends, self.chains, strict=True) if unit < end), "")
+
     def add(self, record: Mapping[str, Any]) -> None:
         """Take in the next record."""
         if record["kind"] == "plan":
+            before = self.chains[-1] if self.chains else canonical([self.unit_cells, self.identity])
+            planned = {k: v for k, v in record.items() if k not in ("experiment", "files")}  # its text may name another device
+            self.chains.append(hashlib.sha256(f"{before}\n{canonical(planned)}".encode("ascii")).hexdigest())
             self._grow(record)
             for name, stated in self.documents.items():
                 self.former.setdefault(name, []).append(stated)

@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 from codi_engine.store.errors import StoreError
 from codi_engine.store.files import DAMAGED
-from codi_engine.store.layout import COPIES, DATA, LEDGER, LEDGER_COPY, LOCK, PARTIAL, PROVENANCE, PROVENANCE_COPY, TEXTS, text_file, unit_of
+from codi_engine.store.layout import COPIES, DATA, LEDGER, LEDGER_COPY, LOCK, PARTIAL, PROVENANCE, PROVENANCE_COPY, TEXTS, text_file, unit_of, waiting_unit
 from codi_engine.store.ledger import Salvaged, salvage
 from codi_engine.store.lock import holder
+from codi_engine.store.outbox import LOCKED, Outbox, owners
 from codi_engine.store.provenance import provenance_problem
 from codi_engine.store.state import State
 
@@ -212,8 +213,29 @@ class Verifier:
                     yield Finding(name, "foreign", "is foreign: no plan and no unit wrote it")
                 elif not self.written:
                     yield Finding(name, "interrupted", "was left by a writer that was interrupted")
+        yield from self._outbox()
         if (self.root / LOCK).exists() and not self.written:
             yield Finding(LOCK, "interrupted", "was left by a process that has ended")
+
+    def _outbox(self) -> Iterator[Finding]:
+        """Units that wait are no damage; what nobody will take in, or nobody holds any more, is named."""
+        outbox = Outbox(self.root)
+        waiting, alive = outbox.receipts(), bool(owners(self.root)) or self.written
+        for path in sorted(outbox.path.glob("*")):
+            name, unit = path.relative_to(self.root).as_posix(), waiting_unit(path.name)
+            private, locked = path.match(f"writer-*{PARTIAL}"), path.match(f"*{LOCKED}")
+            if path.name in outbox.refused:
+                yield Finding(name, "foreign", f"is foreign: {outbox.refused[path.name].removeprefix(f'{path}: ')}")
+            elif unit is not None and path.is_dir() and not path.is_symlink():
+                if unit in self.state.committed or unit not in waiting:
+                    if not self.written:
+                        yield Finding(name, "interrupted", "is what is left of a unit that was taken into the run")
+                elif not alive:
+                    yield Finding(name, "interrupted", "is computed, and waits to be taken into the run; `codi-engine merge` does it")
+            elif not (private or locked):
+                yield Finding(name, "foreign", "is foreign: no process that computes units made it")
+            elif holder(path / LOCK if private else path) is None:
+                yield Finding(name, "interrupted", "was left by a process that has ended")
 
     @cached_property
     def _known(self) -> set[str]:

@@ -12,17 +12,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from codi_engine.store.codec import encode, parts
+from codi_engine.store.adopting import clean_outbox, forget, move_in
+from codi_engine.store.codec import encode
 from codi_engine.store.contained import check_contained
 from codi_engine.store.errors import IdentityMismatch, StoreError, refused, vanished
 from codi_engine.store.files import Batch, CheckedFiles, clean_leftovers, difference, facts, read_file
-from codi_engine.store.layout import LEDGER, LEDGER_COPY, LOCK, ArraySpec, text_file
+from codi_engine.store.layout import LEDGER, LEDGER_COPY, LOCK, OUTBOX, ArraySpec, text_file, waiting_folder
 from codi_engine.store.ledger import Ledger, canonical, sync_directory
 from codi_engine.store.lock import RunLock
+from codi_engine.store.outbox import Receipt, check_adoptable, remove_empty
 from codi_engine.store.provenance import mend_provenance, read_provenance, write_provenance
 from codi_engine.store.reader import read_rows
 from codi_engine.store.state import FORMAT, State, differences
 from codi_engine.store.texts import encode_texts
+from codi_engine.store.unitfiles import check_unit, unit_record, write_unit
 
 #: threads of a writer, and how many of them write files, so that their waits for the disk overlap (the others hash)
 _THREADS, _LANES = 12, 8
@@ -101,7 +104,7 @@ class RunWriter:
 
     @classmethod
     def _opened(cls, root: Path, lock: RunLock, made: Sequence[Path], head: Mapping[str, Any]) -> RunWriter:
-        others = [p.name for p in root.iterdir() if p.name != LOCK]
+        others = [p.name for p in root.iterdir() if p.name not in (LOCK, OUTBOX)]
         if others and LEDGER not in others and not (root / LEDGER_COPY).exists():
             raise StoreError(f"{root}: is not empty and holds no run; give another output directory")
         if head["unit_cells"] < 1:
@@ -115,7 +118,7 @@ class RunWriter:
         changed = differences(state.identity, identity)
         if changed:
             raise IdentityMismatch(changed)
-        clean_leftovers(root, state.units, state.committed)
+        clean_leftovers(root, state.units, state.committed.keys() | clean_outbox(root, state))
         writer = cls(root, lock, ledger, state, ())
         writer._mend()
         return writer
@@ -130,6 +133,7 @@ class RunWriter:
         """Release the run; a directory made for a run that got no plan is removed again."""
         self._pool.shutdown()
         self._ledger.sync_copy()
+        remove_empty(self.path)
         _undo(self.path, self._lock, self._made if self._ledger.empty else ())
         self._made = ()
 
@@ -247,16 +251,13 @@ class RunWriter:
         StoreError: an undeclared array, a wrong shape or type, a committed unit, or no space (what is committed stays)
         """
         self._present()
-        rows = self._check(unit, arrays, texts)
+        if unit in self.committed:
+            raise StoreError(f"{self.path}: unit {unit} is committed already")
+        rows = check_unit(self._state, str(self.path), unit, arrays, texts)
         batch = Batch(self.path, self._pool, _LANES)
         try:
-            for name in sorted(arrays):
-                spec = self.specs[name]
-                batch.write(spec.shard(unit), parts(spec, self.unit_cells, arrays[name]))
-            if texts:
-                batch.write(text_file(unit), encode_texts(texts, unit * self.unit_cells))
-            record = {"kind": "unit", "unit": unit, "stage": stage, "rows": rows, "files": batch.finish()}
-            record = self._ledger.append({**record, "note": dict(note)} if note else record)
+            write_unit(batch, self._state, unit, arrays, texts)
+            record = self._ledger.append(unit_record(unit, stage, rows, batch.finish(), note))
         except OSError as error:
             problem = refused(self.path, error)  # before there is room again
             batch.discard()
@@ -265,6 +266,31 @@ class RunWriter:
             batch.discard()
             raise
         self._state.add(record)
+
+    def adopt(self, receipt: Receipt) -> bool:
+        """Take a unit of the outbox into the run: its files move to their places, durably, and the ledger gets the line of a commit.
+
+        Call it in the order in which units would be committed. What an earlier call did that was cut short is not done again.
+
+        Returns
+        -------
+        False where the unit is committed already; its folder in the outbox is removed all the same
+
+        Raises
+        ------
+        StoreError: a receipt of another plan, or one whose files are not what it says; it is left as it is
+        """
+        self._present()
+        if new := receipt.unit not in self.committed:
+            check_adoptable(receipt, self._state, self.path / waiting_folder(receipt.unit))
+            try:
+                move_in(self.path, receipt, self._pool, _LANES)
+                record = self._ledger.append(receipt.record)
+            except OSError as error:
+                raise refused(self.path, error) from None
+            self._state.add(record)
+        forget(self.path, receipt.unit)
+        return new
 
     def rewrite(self, unit: int, content: Content, files: Collection[str], replace: bool = False) -> float | None:
         """Write damaged ``files`` of a committed unit again, from what it gives when it is computed once more.
@@ -285,7 +311,7 @@ class RunWriter:
         self._present()
         record = self.committed[unit]
         stated = dict(record["files"])
-        rows = self._check(unit, content.arrays, content.texts, again=True)
+        rows = check_unit(self._state, str(self.path), unit, content.arrays, content.texts)
         made = {self.specs[name].shard(unit): encode(self.specs[name], self.unit_cells, values) for name, values in sorted(content.arrays.items())}
         if content.texts:
             made[text_file(unit)] = encode_texts(content.texts, unit * self.unit_cells)
@@ -329,28 +355,6 @@ class RunWriter:
         if not self.path.is_dir() or not (self._ledger.empty or (self.path / LEDGER).exists()):
             raise vanished(self.path)
         self._lock.check()
-
-    def _check(self, unit: int, arrays: Mapping[str, np.ndarray], texts: Mapping[str, Sequence[Any]] | None, again: bool = False) -> int:
-        """Return the filled rows of a unit after checking everything that can be wrong with it."""
-        if unit in self.committed and not again:
-            raise StoreError(f"{self.path}: unit {unit} is committed already")
-        if not 0 <= unit < self._state.units:
-            raise StoreError(f"{self.path}: unit {unit} is not planned; {self._state.units} units are")
-        for name, values in arrays.items():
-            spec = self.specs.get(name)
-            if spec is None:
-                raise StoreError(f"{name}: was not declared by a plan")
-            room = spec.rows(self.unit_cells)
-            if values.shape[1:] != spec.shape or values.ndim == 0 or len(values) > room:
-                raise StoreError(f"{name}: an array of shape {values.shape} does not fit {room} rows of shape {spec.shape}")
-            if not np.can_cast(values.dtype, spec.numpy, "safe"):
-                raise StoreError(f"{name}: {values.dtype} cannot be stored as {spec.dtype} without loss")
-        lengths = {len(v) for name, v in arrays.items() if not self.specs[name].entries} | {len(v) for v in (texts or {}).values()}
-        if len(lengths - {self.unit_cells}) > 1:
-            raise StoreError(f"{self.path}: the arrays and texts of unit {unit} have different rows: {sorted(lengths)}")
-        if (texts and len({len(v) for v in texts.values()}) > 1) or max(lengths, default=0) > self.unit_cells:
-            raise StoreError(f"{self.path}: the text columns of unit {unit} have different rows, or more than {self.unit_cells}")
-        return min(lengths, default=0)
 
     def read(self, name: str, unit: int) -> np.ndarray:
         """Return the ``unit_cells`` rows that a committed unit wrote, checked against the ledger.

@@ -19,14 +19,16 @@ from codi_engine.core.running.unedited import run_unedited
 
 if TYPE_CHECKING:
     from codi_engine.core.rollout.editing import Editor
+    from codi_engine.store.outbox import Receipt
 
 
 class Made(NamedTuple):
-    """What a unit gave."""
+    """What a unit gave; with a ``receipt`` it waits in the run's outbox, and the arrays and texts are left out."""
 
     unit: Unit
     arrays: Mapping[str, np.ndarray]
     texts: Mapping[str, list[Any]]
+    receipt: Receipt | None = None
 
 
 class Computer:
@@ -91,3 +93,10 @@ class Here(Hands):
     def results(self, units: Sequence[Unit]) -> Iterator[Made]:
         for unit in units:
             yield self.computer.compute(unit)
+
+
+def in_order(units: Sequence[Unit], waiting: Mapping[int, Receipt], hands: Hands) -> Iterator[Made]:
+    """Yield units of one stage in their order: those that wait in the outbox as they are, the others computed."""
+    computed = iter(hands.results([unit for unit in units if unit.number not in waiting]))
+    for unit in units:
+        yield Made(unit, {}, {}, waiting[unit.number]) if unit.number in waiting else next(computed)

@@ -135,11 +135,12 @@ def compare(then: Mapping[str, str], now: Mapping[str, str], path: Path, pooled:
         elif name.startswith(_TABLE) or (name.startswith(_RUN) and _grew(Path(name.removeprefix(_RUN)), then[name])):
             continue
         else:
-            what = f"{_in_words(name)} ({said})"
+            what = f"{in_words(name)} ({said})"
         raise DifferentRun(f'{path}: was computed with {what}.\nChoose a new output, for example --output "runs/{{date}}_{{name}}_s{{seed}}".')
 
 
-def _in_words(name: str) -> str:
+def in_words(name: str) -> str:
+    """Say which other input it was: ``another file 'x'``."""
     for prefix, words in (
         (_MODEL_FILE, "another {} of the model"),
         (_SAE, "another autoencoder '{}'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from codi_engine.core.planning.preparing import Prepared
     from codi_engine.core.plugins import Plugins
     from codi_engine.core.running.runner import Runner
+    from codi_engine.core.running.shares import Share
     from codi_engine.core.runs.analyzing import Analysed
     from codi_engine.core.runs.results import Run
     from codi_engine.core.watching.lifecycle import Lifecycle
@@ -52,6 +54,7 @@ class Finished:
     estimate: Costs | None = None
     checks: pd.DataFrame | None = None
     failures: list[PluginError] = field(default_factory=list)  # analyses that failed; everything else is on disk
+    left: str = ""  # of a shard: what it has done and what others still have to do; nothing is analysed then
     parts: dict[str, Finished] = field(default_factory=dict)  # of an experiment with checkpoints: label → its run
 
     def __repr__(self) -> str:
@@ -243,6 +246,7 @@ def run_experiment(
     limit: int | None = None,
     device: str | None = None,
     progress: Progress | None = None,
+    shard: str | None = None,
 ) -> Finished:
     """Run an experiment, or go on with it: what is committed is never computed again.
 
@@ -252,6 +256,7 @@ def run_experiment(
     limit: sweep the first so many examples only
     device: overrides ``model.device``; ``cuda:0,cuda:1`` or ``all`` computes units side by side, one process for each device
     progress: told of stages and cells
+    shard: this process' share of the units, ``0/2``: another process computes ``1/2`` of the same run at the same time
 
     Raises
     ------
@@ -260,50 +265,50 @@ def run_experiment(
     Paused: the disk is nearly full (``keep_free``)
     Stopped: a KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP; once, the unit that is computed was finished (``core/running/stopping.py``)
     """
+    from codi_engine.core.running.shares import parse_share
+
     progress, path = progress or Progress(), output_of(experiment, output)
+    share = None if shard is None else parse_share(shard)
+    if share is not None and share.taken:
+        progress.note(f"shard {share} ({share.taken})")
+    if share is not None and experiment.checkpoints is not None:
+        raise UserError(f"{experiment.source}: has checkpoints, each a run of its own: give each an experiment file of its own to compute it in shards")
     with listening(progress.note) as stopping:
         if experiment.checkpoints is None:
-            return _run(experiment, path, limit, device, progress, stopping)
+            return _run(experiment, path, limit, device, progress, stopping, share)
         from codi_engine.core.planning.checkpoints import run_checkpoints
 
         return run_checkpoints(experiment, path, limit=limit, device=device, progress=progress)
 
 
-def _run(experiment: Experiment, path: Path, limit: int | None, device: str | None, progress: Progress, stopping: Stopping) -> Finished:
-    """Run an experiment of one model."""
+def _run(experiment: Experiment, path: Path, limit: int | None, device: str | None, progress: Progress, stopping: Stopping, share: Share | None) -> Finished:
+    """Run an experiment of one model, or this process' share of it."""
+    from codi_engine.core.running.finishing import analyse
     from codi_engine.core.running.runner import Runner
-    from codi_engine.core.runs.analyzing import analyze_one
-    from codi_engine.core.runs.results import open_run
+    from codi_engine.core.running.sharding import Shard
 
     begun = Preparing()
     prepared, plugins = _prepared(experiment, limit, device)
     runner = Runner(prepared, path, progress, begun, stopping)
-    try:
-        runner.run(lambda: open_writer(prepared, path))
-        finished = _finished(runner)
-        for mapping in prepared.experiment.analyses:
-            analysis = plugins.build("analysis", mapping, where="analyses", source=str(path))
-            runner.cost.begin(f"analysis {mapping.plugin}")
-            try:
-                finished.take(analyze_one([open_run(path)], analysis, progress), runner.life)
-            except PluginError as error:
-                finished.failures.append(error)  # the others do not depend on it
-                runner.life.warned(f"analysis {analysis.name} failed: {error}")
-            runner.cost.end()
-        if prepared.checks:
-            from codi_engine.core.runs.checking import check_run
-
-            finished.checks = check_run(open_run(path), prepared.checks)
-            for name in finished.checks["check"][finished.checks["passed"] == False]:  # noqa: E712 - None is neither
-                runner.life.warned(f"check '{name}' failed")
-    except BaseException as error:
-        if isinstance(error, Stopped):
-            error.kept = runner.kept() or error.kept
-        runner.life.stopped(error)
-        raise
-    finally:
-        runner.cost.save(path)
-    runner.life.finished(finished.tables, finished.figures)
+    with Shard(runner, share, lambda: open_writer(prepared, path)) if share is not None else nullcontext() as shard:
+        try:
+            said = shard.run() if shard is not None else runner.run(lambda: open_writer(prepared, path)) or ""
+            finished = _finished(runner)
+            if said:
+                finished.left = said
+                runner.life.leaves(said)
+                return finished
+            analyse(runner, plugins, finished)
+            if shard is not None:
+                shard.finished()
+        except BaseException as error:
+            if isinstance(error, Stopped):
+                error.kept = runner.kept() or error.kept
+            runner.life.stopped(error)
+            raise
+        finally:
+            runner.cost.save(path)
+        runner.life.finished(finished.tables, finished.figures)
     finished.seconds = begun.taken()[0]
     return finished
 

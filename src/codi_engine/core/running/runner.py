@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from codi_engine.core.calling import calling
 from codi_engine.core.errors import UserError
@@ -17,16 +15,19 @@ from codi_engine.core.plugin import Intervention
 from codi_engine.core.progress import Progress
 from codi_engine.core.returned import loaded_model
 from codi_engine.core.rollout.devices import held
+from codi_engine.core.running.computing import Made, in_order
 from codi_engine.core.running.finite import check_policy
 from codi_engine.core.running.generations import Unit, counted, units_of
 from codi_engine.core.running.inputs import DATA, MODEL, compare, model_digests, other_digests, recorded
+from codi_engine.core.running.lengths import check_length, check_positions
 from codi_engine.core.running.marks import committable, in_words
-from codi_engine.core.running.origins import git_commit, versions
+from codi_engine.core.running.origins import CODE, code_of, compare_code, git_commit, versions
 from codi_engine.core.running.stopping import Stopping
 from codi_engine.core.watching.disk import DiskWatch, Room
 from codi_engine.core.watching.lifecycle import Lifecycle
 from codi_engine.core.watching.recording import KEY, Recorder, gone_back, now
-from codi_engine.core.watching.tally import tally_of
+from codi_engine.core.watching.tally import Tally, columns_of_unit, tally_of
+from codi_engine.store.outbox import Outbox
 from codi_engine.store.state import hashable
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from codi_engine.core.running.computing import Hands
     from codi_engine.core.running.job import Job
     from codi_engine.core.sae import SaeStore
+    from codi_engine.store.outbox import Receipt
     from codi_engine.store.view import RunView
     from codi_engine.store.writer import RunWriter
 
@@ -55,11 +57,13 @@ class Runner:
         self.experiment, self.plan = prepared.experiment, prepared.plan
         self.new_cells = 0  # computed by this call
         self._units, self._conditions = list[Unit](), list[str]()  # of the whole run
-        self._committed: Mapping[int, Any] = {}
+        self._committed: Collection[int] = ()
         self._turn = 1  # of the unit that is computed, and then committed
         self.saes: dict[str, str] = {}
         self.inputs: dict[str, str] = {}  # name → digest of what units are computed from
         self.facts: dict[str, Any] = {}  # of the loaded model, for the provenance
+        self.code = code_of(prepared)
+        self._waiting: Mapping[int, Receipt] = {}  # in the outbox
         self.life = Lifecycle(prepared.plugins, prepared.trackers, path, progress.note)
         self.cost = Recorder(self.plan.info.device, begun, self.experiment.price)
         keep = self.experiment.keep_free
@@ -106,8 +110,8 @@ class Runner:
         ids = {key: tuple(self._encode(adapter, p, chat)) for key, p in prompts.items()}
         answers = Answers(adapter, experiment.generate.answer_prefix)
         needs = Needs.of(self.prepared.metrics, data.kind != "prompts")
-        self._check_length(adapter, ids, prompts, len(answers.prefix))
-        self._check_positions(ids, prompts)
+        check_length(adapter.info, ids, prompts, len(adapter.answer_start) + max(experiment.generate.max_new_tokens, len(answers.prefix) + 8))
+        check_positions(self.plan.conditions, ids, prompts, experiment.source)
         lengths = [len(i) for i in ids.values()]
         captures = parse_captures(experiment.site_captures, adapter.info, net.components, max(lengths), experiment.source)
         saes = SaeStore(plugins, net.device)
@@ -121,10 +125,9 @@ class Runner:
 
     def same_job(self, adapter: ModelAdapter, net: Any, writer: RunWriter) -> Job:
         """As :meth:`job`, after comparing model, data and every other input with what the run was computed with so far."""
-        self._compare(writer, {MODEL: adapter.digest, DATA: self.plan.data.digest, **model_digests(self.prepared.model)})
+        self.compare(writer, {MODEL: adapter.digest, DATA: self.plan.data.digest, **model_digests(self.prepared.model)})
         job = self.job(adapter, net, writer)
-        self._compare(writer, self.digests(job))
-        self.saes = {**dict(writer.provenance.get("saes", {})), **self.saes}
+        self.compare(writer, self.digests(job))
         return job
 
     def _encode(self, adapter: ModelAdapter, prompt: PromptRef, chat: bool) -> list[int]:
@@ -138,35 +141,6 @@ class Runner:
         if not ids:
             raise UserError(f"data: example {prompt.example}: the prompt has no tokens")
         return ids
-
-    def _check_length(self, adapter: ModelAdapter, ids: Mapping[str, Sequence[int]], prompts: Mapping[str, PromptRef], prefix: int) -> None:
-        most = adapter.info.max_positions
-        if most is None:
-            return
-        room = most - adapter.info.latents - len(adapter.answer_start) - max(self.experiment.generate.max_new_tokens, prefix + 8)
-        for key, tokens in ids.items():
-            if len(tokens) > room:
-                raise UserError(
-                    f"data: example {prompts[key].example}: prompt of {len(tokens)} tokens; the model's {most} positions leave {room} "
-                    "beside latents and answer.\nShorten it, drop it, or lower generate.max_new_tokens."
-                )
-
-    def _check_positions(self, ids: Mapping[str, Sequence[int]], prompts: Mapping[str, PromptRef]) -> None:
-        """Every swept prompt position must lie inside every prompt that it is applied to."""
-        for condition in self.plan.conditions:
-            if condition.phase != "prompt" or condition.tokens is not None:
-                continue
-            values = condition.axes.get("position") or (condition.fixed["position"],)
-            low, high = min(p for v in values for p in v), max(p for v in values for p in v)
-            for key, tokens in ids.items():
-                if prompts[key].compared:
-                    continue
-                if prompts[key].variant in (condition.variant, condition.partner) and not -len(tokens) <= low <= high < len(tokens):
-                    bad = low if low < -len(tokens) else high
-                    raise UserError(
-                        f"{self.experiment.source}: {condition.name}: position {bad} lies outside the prompt of example {prompts[key].example} "
-                        f"({len(tokens)} tokens).\nPositions count from 0, or from the end: −1 is the last token."
-                    )
 
     def _check_interventions(self, saes: SaeStore) -> None:
         """Let every intervention look at its files once per point, layer by layer, before anything is computed."""
@@ -204,28 +178,36 @@ class Runner:
     # -------------------------------------------------------------------------------------------- running
 
     def run(self, open_writer: Callable[[], RunWriter], gate: bool = True) -> None:
-        """Compute and commit every unit of the plan that is not committed yet."""
+        """Compute and commit every unit of the plan that is not committed yet; those that wait in the outbox are taken as they are."""
         with open_writer() as writer:
-            self._count(writer)
+            self.count(writer)
             todo, hands = self._begin(writer)
             unedited = [u for u in todo if u.stage != "sweep"]
             sweep = [u for u in todo if u.stage == "sweep"]
             with hands:
-                writer.set_provenance(self._provenance(writer))
+                writer.set_provenance(self.provenance(writer))
                 self.life.started()
                 self.life.look()
                 self.cost.begin("baseline")
                 self._stage("baseline", "prompts", unedited, hands, writer)
                 if sweep:
                     self.cost.begin("sweep")
-                    if gate:
-                        self.progress.start("gate: does every edit fire where it should?", 0, "")
-                        self.facts["gate"] = hands.gate()
+                    if gate and any(u.number not in self._waiting for u in sweep):
+                        self.run_gate(hands)
                     self._stage("sweep", "cells", sweep, hands, writer)
                 self.cost.end()
-            if said := in_words(writer.committed):
-                self.life.warn(said)
-            writer.set_provenance({**self._provenance(writer), "finished": now()})
+            self.stamp(writer)
+
+    def stamp(self, writer: RunWriter) -> None:
+        """Record that every unit is committed."""
+        if said := in_words(writer.committed):
+            self.life.warn(said)
+        writer.set_provenance({**self.provenance(writer), "finished": now()})
+
+    def run_gate(self, hands: Hands) -> None:
+        """Check every condition on a few examples; the unedited units are committed."""
+        self.progress.start("gate: does every edit fire where it should?", 0, "")
+        self.facts["gate"] = hands.gate()
 
     def _stage(self, stage: str, what: str, units: Sequence[Unit], hands: Hands, writer: RunWriter) -> None:
         """Compute and commit the units of a stage."""
@@ -235,8 +217,8 @@ class Runner:
             self.room.check(len(self._committed), len(self._units))
         self._turn = len(self._committed) + 1
         with self.stopping.units(lambda: f"unit {self._turn:,} of {len(self._units):,}"):
-            for number, made in enumerate(hands.results(units), 1):
-                self._commit(writer, made.unit, made.arrays, made.texts)
+            for number, made in enumerate(in_order(units, self._waiting, hands), 1):
+                self.commit(writer, made)
                 self.progress.at(f"unit {min(number + 1, len(units))} of {len(units)}")
                 self.stopping.check()
                 self._turn += 1
@@ -244,47 +226,78 @@ class Runner:
                     self.room.check(len(self._committed), len(self._units))
         self.progress.finish()
 
-    def _count(self, writer: RunWriter) -> None:
-        """See how far the run on disk is, and whether there is room to go on, before the model is loaded."""
+    def count(self, writer: RunWriter) -> None:
+        """See how far the run on disk is, and whether it can go on and has room to, before the model is loaded."""
+        check_policy(writer.committed, self.experiment.nonfinite, self.path)
         self._units, self._committed = units_of(writer.plans), writer.committed
-        for record in self._committed.values():
+        for record in writer.committed.values():
             self.room.wrote(record["files"])
         if len(self._committed) < len(self._units):
             self.room.check(len(self._committed), len(self._units))
 
     def kept(self) -> str:
-        """Say what is committed of the run; empty before it is planned."""
-        return f"{counted(self._units, self._committed)} are committed in {self.path}" if self._units else ""
+        """Say what is committed of the run, and what waits to be; empty before it is planned."""
+        waiting = Outbox(self.path).receipts().keys() - set(self._committed) if self._units else ()
+        more = f", {len(waiting):,} more wait in its outbox" if waiting else ""
+        return f"{counted(self._units, self._committed)} are committed in {self.path}{more}" if self._units else ""
 
     def _begin(self, writer: RunWriter) -> tuple[list[Unit], Hands]:
-        """Load, plan, and return the units to compute and who computes them."""
-        check_policy(writer.committed, self.experiment.nonfinite, self.path)
+        """Load, plan, and return the units to commit and who computes them."""
         adapter, net = self.load()
         job = self.same_job(adapter, net, writer)
+        units = self.planned(adapter, job, writer)
+        todo = [u for u in self.wanted(units) if u.number not in writer.committed]
+        with Outbox(self.path) as outbox:
+            self._waiting = outbox.receipts()
+        for said in outbox.refused.values():
+            self.life.warn(said)
+        due = [u for u in todo if u.number not in self._waiting]
+        self.complete(job, due)
+        self.expect(due)
+        self.tell_plan(units, writer.labels, tally_of(self.path, units, writer.committed))
+        return todo, self.hands(job, units, due)
+
+    def planned(self, adapter: ModelAdapter, job: Job, writer: RunWriter, others: str = "") -> list[Unit]:
+        """Plan, record what the run is computed with, and return all units of the run; ``others`` compute it at the same time."""
+        compare_code(writer, self.code, self.path, self.life.warn, others)
+        self.saes = {**dict(writer.provenance.get("saes", {})), **self.saes}
         self._compare_bits(writer)
         units = self.add_generation(job)
-        mine = {c.key for c in self.plan.cells} | {p.key for p in self.plan.prompts}
-        todo = [u for u in units if u.number not in writer.committed and mine & set(u.keys)]
-        self._complete(job, todo)
-        self.new_cells = sum(len(u.keys) * u.trials for u in todo if u.stage != "sources")
-        self._expect(todo)
         self.facts |= {
             "model_digest": adapter.digest, "model": list(adapter.report), "layers": adapter.info.layers, "latents": adapter.info.latents,
             "device": adapter.info.device, "saes": self.saes,
         }  # fmt: skip
-        writer.set_provenance(self._provenance(writer))
-        self._tell_plan(writer, units)
-        return todo, self._hands(job, units, todo)
+        writer.set_provenance(self.provenance(writer))
+        return units
 
-    def _tell_plan(self, writer: RunWriter, units: Sequence[Unit]) -> None:
+    def wanted(self, units: Sequence[Unit]) -> list[Unit]:
+        """Return those units of a run that this plan has cells or prompts in; an earlier, larger plan may have more."""
+        mine = {c.key for c in self.plan.cells} | {p.key for p in self.plan.prompts}
+        return [u for u in units if not mine.isdisjoint(u.keys)]
+
+    def expect(self, due: Sequence[Unit]) -> None:
+        """Take in what this call is to compute: the record of costs is told how much of the whole plan's estimate that is."""
+        from codi_engine.core.planning.estimate import estimate
+
+        self.new_cells = sum(len(u.keys) * u.trials for u in due if u.stage != "sources")
+        new = {name: sum(len(u.keys) * u.trials for u in due if (u.stage == "sweep") == (name == "sweep")) for name in ("baseline", "sweep")}
+        whole = {"baseline": sum(1 if p.pool else self.plan.trials for p in self.plan.prompts), "sweep": len(self.plan.cells)}
+        self.cost.expect(estimate(self.prepared, self.cost.prepared_in, self.cost.slowed), {name: (min(new[name], whole[name]), whole[name]) for name in whole})
+
+    def tell_plan(self, units: Sequence[Unit], labels: Mapping[str, Sequence[Any]], tally: Tally) -> None:
         """Tell observers what the run is and how far; units of earlier plans and invocations count."""
-        self._units, self._conditions = list(units), list(writer.labels.get("cells/condition", []))
-        self.life.planned(self.experiment.to_dict(), len(self.plan.cells), len(units), tally_of(self.path, units, writer.committed))
+        self._units, self._conditions = list(units), list(labels.get("cells/condition", []))
+        self.life.planned(self.experiment.to_dict(), len(self.plan.cells), len(units), tally)
         self.life.disk = DiskWatch(self.path, lambda: self.cost.disk_left)
         for note in self.plan.notes:  # the user reads them at the end
             self.life.warned(note, "note")
 
-    def _hands(self, job: Job, units: Sequence[Unit], todo: Sequence[Unit]) -> Hands:
+    def caught_up(self, committed: Collection[int]) -> None:
+        """Count what others have committed meanwhile."""
+        self._committed = committed
+        self.life.caught_up(sum(len(u.keys) * u.trials for u in self._units if u.number in committed and u.stage != "sources"), len(committed))
+
+    def hands(self, job: Job, units: Sequence[Unit], todo: Sequence[Unit]) -> Hands:
         """Return workers where there are several devices and something for each of two; this process' own model otherwise."""
         from codi_engine.core.running.computing import Computer, Here
         from codi_engine.core.running.workers import Workers
@@ -301,15 +314,7 @@ class Runner:
         self.cost.rows, self.cost.peak, self.cost.devices = lambda: workers.forwarded, workers.peak, held(workers.devices)
         return workers
 
-    def _expect(self, todo: Sequence[Unit]) -> None:
-        """Tell the record of costs what the whole plan is estimated to cost, and how much of it is to be computed now."""
-        from codi_engine.core.planning.estimate import estimate
-
-        new = {name: sum(len(u.keys) * u.trials for u in todo if (u.stage == "sweep") == (name == "sweep")) for name in ("baseline", "sweep")}
-        whole = {"baseline": sum(1 if p.pool else self.plan.trials for p in self.plan.prompts), "sweep": len(self.plan.cells)}
-        self.cost.expect(estimate(self.prepared, self.cost.prepared_in, self.cost.slowed), {name: (min(new[name], whole[name]), whole[name]) for name in whole})
-
-    def _complete(self, job: Job, todo: Sequence[Unit]) -> None:
+    def complete(self, job: Job, todo: Sequence[Unit]) -> None:
         """A unit left over from a larger plan needs that plan's cells: ask for the larger plan instead of guessing."""
         lost = [u for u in todo if any(k not in (job.cells if u.stage == "sweep" else job.prompts) for k in u.keys)]
         if lost:
@@ -318,16 +323,24 @@ class Runner:
                 "Repeat its command first; the smaller plan is contained in it."
             )
 
-    def _commit(self, writer: RunWriter, unit: Unit, arrays: Mapping[str, np.ndarray], texts: Mapping[str, list[Any]]) -> None:
-        stored, note = committable(unit, arrays)
-        writer.commit(unit.number, unit.stage, stored, dict(texts) if texts else None, note)
-        files = writer.committed[unit.number]["files"]
-        self.room.wrote(files)
-        written = sum(int(f["size"]) for f in files.values())
-        self.cost.committed(len(unit.keys) * unit.trials, written)
+    def commit(self, writer: RunWriter, made: Made) -> None:
+        """Commit what a unit gave, or take it in where it waits in the outbox, and tell those who look on."""
+        unit, arrays = made.unit, made.arrays
+        if made.receipt is None:
+            stored, note = committable(unit, arrays)
+            writer.commit(unit.number, unit.stage, stored, dict(made.texts) if made.texts else None, note)
+            self.computed(unit, writer.committed[unit.number]["files"])
+        else:
+            writer.adopt(made.receipt)
+            arrays = columns_of_unit(writer, unit.number)
         self.cost.write(writer)
-        self.progress.advance(len(unit.keys) * unit.trials)
         self.life.committed(unit.number, len(self._units), len(unit.keys) * unit.trials, arrays, self._conditions, unit.stage)
+
+    def computed(self, unit: Unit, files: Mapping[str, Any]) -> None:
+        """Count what this process has computed and written."""
+        self.room.wrote(files)
+        self.cost.committed(len(unit.keys) * unit.trials, sum(int(f["size"]) for f in files.values()))
+        self.progress.advance(len(unit.keys) * unit.trials)
 
     def _compare_bits(self, writer: RunWriter) -> None:
         """Say, before anything is computed, that committed units have other bits than those to come, and that the clock went back."""
@@ -340,7 +353,7 @@ class Runner:
         if said := gone_back(writer.provenance):
             self.life.warn(said)
 
-    def _compare(self, writer: RunWriter, more: Mapping[str, str]) -> None:
+    def compare(self, writer: RunWriter, more: Mapping[str, str]) -> None:
         """Take in digests of inputs and refuse to go on with a run that was computed with others."""
         self.inputs = {**self.inputs, **more}
         compare(recorded(writer.plans, writer.provenance), self.inputs, self.path, self._pooled())
@@ -360,12 +373,12 @@ class Runner:
         self.saes = job.saes.digests()
         return other_digests(self.experiment, self.prepared.plugins, self.plan.conditions, job.saes)
 
-    def _provenance(self, writer: RunWriter) -> dict[str, Any]:
+    def provenance(self, writer: RunWriter) -> dict[str, Any]:
         import torch
 
         kept = {k: writer.provenance[k] for k in ("gate",) if k in writer.provenance}  # of an earlier call, unless this one runs it again
         return {
-            "versions": versions(), **kept, **self.facts, "data_digest": self.plan.data.digest, "data": list(self.plan.data.report),
+            "versions": versions(), CODE: self.code, **kept, **self.facts, "data_digest": self.plan.data.digest, "data": list(self.plan.data.report),
             "threads": torch.get_num_threads(), "seed": self.experiment.seed, "git": git_commit(),
             "reproducible_bits": self.reproducible and len(self.facts.get(ARITHMETIC, ())) < 2, "started": writer.provenance.get("started", now()),
             KEY: self.cost.into(writer.provenance)[KEY],

@@ -36,7 +36,7 @@ class EventLog:
     def __init__(self, run: Path, note: Callable[[str], None]) -> None:
         self.path, self._note = run / EVENTS, note
         self._broken = False
-        self._units = 0
+        self._units = self._computed = 0
         self._begun = False
 
     def write(self, event: str, **facts: Any) -> None:
@@ -56,6 +56,12 @@ class EventLog:
         if self._units % stride == 0 or last:
             self.write("unit", units=units, **facts, means=dict(list(means.items())[:MEANS]))
         self._units += 1
+
+    def computed(self, units: int, **facts: Any) -> None:
+        """Append a line about a unit that this process has computed and another may commit; of very many every so manieth."""
+        if self._computed % (math.ceil(units / UNIT_LINES) or 1) == 0:
+            self.write("computed", units=units, **facts)
+        self._computed += 1
 
     def _append(self, data: bytes) -> None:
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)

@@ -33,6 +33,7 @@ class Lifecycle:
     Attributes
     ----------
     disk: asked at commits whether there is room left
+    quiet: trackers are told nothing: several processes compute the run, and would tell several stories
     """
 
     def __init__(self, plugins: Plugins, trackers: Sequence[Tracker[Any]], path: Path, note: Callable[[str], None]) -> None:
@@ -45,7 +46,7 @@ class Lifecycle:
         self._early: list[Event] = []
         self._told: set[str] = set()
         self._failed: set[tuple[str, str]] = set()
-        self._over = False
+        self._over = self.quiet = False
 
     # --------------------------------------------------------------------------------------------- moments
 
@@ -79,6 +80,26 @@ class Lifecycle:
         self._log_unit(unit, units, stage, known)
         self._trackers("committed", unit, units, known)
         self.look()
+
+    def computed(self, unit: int, units: int, shard: str) -> None:
+        """A unit is durable in the outbox; whoever commits it tells of it."""
+        if self._log is not None:
+            self._log.computed(units, unit=unit, shard=shard)
+        self.look()
+
+    def caught_up(self, cells: int, units: int) -> None:
+        """Count what others have committed; what they measured is not known here."""
+        self._tally.cells, self._tally.done, self._tally.readable = cells, units, False
+
+    def finishes(self) -> None:
+        """This process finishes the run that several have computed: from here on trackers are told."""
+        self.quiet = False
+        self._trackers("started", self.path, self._experiment)
+
+    def leaves(self, text: str) -> None:
+        """This process has done its share of the run."""
+        self._write("shard", text=text)
+        self._end(SHORT)
 
     def look(self) -> None:
         """Say what is new of the disk."""
@@ -159,7 +180,7 @@ class Lifecycle:
         self._log.unit(units, self._tally.done >= units, means, **facts, **more)
 
     def _trackers(self, method: str, *arguments: Any) -> None:
-        for observer in self.observers:
+        for observer in self.observers if not self.quiet else ():
             observer.tell(method, *arguments)
 
     def _end(self, seconds: float) -> None:

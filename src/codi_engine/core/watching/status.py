@@ -14,6 +14,7 @@ from codi_engine.core.errors import UserError
 from codi_engine.core.planning.costs import Costs, StageCost
 from codi_engine.core.running.generations import Unit, units_of
 from codi_engine.core.running.marks import in_words
+from codi_engine.core.running.shares import shards_alive
 from codi_engine.core.runs.places import no_run
 from codi_engine.core.watching.eventlog import read_events
 from codi_engine.core.watching.recording import actual_of, estimate_of, invocations_of
@@ -115,7 +116,8 @@ def status_of(path: str | Path) -> Status:
         provenance = read_provenance(root)
     except StoreError as error:
         raise UserError(str(error)) from None
-    owner = holder(root / LOCK)
+    shards = ", ".join(f"shard {name} ({owner})" for name, owner in shards_alive(root).items())
+    owner = shards or holder(root / LOCK)
     invocations = invocations_of(provenance)
     units = _units(state)
     stages = [_timed(s, invocations) for s in _stages(state, units)]
@@ -129,12 +131,12 @@ def status_of(path: str | Path) -> Status:
     return Status(
         root, name, word, stages, committed, (root / LEDGER).stat().st_mtime if state.committed else None, owner,
         estimate_of(provenance), actual_of(provenance), len(invocations), finished, _size(root), seconds_left=left, hypothesis=hypothesis,
-        goes_on="" if done or units is None else _command(root),
+        goes_on="" if done or units is None else command(root),
         nonfinite=in_words(state.committed),
     )  # fmt: skip
 
 
-def _command(root: Path) -> str:
+def command(root: Path) -> str:
     """Return the command that goes on with a run, wherever the one that began it is written: its experiment lies in it."""
     output = str(root).replace("{", "{{").replace("}", "}}")
     return shlex.join(["codi-engine", "run", str(root / EXPERIMENT), "--output", output])

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from codi_engine.core.planning.machine import resident_bytes
 from codi_engine.core.running.generations import Unit
 from codi_engine.store.errors import StoreError
+
+if TYPE_CHECKING:
+    from codi_engine.store.writer import RunWriter
 
 _METRICS = "cells/metrics/"
 
@@ -89,6 +92,13 @@ def tally_of(path: Path, units: Sequence[Unit], committed: Mapping[int, Any]) ->
             tally.readable, columns = False, {}
         tally.add(sum(cells.get(n, 0) for n in committed), _aligned(columns), len(committed))
     return tally
+
+
+def columns_of_unit(writer: RunWriter, unit: int) -> dict[str, np.ndarray]:
+    """Return what :meth:`Tally.add` needs of a committed unit, read back."""
+    names = [n for n in writer.specs if n == "cells/condition" or n.startswith(_METRICS)]
+    record = writer.committed[unit]
+    return {n: writer.read(n, unit)[: record["rows"]] for n in names if writer.specs[n].shard(unit) in record["files"]}
 
 
 def _aligned(columns: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
