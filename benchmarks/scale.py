@@ -338,6 +338,8 @@ def plans(folder: Path, cells: int, clock: Callable[[], float]) -> None:
         who = "workers, taken in by the driver" if through == "outbox" else "driver"
         took = f"{1e3 * u['driver_s']:.1f} ms each for the driver, {1e3 * u['worker_s']:.1f} ms for a worker"
         print(f"\nunits of {cells} cells, {took}; codes {kind}, written by the {who}")
+        one = scenario(1, 1, u, through == "outbox", cells)[0]
+        print(f"  GPUs that keep the driver busy: {one.unit / one.driver:,.0f}; the file system: {one.unit / one.store:,.0f}")
         print("   times   GPUs     wall h   GPU-h held   efficiency   units again   busiest       driver h   store h        GB     files   runs")
         for times in (1, 100):
             for workers in (1, 8, 64, 1000):
