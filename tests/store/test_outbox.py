@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def adopted_in_spite_of(numbers: Sequence[int], tmp_path: Path, serial: dict[str
     for number in numbers:
         run = tmp_path / f"run-{number}"
         shutil.copytree(tmp_path / "full", run)
-        ended = died(run, lambda at=run: adopt(at), {"kind": "any", "number": number, "act": "kill"})
+        ended = died(run, partial(adopt, run), {"kind": "any", "number": number, "act": "kill"})
         assert ended[0] == -9, f"call {number} was never made"
         assert ended[1], "it died of something else"
         assert [f for f in verify(run) if f.damage] == []
@@ -253,8 +254,13 @@ def moved(about: dict[str, Any], name: str) -> None:
 
 
 def linked(path: Path, to: Path) -> None:
-    path.unlink()
+    path.unlink(missing_ok=True)
     path.symlink_to(to)
+
+
+def piped(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
 
 
 REFUSED: dict[str, tuple[Change, str]] = {
@@ -270,7 +276,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "a damaged receipt": (lambda u: (u / "receipt.json").write_bytes((u / "receipt.json").read_bytes()[:-9]), "is damaged, or no receipt"),
     "no JSON": (lambda u: (u / "receipt.json").write_text("[" * 100_000), "is damaged, or no receipt"),
     "a receipt that is a link": (lambda u: linked(u / "receipt.json", u.parent / "unit-000000/receipt.json"), "is no receipt"),
-    "a pipe": (lambda u: [(u / "receipt.json").unlink(), os.mkfifo(u / "receipt.json")], "is no receipt"),
+    "a pipe": (lambda u: piped(u / "receipt.json"), "is no receipt"),
 }
 
 
@@ -295,8 +301,8 @@ UNFIT: dict[str, tuple[Change, str]] = {
     "a file of another size": (lambda u: (u / "texts/unit-000001.arrow").write_bytes(b"x"), "has 1 bytes where"),
     "a missing file": (lambda u: (u / "texts/unit-000001.arrow").unlink(), "is missing"),
     "a link": (lambda u: linked(u / "texts/unit-000001.arrow", u / "data.zarr/cells/status/c.1"), "is no plain file"),
-    "a linked folder": (lambda u: [(u / "texts").rename(u / "other"), (u / "texts").symlink_to("other")], "is no plain file"),
-    "a pipe": (lambda u: [(u / "texts/unit-000001.arrow").unlink(), os.mkfifo(u / "texts/unit-000001.arrow")], "is no plain file"),
+    "a linked folder": (lambda u: linked((u / "texts").rename(u / "other").with_name("texts"), Path("other")), "is no plain file"),
+    "a pipe": (lambda u: piped(u / "texts/unit-000001.arrow"), "is no plain file"),
 }
 
 

@@ -20,7 +20,7 @@ from codi_engine.store.files import Batch, CheckedFiles, clean_leftovers, differ
 from codi_engine.store.layout import LEDGER, LEDGER_COPY, LOCK, OUTBOX, ArraySpec, text_file, waiting_folder
 from codi_engine.store.ledger import Ledger, canonical, sync_directory
 from codi_engine.store.lock import RunLock
-from codi_engine.store.outbox import Receipt, check_adoptable, remove_empty
+from codi_engine.store.outbox import Receipt, check_adoptable
 from codi_engine.store.provenance import mend_provenance, read_provenance, write_provenance
 from codi_engine.store.reader import read_rows
 from codi_engine.store.state import FORMAT, State, differences
@@ -133,7 +133,8 @@ class RunWriter:
         """Release the run; a directory made for a run that got no plan is removed again."""
         self._pool.shutdown()
         self._ledger.sync_copy()
-        remove_empty(self.path)
+        with contextlib.suppress(OSError):  # the next writer does it
+            clean_outbox(self.path, self._state)
         _undo(self.path, self._lock, self._made if self._ledger.empty else ())
         self._made = ()
 

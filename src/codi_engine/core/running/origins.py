@@ -73,18 +73,18 @@ def _named(about: Mapping[str, str]) -> str:
 
 
 def compare_code(writer: RunWriter, now: Mapping[str, Mapping[str, str]], path: Path, warn: Callable[[str], None], others: str = "") -> None:
-    """Say that a run was computed with other code so far; refuse it where ``others`` compute units of it at the same time.
+    """Say that a run was begun with other code; refuse it where ``others`` compute units of it at the same time.
 
     Raises
     ------
     UserError: the others have other code
     """
     then = writer.provenance.get(CODE)
-    if not isinstance(then, dict) or not (writer.committed or others) or not (said := other_code(then, now)):
+    if not isinstance(then, dict) or not writer.plans or not (said := other_code(then, now)):
         return
     if others:
         raise UserError(f"{path}: {others} computes it with other code: {said}.\nInstall the same version everywhere, or wait until the others have ended.")
-    warn(f"{path}: was computed with other code so far: {said}")
+    warn(f"{path}: was begun with other code: {said}")
 
 
 def git_commit() -> str | None:

@@ -269,8 +269,6 @@ def run_experiment(
 
     progress, path = progress or Progress(), output_of(experiment, output)
     share = None if shard is None else parse_share(shard)
-    if share is not None and share.taken:
-        progress.note(f"shard {share} ({share.taken})")
     if share is not None and experiment.checkpoints is not None:
         raise UserError(f"{experiment.source}: has checkpoints, each a run of its own: give each an experiment file of its own to compute it in shards")
     with listening(progress.note) as stopping:
@@ -292,11 +290,13 @@ def _run(experiment: Experiment, path: Path, limit: int | None, device: str | No
     runner = Runner(prepared, path, progress, begun, stopping)
     with Shard(runner, share, lambda: open_writer(prepared, path)) if share is not None else nullcontext() as shard:
         try:
-            said = shard.run() if shard is not None else runner.run(lambda: open_writer(prepared, path)) or ""
+            if shard is None:
+                runner.run(lambda: open_writer(prepared, path))
+            left = "" if shard is None else shard.run()
             finished = _finished(runner)
-            if said:
-                finished.left = said
-                runner.life.leaves(said)
+            finished.left = left
+            if left:
+                runner.life.leaves(left)
                 return finished
             analyse(runner, plugins, finished)
             if shard is not None:

@@ -22,6 +22,7 @@ from codi_engine.core.running.inputs import DATA, MODEL, compare, model_digests,
 from codi_engine.core.running.lengths import check_length, check_positions
 from codi_engine.core.running.marks import committable, in_words
 from codi_engine.core.running.origins import CODE, code_of, compare_code, git_commit, versions
+from codi_engine.core.running.shares import shards_alive
 from codi_engine.core.running.stopping import Stopping
 from codi_engine.core.watching.disk import DiskWatch, Room
 from codi_engine.core.watching.lifecycle import Lifecycle
@@ -251,6 +252,9 @@ class Runner:
             self._waiting = outbox.receipts()
         for said in outbox.refused.values():
             self.life.warn(said)
+        if alive := shards_alive(self.path):
+            who = ", ".join(f"shard {name} ({owner})" for name, owner in alive.items())
+            self.life.warn(f"{self.path}: is also being computed by {who}; what they finish from now on is computed twice")
         due = [u for u in todo if u.number not in self._waiting]
         self.complete(job, due)
         self.expect(due)

@@ -81,6 +81,8 @@ class Shard:
         self._locks = contextlib.ExitStack()
 
     def __enter__(self) -> Shard:
+        if self.share.taken:
+            self.runner.progress.note(f"shard {self.share} ({self.share.taken})")
         made = [p for p in (self.path, *self.path.parents) if not p.exists()]
         self._locks.callback(_remove_empty, made)
         try:
@@ -182,8 +184,9 @@ class Shard:
     # ---------------------------------------------------------------------------------------- computing
 
     def _due(self, units: Sequence[Unit]) -> list[Unit]:
-        """Return those units that are neither committed nor in the outbox."""
+        """Return those units that are neither in the outbox nor committed; looked at in the order in which they go from one to the other."""
         waiting = self.outbox.receipts()
+        self._catch_up(None)
         return [u for u in units if u.number not in self._done and u.number not in waiting]
 
     def _compute(self, stage: str, what: str, units: Sequence[Unit], hands: Hands) -> None:
@@ -211,20 +214,18 @@ class Shard:
     def _complete(self, unedited: Sequence[Unit], hands: Hands) -> None:
         """Wait until all unedited units are committed; compute those whose process does not live."""
         runner, said = self.runner, ""
+        whose = {u.number: f"{n % self.share.of}/{self.share.of}" for n, u in enumerate(unedited)}
         with runner.stopping.units(lambda: "what it waits for"):
             while True:
                 runner.stopping.check()
                 self.adopt()
-                missing = [(n, u) for n, u in enumerate(unedited) if u.number not in self._done]
-                if not missing:
+                if all(u.number in self._done for u in unedited):
                     return
-                alive, waiting = shards_alive(self.path), self.outbox.receipts()
-                missing = [(n, u) for n, u in missing if u.number not in waiting]
-                whose = {u.number: f"{n % self.share.of}/{self.share.of}" for n, u in missing}
-                orphan = next((u for _, u in missing if whose[u.number] not in alive or whose[u.number] == str(self.share)), None)
-                if orphan is not None and self._in_place_of_another(orphan, hands):
+                due, alive = self._due(unedited), shards_alive(self.path)
+                orphans = [u for u in due if whose[u.number] not in alive or whose[u.number] == str(self.share)]
+                if any(self._in_place_of_another(u, hands) for u in orphans):  # one, then look again
                     continue
-                text = f"waiting for {len(missing):,} unedited units of shard {', '.join(sorted(set(whose.values())))}" if missing else ""
+                text = f"waiting for {len(due):,} unedited units of shard {', '.join(sorted({whose[u.number] for u in due}))}" if due else ""
                 if text and text != said:
                     said = text
                     runner.progress.start(text, 0, "")
