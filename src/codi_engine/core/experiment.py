@@ -147,6 +147,7 @@ class Experiment(Options):
     nonfinite: Literal["stop", "mark"] | None = None
     controls: Literal["auto", "none"] | list[Literal["random", "wrong_step", "shuffled"]] = "auto"
     output: str | None = None
+    reuse: list[str] = Field(default_factory=list)
     notes: str | None = None
     hypothesis: str | None = None
 
@@ -284,8 +285,10 @@ class Experiment(Options):
         return self.model_dump(mode="json", exclude_defaults=True)
 
     def to_yaml(self) -> str:
-        """Return the canonical text of the resolved experiment."""
-        return "# as resolved; repeat the command to go on with this run\n" + yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+        """Return the canonical text of the resolved experiment; a run is the same whatever its rows were taken from (``reuse``)."""
+        return "# as resolved; repeat the command to go on with this run\n" + yaml.safe_dump(
+            {k: v for k, v in self.to_dict().items() if k != "reuse"}, sort_keys=False, allow_unicode=True, width=100
+        )
 
     def identity(self) -> dict[str, Any]:
         """Return what makes cells comparable: a run may grow along everything else."""

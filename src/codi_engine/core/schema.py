@@ -41,6 +41,7 @@ _EXPERIMENT = {
     "nonfinite": "Rows with NaN or infinite values: stop at all, or mark all; left out, unedited rows stop and edited cells are marked.",
     "controls": "What else could have had the effect, run beside it.",
     "output": "Run directory; {date}, {name}, {seed} are filled in.",
+    "reuse": "Runs (directories, or patterns such as runs/*) whose unedited rows are taken where model, bits and generation agree.",
     "notes": "Your own words, kept with the run.",
     "hypothesis": "What you expect, kept with the run.",
 }

@@ -16,7 +16,7 @@ from codi_engine.core.planning.costs import Costs, StageCost
 from codi_engine.core.planning.machine import BlockTime, block_parameters, block_time, python_speed, resident_bytes
 from codi_engine.core.planning.needs import source_arrays
 from codi_engine.core.rollout.devices import held
-from codi_engine.core.rollout.memory import PREFILL_BYTES, ROWS_ON_CPU, ROWS_ON_GPU, row_bytes
+from codi_engine.core.rollout.memory import ROWS_ON_CPU, ROWS_ON_GPU, free_bytes, prefill_bytes, row_bytes
 from codi_engine.core.running.captures import parse_captures
 from codi_engine.core.running.generations import UNIT_CELLS, slots_of
 from codi_engine.core.running.reading import ANSWER_TOKENS, Needs
@@ -163,7 +163,8 @@ class _Shape:
         most = ROWS_ON_GPU if self.info.device.startswith("cuda") else ROWS_ON_CPU
         self.batch = min(self.slots, size if isinstance(size, int) else most)
         kv = 2 * self.info.layers * self.info.kv_heads * self.info.head_dim * _BYTES.get(self.info.dtype, 4)
-        self.cache = int(min(PREFILL_BYTES, 2 * self.padded * kv))
+        free = free_bytes() if self.info.device == "cpu" else 0  # of a GPU nothing is asked before a model is loaded
+        self.cache = int(min(prefill_bytes(free, prepared.experiment.memory), 2 * self.padded * kv))
 
     def _tokens(self, point: dict[str, Any], condition: Condition) -> float:
         """Tokens that one cell computes: from its branch point on, nothing before it."""

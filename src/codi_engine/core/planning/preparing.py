@@ -14,6 +14,7 @@ from codi_engine.core.planning.plan import Plan, build_plan
 from codi_engine.core.plugin import Analysis, Metric, Model, Tracker
 from codi_engine.core.returned import columns_of, described, loaded
 from codi_engine.core.rollout.devices import on_first
+from codi_engine.core.running.reuse import named_runs
 from codi_engine.core.runs.foreseen import foreseen
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def prepare(experiment: Experiment, plugins: Plugins) -> Prepared:
         if "captures" in metric.needs and not experiment.site_captures:
             raise UserError(f"{source}: metrics[{number}]: '{metric.name}' compares captures; add capture: [site]")
     natural = any("natural" in m.needs for m in metrics)
+    named_runs(experiment)  # refuses what names none
     prepared = Prepared(experiment, plugins, model, build_plan(experiment, plugins, data, info, natural=natural), metrics)
     prepared.metric_names = metric_names(metrics)
     prepared.trackers = trackers

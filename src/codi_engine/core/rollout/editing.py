@@ -201,12 +201,13 @@ class Editor:
         return self._group_ids[name]
 
     def _signature(self, group: int, placed: Placed) -> tuple[Any, ...]:
+        """What two cells must agree in to share a row after an edit; prompts of equal tokens are one row before it, not after it."""
         intervention = self.groups[group].intervention
         if intervention is None:
             return (group, None)
         if intervention.random or self.groups[group].condition.control == "random":
             return (group, placed.cell.key)
-        return (group, placed.source if intervention.source in ("donor", "partner") else None)
+        return (group, placed.prompt, placed.source if intervention.source in ("donor", "partner") else None)
 
     def _addressed(self, condition: Condition, values: Mapping[str, Any], prompt: int) -> list[int]:
         if condition.phase == "latent":

@@ -18,15 +18,25 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 ROWS_ON_CPU = 256
 ROWS_ON_GPU = 2048
-#: bytes of the prompts' keys and values that a rollout keeps between batches
-PREFILL_BYTES = 1 << 29
+#: bytes of the prompts' keys and values that a rollout keeps between batches, at least, and their share of what is free or may be used
+PREFILL_BYTES, PREFILL_SHARE = 1 << 29, 0.15
 
 
 def available_bytes(net: Network) -> int:
     """Return free memory on the model's device."""
     if net.device.type == "cuda":
         return int(torch.cuda.mem_get_info(net.device)[0])
+    return free_bytes()
+
+
+def free_bytes() -> int:
+    """Return free memory of this machine."""
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def prefill_bytes(free: float, budget_gb: float | None) -> int:
+    """Return how many bytes of prompts' keys and values are kept: each prompt is computed once as long as they fit."""
+    return int(max(PREFILL_SHARE * (free if budget_gb is None else budget_gb * 1e9), PREFILL_BYTES))
 
 
 def bytes_per_row(net: Network, suffix: int, tokens: int) -> int:

@@ -39,7 +39,7 @@ class _Packed:
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
 
 
-class _Linear(_Packed, nn.Linear):  # type: ignore[misc]
+class _Linear(_Packed, nn.Linear):  # type: ignore[misc, override]
     pass
 
 
@@ -58,7 +58,8 @@ def packable(module: nn.Module) -> bool:
 
 def available() -> bool:
     """True where torch has oneDNN and its packed linear product."""
-    return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
+    there = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled  # type: ignore[no-untyped-call]
+    return bool(there and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
 
 
 def pack(modules: Iterable[nn.Module]) -> None:
@@ -73,11 +74,11 @@ def pack(modules: Iterable[nn.Module]) -> None:
 def unpack(modules: Iterable[nn.Module]) -> None:
     """Give packed layers their plain weights back (idempotent)."""
     for module in modules:
-        if isinstance(module, _Packed):
-            weight = nn.Parameter(module.weight.contiguous(), requires_grad=False)
+        if isinstance(module, nn.Module) and isinstance(module, _Packed):
+            plain = nn.Parameter(module.weight.contiguous(), requires_grad=False)
             del module._packed
             module.__class__ = type(module).__mro__[2]
-            module.weight = weight  # type: ignore[assignment]
+            module.register_parameter("weight", plain)
 
 
 def _pack(module: nn.Module) -> None:

@@ -75,8 +75,9 @@ def sample(logits: torch.Tensor, rows: np.ndarray, keys: Sequence[int], at: Sequ
     for start in range(0, len(wanted), _ROWS):
         some = wanted[start : start + _ROWS]
         for row, ladder in zip(some, _ladders(logits[some], sampler), strict=True):
-            for cell in by_row[row] if ladder is not None else ():
-                out[cell] = ladder.token(uniform(keys[cell], at[cell]))
+            if ladder is not None:
+                for cell in by_row[row]:
+                    out[cell] = ladder.token(uniform(keys[cell], at[cell]))
     return out
 
 
@@ -122,7 +123,7 @@ def _ladders(logits: torch.Tensor, sampler: Sampler) -> Iterator[_Ladder | None]
         values = values.masked_fill(values < values.topk(sampler.top_k, -1).values[:, -1:], float("-inf"))
     largest = values.amax(-1, keepdim=True)
     depth = (largest - values) / sampler.temperature
-    parts = (depth, torch.exp(-depth), (depth * _PER_UNIT).clamp(max=_BINS - 1).long())
+    weight, bins = torch.exp(-depth), (depth * _PER_UNIT).clamp_(max=_BINS - 1).long()
     finite = torch.isfinite(largest[:, 0]).cpu().tolist()
     for row, good in enumerate(finite):
-        yield _Ladder(*(p[row].cpu().numpy() for p in parts), sampler.top_p) if good else None
+        yield _Ladder(depth[row].cpu().numpy(), weight[row].cpu().numpy(), bins[row].cpu().numpy(), sampler.top_p) if good else None

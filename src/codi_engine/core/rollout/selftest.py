@@ -31,19 +31,20 @@ class SelfTest:
 
 @torch.inference_mode()
 def self_test(net: Network) -> SelfTest:
-    """Run two prompts through the model's own attention and through the packed executor.
+    """Run four prompts through the model's own attention and through the packed executor.
 
     Raises
     ------
     GateError: the two disagree, so no number of this model could be trusted
     """
     first = _probe(net, 21)
-    second = _probe(net, 5)
+    second, longer = _probe(net, 5), _probe(net, 37)
+    sibling = [*first[:12], 0, *first[13:]]  # begins as the first one does, which goes on from it
     reference = _own_forward(net, first)
     rollout = Rollout(net, cache_bytes=0)
     want = Want(generate=False, read=False, first=False, captures={("final_norm", "prompt"): ((None,), (-1,))})
     alone = rollout.run([first], [Task(0)], want).captures["final_norm", None, "prompt"][0, 0]
-    several = [rollout.run([second, first, second], [Task(0), Task(1), Task(2)], want).captures["final_norm", None, "prompt"] for _ in range(2)]
+    several = [rollout.run([second, first, sibling, longer], [Task(i) for i in range(4)], want).captures["final_norm", None, "prompt"] for _ in range(2)]
     among, deterministic = several[0][1, 0], same_bits(*several)
     logits = net.logits(alone[None])[0]
     deterministic &= same_bits(logits, net.logits(alone[None])[0])

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from codi_engine.core.rollout.attention import BLOCK, MIN_ROWS, Layout, Queries, Rectangle, round_up
+from codi_engine.core.rollout.attention import MIN_ROWS, Layout, Queries, Rectangle, round_up
 
 #: rows whose numbers of tokens differ by no more than this factor are one rectangle of queries
 _LIKE = 4
@@ -27,11 +27,11 @@ class Spans:
 
     @cached_property
     def counts(self) -> np.ndarray:
-        return self.size - self.first
+        return np.asarray(self.size - self.first)
 
     @cached_property
     def starts(self) -> np.ndarray:
-        return np.cumsum(self.counts) - self.counts
+        return np.asarray(np.cumsum(self.counts) - self.counts)
 
     @property
     def total(self) -> int:
@@ -50,12 +50,12 @@ class Spans:
     @cached_property
     def offsets(self) -> np.ndarray:
         """The offset in the stage of each packed token."""
-        return np.arange(self.total) + np.repeat(self.first - self.starts, self.counts)
+        return np.asarray(np.arange(self.total) + np.repeat(self.first - self.starts, self.counts))
 
     @cached_property
     def last(self) -> np.ndarray:
         """The last token of each row."""
-        return self.starts + self.counts - 1  # type: ignore[no-any-return]
+        return np.asarray(self.starts + self.counts - 1)
 
     def at(self, rows: np.ndarray, offset: int) -> np.ndarray:
         """Return the packed tokens that stand at an offset of some rows.
@@ -66,11 +66,11 @@ class Spans:
         """
         if (self.first[rows] > offset).any():
             raise RuntimeError(f"a token at offset {offset} is not among its row's own")
-        return self.starts[rows] + (offset - self.first[rows])  # type: ignore[no-any-return]
+        return np.asarray(self.starts[rows] + (offset - self.first[rows]))
 
     def of(self, parent: np.ndarray, child: Spans) -> np.ndarray:
         """Return for each token of ``child``, whose rows continue ``parent``, the token here."""
-        return np.arange(child.total) + np.repeat(self.starts[parent] - self.first[parent] + child.first - child.starts, child.counts)
+        return np.asarray(np.arange(child.total) + np.repeat(self.starts[parent] - self.first[parent] + child.first - child.starts, child.counts))
 
 
 def lay_out(spans: Spans, used: int, room: int, padding: np.ndarray | None, prompts: tuple[np.ndarray, int] | None, group: int, device: torch.device) -> Layout:
@@ -132,4 +132,4 @@ def _on(index: np.ndarray, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(index)).to(device)
 
 
-__all__ = ["BLOCK", "Spans", "lay_out"]
+__all__ = ["Spans", "lay_out"]

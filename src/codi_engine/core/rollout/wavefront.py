@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from codi_engine.core.rollout.accounting import Account, Missed
-from codi_engine.core.rollout.attention import BLOCK, Context, Layout, PromptKV, Stored, round_up, using
+from codi_engine.core.rollout.attention import BLOCK, Context, Layout, Stored, round_up, using
 from codi_engine.core.rollout.network import Network, select_tokens
 from codi_engine.core.rollout.spans import Spans, lay_out
+from codi_engine.core.rollout.state import Batch, Reach, StageResult, State, empty_state
 from codi_engine.core.sites import Site
 
 #: (group, site, place, representative cells, values rows × width) → new values
@@ -38,80 +39,6 @@ class Edit:
     place: int | None
     group: int
     signature: Hashable
-
-
-@dataclass
-class State:
-    """Rows between stages: what each one owns.
-
-    ``prompt`` row → prompt; ``keys``/``values`` per layer rows × kv heads × capacity × head_dim, from slot ``start`` on,
-    ``used`` slots filled; ``last`` rows × width, the final-norm state at the last token.
-    """
-
-    prompt: np.ndarray
-    keys: list[torch.Tensor]
-    values: list[torch.Tensor]
-    start: int
-    used: int
-    last: torch.Tensor
-
-    @property
-    def rows(self) -> int:
-        return len(self.prompt)
-
-    def select(self, index: np.ndarray) -> State:
-        """Return the state with rows taken by ``index`` (repeats allowed); nothing is shared with the old one."""
-        if len(index) == self.rows and np.array_equal(index, np.arange(self.rows)):
-            return self
-        take = torch.from_numpy(index).to(self.last.device)
-        room = min(round_up(self.used, BLOCK) if self.used else 0, self.keys[0].shape[2])
-        return State(
-            self.prompt[index],
-            [k[:, :, :room][take] for k in self.keys],
-            [v[:, :, :room][take] for v in self.values],
-            self.start,
-            self.used,
-            self.last[take],
-        )
-
-    def fork(self) -> State:
-        """Return an independent copy."""
-        return State(self.prompt.copy(), [k.clone() for k in self.keys], [v.clone() for v in self.values], self.start, self.used, self.last)
-
-
-@dataclass
-class StageResult:
-    """Rows after a stage: their state, final-norm states (rows × S × width; of the last token alone where only that goes on), captures.
-
-    ``cell_row`` maps each cell to its row; ``captured[(component, layer)]`` is rows × S × width, NaN at tokens that are not a row's
-    own; ``fed`` counts the tokens that were.
-    """
-
-    state: State
-    normed: torch.Tensor
-    cell_row: np.ndarray
-    fed: int
-    captured: dict[tuple[str, int | None], torch.Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The prompts that rows refer to: their keys and values, and their lengths in tokens."""
-
-    kv: PromptKV | None
-    lengths: np.ndarray
-    slots: int
-
-
-@dataclass(frozen=True)
-class Reach:
-    """Of a stage on prompts whose keys and values are known: the first token of each cell that may differ from them.
-
-    ``cells``: cell → offset; ``after``: the first offset that is needed after the last block.
-    """
-
-    cells: np.ndarray
-    after: int
 
 
 class Stage:
@@ -218,7 +145,7 @@ class Stage:
         for cell, items in self.schedule.get(self.layers, {}).items():
             if (row := self.cell_row[cell]) >= 0:
                 first[row] = min(first[row], *(offset for offset, _ in items))
-        return np.maximum(first, self.spans.first)
+        return np.asarray(np.maximum(first, self.spans.first))
 
     def _result(self, state: State, normed: torch.Tensor, new_kv: list[tuple[torch.Tensor, torch.Tensor, int]]) -> StageResult:
         keys, values = [], []
@@ -426,14 +353,6 @@ def run_stage(
     result = stage.run()
     stage.account.settle(stage.pending)
     return result
-
-
-def empty_state(net: Network, prompt: np.ndarray, start: int) -> State:
-    """Rows that own nothing yet."""
-    info = net.info
-    keys = [torch.zeros(len(prompt), info.kv_heads, 0, info.head_dim, device=net.device, dtype=net.dtype) for _ in net.blocks]
-    last = torch.zeros(len(prompt), info.width, device=net.device, dtype=net.dtype)
-    return State(prompt, keys, [k.clone() for k in keys], start, 0, last)
 
 
 __all__ = ["Batch", "Edit", "Missed", "Reach", "Spans", "Stage", "StageResult", "State", "empty_state", "run_stage"]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: what the digests of a plan record are called
 KEY = "inputs"
 MODEL, DATA = "model", "data"
-_MODEL_FILE, _SAE, _FILE, _RUN, _TABLE = "model file ", "autoencoder ", "file ", "run ", "table "
+MODEL_FILE, _SAE, _FILE, _RUN, _TABLE = "model file ", "autoencoder ", "file ", "run ", "table "
 _CHAIN = re.compile(r'"chain":"([0-9a-f]{64})"')
 #: bytes up to which every worker reads a model's file again; larger ones are weights, which the model's own digest covers
 SMALL = 1 << 24
@@ -58,7 +58,7 @@ def model_digests(model: Model[Any], most: int | None = None) -> dict[str, str]:
     """Return the digests of a model's files: weights, configuration and tokenizer; those of ``most`` bytes only where it is given."""
     with calling(model, "files"):
         files = dict(model.files())
-    return {f"{_MODEL_FILE}{name}": digest_of(path) for name, path in files.items() if most is None or path.stat().st_size <= most}
+    return {f"{MODEL_FILE}{name}": digest_of(path) for name, path in files.items() if most is None or path.stat().st_size <= most}
 
 
 def other_digests(experiment: Experiment, plugins: Plugins, conditions: Sequence[Condition], saes: SaeStore) -> dict[str, str]:
@@ -126,7 +126,7 @@ def compare(then: Mapping[str, str], now: Mapping[str, str], path: Path, pooled:
     for name in sorted(changed, key=lambda n: n != MODEL):
         said = f"sha256 {then[name][:12]} then, {now[name][:12]} now"
         if name == MODEL:
-            files = ", ".join(n.removeprefix(_MODEL_FILE) for n in changed if n.startswith(_MODEL_FILE))
+            files = ", ".join(n.removeprefix(MODEL_FILE) for n in changed if n.startswith(MODEL_FILE))
             what = f"other model files ({said}{f'; changed: {files}' if files else ''})"
         elif name == DATA:
             if pooled is None:
@@ -142,7 +142,7 @@ def compare(then: Mapping[str, str], now: Mapping[str, str], path: Path, pooled:
 def in_words(name: str) -> str:
     """Say which other input it was: ``another file 'x'``."""
     for prefix, words in (
-        (_MODEL_FILE, "another {} of the model"),
+        (MODEL_FILE, "another {} of the model"),
         (_SAE, "another autoencoder '{}'"),
         (_FILE, "another file '{}'"),
         (_RUN, "another run '{}'"),
@@ -198,7 +198,7 @@ def changed_inputs(run_path: str | Path) -> list[tuple[str, str]]:
         experiment, plugins = Experiment.from_dict(value, source=str(root)), plugin_manager()
     except CodiEngineError as error:  # of another version, or a package that is not here or fails: nothing of it can be compared
         return [(EXPERIMENT, _absent(error))]
-    return [(name.removeprefix(_MODEL_FILE), problem) for name, problem in _problems(experiment, plugins, then)]
+    return [(name.removeprefix(MODEL_FILE), problem) for name, problem in _problems(experiment, plugins, then)]
 
 
 def _problems(experiment: Experiment, plugins: Plugins, then: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -207,25 +207,25 @@ def _problems(experiment: Experiment, plugins: Plugins, then: Mapping[str, str])
     from codi_engine.core.sae import SaeStore
 
     files: dict[str, Path] = {}
-    if any(name.startswith(_MODEL_FILE) for name in then):
+    if any(name.startswith(MODEL_FILE) for name in then):
         try:
             model = plugins.build("model", experiment.model, where="model", source=experiment.source)
             with calling(model, "files"):
                 files = dict(model.files())
         except (CodiEngineError, StoreError, OSError) as error:  # a plugin that fails says nothing of the other inputs
             yield MODEL, _absent(error)
-            then = {n: d for n, d in then.items() if not n.startswith(_MODEL_FILE)}
+            then = {n: d for n, d in then.items() if not n.startswith(MODEL_FILE)}
     for name, digest in then.items():
         try:
             if name == MODEL:
                 continue
             if name == DATA:
                 now = loaded(plugins.build("dataset", experiment.data, where="data", source=experiment.source)).digest
-            elif name.startswith(_MODEL_FILE):
-                if name.removeprefix(_MODEL_FILE) not in files:
+            elif name.startswith(MODEL_FILE):
+                if name.removeprefix(MODEL_FILE) not in files:
                     yield name, "is not here"
                     continue
-                now = digest_of(files[name.removeprefix(_MODEL_FILE)])
+                now = digest_of(files[name.removeprefix(MODEL_FILE)])
             elif name.startswith(_SAE):
                 now = SaeStore(plugins, "cpu").named_digest(name.removeprefix(_SAE))
             else:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from codi_engine.core.experiment import Experiment
     from codi_engine.core.plugins import Plugins
     from codi_engine.core.running.generations import Unit
+    from codi_engine.core.running.reuse import Reuse
     from codi_engine.core.sae import SaeStore
     from codi_engine.store.view import RunView
     from codi_engine.store.writer import RunWriter
@@ -57,6 +58,7 @@ class Job:
     rows: int | None = None
     forwarded: int = 0
     sharing: int = 1  # processes on the model's device
+    reuse: Reuse | None = None
 
     def __post_init__(self) -> None:
         self.order = list(self.prompts)
@@ -114,6 +116,12 @@ class Job:
     def attempts(self, values: np.ndarray) -> dict[str, np.ndarray]:
         """Return the column that records how many draws each text took, where texts may be drawn again."""
         return {"cells/metrics/attempts": values} if self.generate.retries else {}
+
+    def shared(self, keys: Iterable[str]) -> tuple[list[tuple[int, ...]], dict[str, int]]:
+        """Return the token sequences of prompts, equal ones once, and which one each prompt is."""
+        numbers: dict[tuple[int, ...], int] = {}
+        local = {key: numbers.setdefault(self.ids[key], len(numbers)) for key in dict.fromkeys(keys)}
+        return list(numbers), local
 
     def trial_key(self, example: str, trial: int) -> int:
         """Return the key of an unedited row's random numbers (shared with edited cells under common random numbers)."""

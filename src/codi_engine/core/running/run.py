@@ -16,6 +16,7 @@ from codi_engine.core.planning.controls import control_of, in_words
 from codi_engine.core.planning.costs import Costs, money_text, size_text, time_text
 from codi_engine.core.planning.machine import Preparing
 from codi_engine.core.progress import Progress
+from codi_engine.core.running.reuse import expected
 from codi_engine.core.running.stopping import Stopping, listening
 from codi_engine.core.watching.disk import free_bytes, free_text
 
@@ -139,7 +140,8 @@ class PlanSummary:
         rows += self._controls()
         own, controls = self.cells - plan.control_cells, plan.control_cells
         cells = f"{own:,} edited" + (f" + {controls:,} of controls" if controls else "") + f" + {self.prompts * plan.trials:,} unedited"
-        return [*rows, ("cells", cells), ("units", f"{self.units:,}")]
+        rows += [("cells", cells), ("units", f"{self.units:,}")]
+        return [*rows, ("reuse", expected(self.prepared.experiment, plan))] if self.prepared.experiment.reuse else rows
 
     def costed(self) -> list[tuple[str, str]]:
         """Return (label, value) pairs: what it costs in all, and where the numbers are from."""

@@ -22,6 +22,8 @@ from codi_engine.core.running.inputs import DATA, MODEL, compare, model_digests,
 from codi_engine.core.running.lengths import check_length, check_positions
 from codi_engine.core.running.marks import committable, in_words
 from codi_engine.core.running.origins import CODE, code_of, compare_code, git_commit, versions
+from codi_engine.core.running.reuse import KEY as REUSED
+from codi_engine.core.running.reuse import Borrowed, Mine, opened
 from codi_engine.core.running.shares import shards_alive
 from codi_engine.core.running.stopping import Stopping
 from codi_engine.core.watching.disk import DiskWatch, Room
@@ -59,6 +61,7 @@ class Runner:
         self.new_cells = 0  # computed by this call
         self._units, self._conditions = list[Unit](), list[str]()  # of the whole run
         self._committed: Collection[int] = ()
+        self._borrowed = Borrowed(None, {})  # rows that other runs gave
         self._turn = 1  # of the unit that is computed, and then committed
         self.saes: dict[str, str] = {}
         self.inputs: dict[str, str] = {}  # name → digest of what units are computed from
@@ -96,6 +99,7 @@ class Runner:
     def job(self, adapter: ModelAdapter, net: Any, writer: RunWriter | RunView) -> Job:
         """Put together what all units share."""
         from codi_engine.core.planning.needs import source_arrays
+        from codi_engine.core.rollout.memory import available_bytes, prefill_bytes
         from codi_engine.core.rollout.rollout import Rollout
         from codi_engine.core.running.captures import parse_captures
         from codi_engine.core.running.codes import resolve_codes
@@ -119,8 +123,9 @@ class Runner:
         codes = resolve_codes(experiment.code_captures, adapter.info, saes, experiment.source)
         self._check_interventions(saes)
         arrays = source_arrays(self.plan, plugins, lengths, len(adapter.answer_start) + len(answers.prefix))
+        rollout = Rollout(net, prefill_bytes(available_bytes(net), experiment.memory))
         return Job(
-            experiment, plugins, self.plan, net, Rollout(net), answers, self.prepared.metrics, self.prepared.column, needs,
+            experiment, plugins, self.plan, net, rollout, answers, self.prepared.metrics, self.prepared.column, needs,
             captures, arrays, writer, self.life.warn, prompts, ids, {c.key: c for c in self.plan.cells}, codes, saes,
         )  # fmt: skip
 
@@ -259,6 +264,8 @@ class Runner:
         self.complete(job, due)
         self.expect(due)
         self.tell_plan(units, writer.labels, tally_of(self.path, units, writer.committed))
+        if said := self._borrowed.in_words(due):
+            self.life.warn(said)
         return todo, self.hands(job, units, due)
 
     def planned(self, adapter: ModelAdapter, job: Job, writer: RunWriter, others: str = "") -> list[Unit]:
@@ -266,13 +273,25 @@ class Runner:
         compare_code(writer, self.code, self.path, self.life.warn, others)
         self.saes = {**dict(writer.provenance.get("saes", {})), **self.saes}
         self._compare_bits(writer)
+        for said in self.reuse(job, self.inputs):
+            self.life.warn(said)
         units = self.add_generation(job)
         self.facts |= {
             "model_digest": adapter.digest, "model": list(adapter.report), "layers": adapter.info.layers, "latents": adapter.info.latents,
             "device": adapter.info.device, "saes": self.saes,
         }  # fmt: skip
+        self._borrowed = Borrowed(job.reuse, writer.provenance.get(REUSED) or {})
         writer.set_provenance(self.provenance(writer))
         return units
+
+    def reuse(self, job: Job, inputs: Mapping[str, str]) -> list[str]:
+        """Let the job take unedited rows from the runs that ``reuse`` names; return why some of them do not fit."""
+        if not self.experiment.reuse:
+            return []
+        if not self.reproducible:
+            return ["reuse: nothing is taken from other runs, because rows' bits depend on the batch on this device"]
+        job.reuse, said = opened(job, self.path, Mine(inputs, self.arithmetic, versions()))
+        return said
 
     def wanted(self, units: Sequence[Unit]) -> list[Unit]:
         """Return those units of a run that this plan has cells or prompts in; an earlier, larger plan may have more."""
@@ -337,6 +356,7 @@ class Runner:
         else:
             writer.adopt(made.receipt)
             arrays = columns_of_unit(writer, unit.number)
+        self._borrowed.committed(unit, writer)
         self.cost.write(writer)
         self.life.committed(unit.number, len(self._units), len(unit.keys) * unit.trials, arrays, self._conditions, unit.stage)
 
@@ -380,7 +400,7 @@ class Runner:
     def provenance(self, writer: RunWriter) -> dict[str, Any]:
         import torch
 
-        kept = {k: writer.provenance[k] for k in ("gate",) if k in writer.provenance}  # of an earlier call, unless this one runs it again
+        kept = {k: writer.provenance[k] for k in ("gate", REUSED) if k in writer.provenance}  # of an earlier call, unless this one runs it again
         return {
             "versions": versions(), CODE: self.code, **kept, **self.facts, "data_digest": self.plan.data.digest, "data": list(self.plan.data.report),
             "threads": torch.get_num_threads(), "seed": self.experiment.seed, "git": git_commit(),

@@ -125,16 +125,17 @@ def edited_batch(job: Job, placed: Sequence[Placed], want: Want, editor: Editor,
 
     ``attempt``: of drawing the text. ``bare``: leave the edits out and keep the cells' random numbers.
     """
-    used = sorted({p.prompt for p in placed})
-    local = {prompt: i for i, prompt in enumerate(used)}
+    prompts = sorted({p.prompt for p in placed})
+    ids, numbers = job.shared(job.order[p] for p in prompts)
+    local = {p: numbers[job.order[p]] for p in prompts}
     tasks = []
     for task, p in zip(editor.tasks(placed, local, own), placed, strict=True):
         gold, other = forced_answers(job, p)
-        ids = (job.answers.tokens(gold), job.answers.tokens(other)) if want.read else ((), ())
+        forced = (job.answers.tokens(gold), job.answers.tokens(other)) if want.read else ((), ())
         task = replace(task, edits={}, latents=None) if bare else task
-        tasks.append(replace(task, gold=ids[0], other=ids[1], key=redrawn(task.key, attempt)))
+        tasks.append(replace(task, gold=forced[0], other=forced[1], key=redrawn(task.key, attempt)))
     try:
-        produced = job.rollout.run([job.ids[job.order[p]] for p in used], tasks, want, editor.apply)
+        produced = job.rollout.run(ids, tasks, want, editor.apply)
     except Missed as missed:
         raise _unfired(job, placed[missed.cell], missed) from None
     editor.unsettled.settle()

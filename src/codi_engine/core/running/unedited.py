@@ -42,12 +42,20 @@ def run_unedited(job: Job, unit: Unit) -> tuple[dict[str, np.ndarray], dict[str,
         job.watch.unedited(job, [key for key, _ in batch], part.broken, lambda key: _task(job, key, 0, 0, want.read))
         parts.append(part)
 
+    places = job.reuse.found(unit) if job.reuse is not None else [None] * len(rows)
+    known = [i for i, place in enumerate(places) if place is not None]
+    first_of = {ids: i for i, ids in reversed(list(enumerate(job.ids[key] for key, _ in rows)))}
+    due = sorted((i for i, place in enumerate(places) if place is None), key=lambda i: first_of[job.ids[rows[i][0]]])  # equal prompts side by side
+    if job.reuse is not None and known:
+        parts.append(job.reuse.part(unit, [rows[i][0] for i in known], [place for place in places if place is not None]))
     tokens = max((-min(p) for (_, phase), (_, p) in want.captures.items() if phase == "prompt"), default=1)
     size = max(job.batch_rows(tokens) // max(tokens // 4, 1), 1)
-    held = in_batches(rows, size, run, job.note)
+    held = in_batches([rows[i] for i in due], size, run, job.note)
     if held < size:
         job.rows = held
     whole = join(parts)
+    if (order := np.argsort([*known, *due])).tolist() != list(range(len(rows))):
+        whole = whole.take(order)
     arrays = {**job.stored(unit, whole.values), **_outcome_arrays(job, whole.done)}
     texts: dict[str, list[Any]] = {}
     broken = _with_sides(job, rows, whole.broken)
@@ -61,10 +69,9 @@ def run_unedited(job: Job, unit: Unit) -> tuple[dict[str, np.ndarray], dict[str,
 
 
 def _unedited_batch(job: Job, batch: Sequence[tuple[str, int]], want: Want, sources: Mapping[str, Need], captures: Sequence[Capture], attempt: int) -> Part:
-    keys = list(dict.fromkeys(key for key, _ in batch))
-    local = {key: i for i, key in enumerate(keys)}
+    ids, local = job.shared(key for key, _ in batch)
     tasks = [replace(_task(job, key, trial, attempt, want.read), prompt=local[key]) for key, trial in batch]
-    produced = job.rollout.run([job.ids[k] for k in keys], tasks, want)
+    produced = job.rollout.run(ids, tasks, want)
     job.forwarded += produced.forwarded
     lengths = np.array([len(job.ids[key]) for key, _ in batch])
     values = {name: block(produced, want.captures, c, layer, phase, places, lengths) for name, (c, layer, phase, places) in sources.items()}

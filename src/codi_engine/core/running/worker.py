@@ -157,7 +157,7 @@ class _Bench:
         from codi_engine.core.planning.preparing import prepare
         from codi_engine.core.plugins import plugin_manager
         from codi_engine.core.running.computing import Computer
-        from codi_engine.core.running.inputs import SMALL, model_digests
+        from codi_engine.core.running.inputs import MODEL, SMALL, model_digests
         from codi_engine.core.running.runner import Runner
         from codi_engine.store.view import RunView
 
@@ -171,11 +171,13 @@ class _Bench:
         self.view = RunView(order.path)
         job = runner.job(adapter, net, self.view)
         job.sharing = order.sharing
+        job.rollout.prefill.kept.budget //= order.sharing
         units = runner.known_units(job)
         self.computer = Computer(job, units)
         self.units = {u.number: u for u in units}
         self.device, self._edited = order.device, False
         read = {**model_digests(runner.prepared.model, SMALL), **runner.digests(job)}
+        runner.reuse(job, {MODEL: adapter.digest, **read})  # what does not fit was said by the first process
         self._ready = Ready(adapter.digest, runner.plan.data.digest, runner.reproducible, runner.bits, peak_bytes(self.device), read)
 
     def ready(self) -> Ready:

@@ -1,0 +1,67 @@
+"""Weights that are packed for faster products: the same numbers, the same bits in any batch, and plain ones again on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from codi_engine.core.rollout import packing
+
+pytestmark = pytest.mark.skipif(not packing.available(), reason="torch has no oneDNN here")
+
+
+def linear(bias: bool = True) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(96, 80, bias=bias).requires_grad_(False)
+
+
+def conv1d() -> nn.Module:
+    torch.manual_seed(0)
+    layer: nn.Module = Conv1D(80, 96)
+    return layer.requires_grad_(False)
+
+
+@pytest.mark.parametrize("make", [linear, conv1d, lambda: linear(False)])
+def test_packed_layers_give_the_same_numbers_and_come_back(make: Callable[[], nn.Module]) -> None:
+    layer, plain = make(), make()
+    packing.pack([layer])
+    assert "weight" not in dict(layer.named_parameters())  # the plain weight is given up
+    x = torch.randn(3, 48, 96)
+    assert torch.allclose(layer(x), plain(x), atol=1e-5)
+    assert torch.equal(layer.weight, plain.weight)  # type: ignore[arg-type]
+    with packing.plain([layer]):
+        assert type(layer) is type(plain)
+        assert torch.equal(layer(x), plain(x))
+    assert type(layer) is not type(plain)
+    packing.unpack([layer])
+    assert type(layer) is type(plain)
+    assert torch.equal(layer.get_parameter("weight"), plain.get_parameter("weight"))
+
+
+@pytest.mark.parametrize("make", [linear, conv1d])
+def test_bits_of_a_row_do_not_depend_on_the_others(make: Callable[[], nn.Module]) -> None:
+    layer, x = make(), torch.randn(512, 96)
+    packing.pack([layer])
+    whole = layer(x)
+    for rows in (16, 32, 48, 160, 256, 400):
+        assert torch.equal(layer(x[:rows]), whole[:rows])
+        assert torch.equal(layer(x[-rows:].contiguous()), whole[-rows:])
+
+
+def test_gradients_pass_and_other_types_too() -> None:
+    layer, plain = conv1d(), conv1d()
+    packing.pack([layer])
+    x = torch.randn(16, 96, requires_grad=True)
+    first, second = (torch.autograd.grad(one(x).square().sum(), x)[0] for one in (layer, plain))
+    assert torch.allclose(first, second, atol=1e-4)
+    assert torch.allclose(layer(x.detach().double()), plain.double()(x.detach().double()), atol=1e-6)
+
+
+def test_what_cannot_be_packed_stays() -> None:
+    trained, small, half = nn.Linear(96, 80), nn.Linear(8, 8).requires_grad_(False), nn.Linear(96, 80, dtype=torch.bfloat16).requires_grad_(False)
+    packing.pack([trained, small, half, nn.LayerNorm(96)])
+    assert [type(m) for m in (trained, small, half)] == [nn.Linear] * 3
