@@ -21,7 +21,7 @@ check: $(VENV)/.installed-test  ## lint and types
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed  ## the figures of the README
-	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python -m benchmarks.sweep
 	$(BIN)/python benchmarks/studies.py
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/store.py

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache
 
 
 def benchmark(name: str) -> ModuleType:
@@ -74,3 +78,86 @@ def test_constants_of_large_runs(scale: ModuleType, tmp_path: Path, capsys: pyte
     said = capsys.readouterr().out
     assert "20 units" in said
     assert "600 cells" in said
+
+
+def sweep(module: str) -> ModuleType:
+    return importlib.import_module(f"benchmarks.sweep.{module}")
+
+
+def test_the_contenders_of_the_sweep_agree_and_are_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep("command").main(
+        ["--size", "tiny", "--repeats", "1", "--every", "3", "--contender", "hooks", "codi", "vectorised", "--json", str(tmp_path / "said.json")]
+    )
+    said = capsys.readouterr().out
+    for letter in "ABC":
+        assert f"\n{letter}: " in said
+    assert said.count("equal tokens 100%") == 3
+    found = json.loads((tmp_path / "said.json").read_text(encoding="utf-8"))
+    for letter in "ABC":
+        rows = {row["name"]: row for row in found[letter]["rows"]}
+        assert 0 < rows["codi-engine"]["shares"]["of the floor"] < 1
+        assert all(row["seconds"] > 0 for row in rows.values())
+    floors = found["A"]["floors"]
+    assert floors["of the lowered floor"] < floors["of the floor"]
+    assert found["C"]["edit and capture / plain"] > 0
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_prompts_of_mixed_lengths_and_grouped_heads_agree_too(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    one = ["--contender", "one at a time, last", "batch", "codi"]
+    sweep("command").main(["--size", "tiny", "--repeats", "1", "--every", "3", "--workload", "A", "B", "--model", kind, "--mixed", *one])
+    assert capsys.readouterr().out.count("common cells") == 2
+
+
+@pytest.mark.slow
+def test_the_engine_gives_the_same_without_each_of_its_means(capsys: pytest.CaptureFixture[str]) -> None:
+    sweep("command").main(["--size", "tiny", "--repeats", "1", "--every", "3", "--levers"])
+    said = capsys.readouterr().out
+    assert said.count("levers; max |Δ|") == 3
+    assert said.count("× codi-engine") == 3
+
+
+def test_contenders_that_differ_are_not_timed() -> None:
+    agreement, timing = sweep("comparing").agreement, sweep("timing")
+    cells = {(0,): torch.zeros(3), (1,): torch.ones(3)}
+    right = timing.Pass(cells, {(0,): [1, 2], (1,): [3, 4]})
+    assert agreement({"a": right, "b": right}).tokens == 1
+    for wrong, why in (
+        (timing.Pass({**cells, (1,): torch.full((3,), 1.01)}, right.tokens), "'b' differs from 'a' by 1.0"),
+        (timing.Pass({**cells, (1,): torch.full((3,), torch.nan)}, right.tokens), "differs"),
+        (timing.Pass(cells, {**right.tokens, (1,): [3, 5]}), "tokens differ in 50"),
+        (timing.Pass({(2,): torch.zeros(3)}), "no cell in common"),
+    ):
+        with pytest.raises(SystemExit, match=why):
+            agreement({"a": right, "b": wrong})
+    with pytest.raises(SystemExit, match="no edit changes anything"):
+        agreement({name: timing.Pass({(0,): torch.ones(3), (1,): torch.ones(3)}) for name in "ab"})
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_the_floor_counts_what_torch_counts(kind: str) -> None:
+    floors, models = sweep("floors"), sweep("models").Models(kind, "tiny")
+    model, shape = models.fresh("eager"), models.shape
+    cache, tokens = DynamicCache(config=model.config), 4
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        for token in range(tokens):
+            model(torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+    assert counter.get_total_flops() == floors._through(shape, 0, tokens, False) + tokens * shape.head
+
+
+def test_the_engine_computes_no_less_than_the_floor() -> None:
+    workloads, models = sweep("workloads"), sweep("models").Models("gpt2", "tiny")
+    for letter in "ABC":
+        work = workloads.WORKLOADS[letter](models, 3, **workloads.TINY[letter])
+        engine = dict(work.contenders())["codi-engine"]()
+        with FlopCounterMode(display=False) as counter:
+            done = engine.run(1)
+        result = sweep("comparing").Timed({}, 1.0, {"codi-engine": done})
+        floor = max(work.floors(result).values())
+        assert floor < counter.get_total_flops() < 4 * floor, letter
+
+
+@pytest.mark.slow
+def test_the_sweep_measures_memory_in_processes_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    sweep("command").main(["--size", "tiny", "--every", "3", "--workload", "B", "--memory", "--contender", "codi"])
+    assert float(capsys.readouterr().out.split()[-1]) > 0

@@ -1,0 +1,119 @@
+"""Contenders in turn in one process: equal numbers first, then interleaved repetitions, medians, and the table."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .models import Models, matrix_rate
+from .timing import Contender, Pass, Spent, measured
+
+#: largest difference that contenders may have: of logits of std 1, or of mean codes of about that size
+WORST = 1e-3
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Over the cells that all compared have in common: how many, the largest difference, the share of equal tokens (None: no tokens)."""
+
+    cells: int
+    worst: float
+    tokens: float | None
+
+
+def agreement(passes: Mapping[str, Pass]) -> Agreement:
+    """Compare what contenders computed.
+
+    Raises
+    ------
+    SystemExit: they have no cell in common, or one differs from the first
+    """
+    (first, reference), *others = passes.items()
+    shared = set.intersection(*(set(p.kept) for p in passes.values()))
+    if not shared:
+        raise SystemExit("the contenders have no cell in common: choose a smaller --every")
+    if len(shared) > 1 and len({tuple(reference.kept[c].flatten().tolist()) for c in shared}) == 1:
+        raise SystemExit("all cells are the same: no edit changes anything, so nothing would be compared")
+    worst = 0.0
+    for name, one in others:
+        here = float(torch.stack([(one.kept[c].float().cpu() - reference.kept[c].float().cpu()).abs().max() for c in shared]).max())  # NaN stays NaN
+        if not here <= WORST:
+            raise SystemExit(f"'{name}' differs from '{first}' by {here:.2e}")
+        worst = max(worst, here)
+    tokens = None
+    if reference.tokens:
+        pairs = [(one.tokens[c], reference.tokens[c]) for _, one in others for c in shared]
+        tokens = sum(a == b for a, b in pairs) / max(len(pairs), 1)
+        if tokens < 1:
+            raise SystemExit(f"tokens differ in {1 - tokens:.1%} of the texts")
+    return Agreement(len(shared), worst, tokens)
+
+
+@dataclass
+class Timed:
+    """Medians of every contender, the machine's matrix rate (FLOP/s) in the same minutes, and what the last passes gave."""
+
+    spent: dict[str, Spent]
+    rate: float
+    passes: dict[str, Pass]
+
+
+def timed(models: Models, contenders: Sequence[Contender], repeats: int, check: Callable[[Mapping[str, Pass]], None]) -> Timed:
+    """Run every contender ``repeats`` times, in turn; the matrix rate is measured before each turn.
+
+    ``check`` sees what the first round gave, before there is a second one or any time is printed.
+    """
+    spent: dict[str, list[Spent]] = {c.name: [] for c in contenders}
+    rates: list[float] = []
+    passes: dict[str, Pass] = {}
+    for number in range(repeats):
+        for one in contenders:
+            rates.append(matrix_rate(models, 8))
+            passes[one.name], took = measured(models.device, lambda one=one: one.run(one.every))  # type: ignore[misc]
+            spent[one.name].append(took.scaled(passes[one.name].factor, passes[one.name].base))
+            print(f"round {number + 1}, {one.name}: {spent[one.name][-1].judged:.2f} s", file=sys.stderr, flush=True)
+        if number == 0:
+            check(passes)
+    return Timed({name: _median(all_of) for name, all_of in spent.items()}, statistics.median(rates), passes)
+
+
+def _median(of: Sequence[Spent]) -> Spent:
+    gpu = [s.gpu for s in of if s.gpu is not None]
+    return Spent(statistics.median(s.cpu for s in of), statistics.median(s.wall for s in of), statistics.median(gpu) if gpu else None)
+
+
+def table(contenders: Sequence[Contender], result: Timed, floors: Mapping[str, float], against: Sequence[str], cells: int) -> list[dict[str, Any]]:
+    """Print a row per contender and return the rows.
+
+    Parameters
+    ----------
+    floors: name → FLOPs; the shares of ours are printed: on a GPU they are shares of what it can multiply
+    against: names of the contenders whose time is divided by each one's; those that did not run are left out
+    cells: how many there are
+    """
+    judged = {name: spent.judged for name, spent in result.spent.items()}
+    against = [name for name in against if name in judged]
+    gpu = any(s.gpu is not None for s in result.spent.values())
+    heads = "".join(f"{'× ' + _short(name):>20}" for name in against)
+    print(f"{'':60}{'GPU s' if gpu else 'CPU s':>9}{'wall s':>9}{'cells/s':>9}{heads}")
+    rows = []
+    for one in contenders:
+        seconds = judged[one.name]
+        ratios = {name: judged[name] / seconds for name in against}
+        shares = {name: flops / result.rate / seconds for name, flops in floors.items()} if one.ours else {}
+        said = [f"{share:.0%} {name}" for name, share in shares.items()]
+        said += [one.note] if one.note else []
+        said += [f"1 of {one.every}, scaled"] if one.every > 1 else []
+        columns = f"{seconds:9.2f}{result.spent[one.name].wall:9.2f}{cells / seconds:9.1f}" + "".join(f"{ratio:20.2f}" for ratio in ratios.values())
+        print(f"{one.name:<60}{columns}  {'; '.join(said)}", flush=True)
+        rows.append({"name": one.name, "seconds": seconds, "wall": result.spent[one.name].wall, "ratios": ratios, "shares": shares, "every": one.every})
+    return rows
+
+
+def _short(name: str) -> str:
+    return next(iter(name.split(",")))[:18].strip()

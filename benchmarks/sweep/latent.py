@@ -1,0 +1,130 @@
+"""Workload B: at each latent step of a CODI model the donors' latents in place of its own, then greedy decoding.
+
+A cell is (step, donor, problem); what is compared are the logits of the first answer token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from codi_engine.core.rollout.memory import ROWS_ON_GPU
+from codi_engine.core.rollout.rollout import Task, Want
+from codi_engine.core.rollout.wavefront import Edit
+from codi_engine.core.sites import Site
+
+from .models import LATENTS, Models
+from .padding import grown, padded
+from .patching import KEPT, MIXED, TOKENS
+from .timing import Pass
+
+START = 1  # the token that begins an answer
+
+
+class Latent:
+    """Problems, donors' latents and cells. ``mixed``: prompts of 20 to 100 tokens in place of 60."""
+
+    def __init__(self, models: Models, problems: int = 8, donors: int = 10, new: int = 12, mixed: bool = False) -> None:
+        self.models, self.new = models, new
+        generator, shape = torch.Generator().manual_seed(3), models.shape
+        lengths = [MIXED[0] + (MIXED[1] - MIXED[0]) * i // max(problems - 1, 1) for i in range(problems)] if mixed else [TOKENS] * problems
+        self.prompts = [torch.randint(0, shape.vocabulary, (n,), generator=generator).tolist() for n in lengths]
+        values = torch.randn(problems, donors, LATENTS, shape.width, generator=generator) * 0.1
+        self.donors = values.to(models.device, models.dtype)
+        self.cells = [(k, d, i) for k in range(LATENTS) for d in range(donors) for i in range(problems)]
+        self.settings = [(k, d) for k in range(LATENTS) for d in range(donors)]
+
+
+class Plain:
+    """transformers' own forward with its cache: prefill, latents one by one, decoding."""
+
+    def __init__(self, work: Latent) -> None:
+        self.work, self.model = work, work.models.fresh()
+
+    def run(self, every: int = 1, batched: bool = True, unread: bool = False) -> Pass:
+        """Compute each setting anew. ``batched``: all problems in one; ``unread`` computes the logits that nobody reads as well."""
+        work = self.work
+        everyone = list(range(len(work.prompts)))
+        groups = [(k, d, everyone) for k, d in work.settings] if batched else [(k, d, [i]) for k, d, i in work.cells]
+        chosen = groups[::every]
+        done = Pass(factor=len(groups) / len(chosen))
+        for step, donor, problems in chosen:
+            first, tokens = self._one(step, work.donors[problems, donor], [work.prompts[i] for i in problems], unread)
+            for row, problem in enumerate(problems):
+                done.kept[step, donor, problem] = first[row, :KEPT].clone()
+                done.tokens[step, donor, problem] = tokens[row].tolist()
+        return done
+
+    def _one(self, edited: int, donors: torch.Tensor, prompts: Sequence[Sequence[int]], unread: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the first logits and the tokens of some problems; ``donors``: problems × steps × width."""
+        from transformers import DynamicCache
+
+        model, projection = self.model, self.work.models.projection
+        cache = DynamicCache(config=model.config)
+        more = padded(prompts, self.work.models.device)
+
+        def state(**inputs: Any) -> torch.Tensor:
+            out: torch.Tensor = model.base_model(past_key_values=cache, use_cache=True, **inputs).last_hidden_state
+            if unread:
+                model.lm_head(out)
+            return out[:, -1]
+
+        last = state(**more)
+        for step in range(LATENTS):
+            more = grown(more)
+            last = state(inputs_embeds=(donors[:, step] if step == edited else projection(last))[:, None], **more)
+        token = torch.full((len(last), 1), START, device=last.device)
+        tokens: list[torch.Tensor] = []
+        first = torch.empty(0)
+        for _ in range(self.work.new):
+            more = grown(more)
+            logits = model.lm_head(model.base_model(token, past_key_values=cache, use_cache=True, **more).last_hidden_state[:, -1])
+            first = first if tokens else logits
+            token = logits.argmax(-1)[:, None]
+            tokens.append(token)
+        return first, torch.cat(tokens, 1)
+
+
+class Engine:
+    """The engine: cells as rows that leave the unedited run where their step is edited.
+
+    Parameters
+    ----------
+    rows: most of one batch
+    apart: where rows part: ``step`` at the edited one, ``latents`` before the first latent, ``prompt`` at the prompt's first token;
+        the last two put an edit there that changes nothing, to see what sharing gives
+    """
+
+    def __init__(self, work: Latent, rows: int | None = None, apart: str = "step", **options: Any) -> None:
+        self.work, self.apart = work, apart
+        self.rows = rows or (240 if work.models.device.type == "cpu" else ROWS_ON_GPU)
+        self.rollout = work.models.rollout(latent=True, **options)
+
+    def run(self, every: int = 1) -> Pass:
+        """Edit, decode and read the first logits; prompts' keys and values are those of this pass alone."""
+        work, rollout = self.work, self.rollout
+        rollout.prefilled = type(rollout.prefilled)(rollout.prefilled.budget)
+        cells = work.cells[::every]
+        done = Pass(factor=len(work.cells) / len(cells))
+        for start in range(0, len(cells), self.rows):
+            chunk = cells[start : start + self.rows]
+
+            def apply(group: int, site: Site, place: int, chosen: Sequence[int], old: torch.Tensor, chunk: Any = chunk) -> torch.Tensor:
+                return old if group else torch.stack([work.donors[chunk[c][2], chunk[c][1], place] for c in chosen])
+
+            want = Want(generate=True, read=False, max_new_tokens=work.new)
+            made = rollout.run(work.prompts, [self._task(*cell) for cell in chunk], want, apply)
+            done.tokens.update(zip(chunk, made.tokens, strict=True))
+            done.kept.update((cell, row[:KEPT].clone()) for cell, row in zip(chunk, made.first_logits, strict=True))
+        return done
+
+    def _task(self, step: int, donor: int, problem: int) -> Task:
+        edit = Edit(Site("latent_in"), step, 0, donor)
+        if self.apart == "latents" and step > 0:
+            return Task(problem, {"latent": [Edit(Site("latent_in"), 0, 1, (step, donor)), edit]})
+        if self.apart == "prompt":
+            first = Edit(Site("embed"), -len(self.work.prompts[problem]), 1, (step, donor))
+            return Task(problem, {"prompt": [first], "latent": [edit]})
+        return Task(problem, {"latent": [edit]})

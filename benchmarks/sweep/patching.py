@@ -1,0 +1,176 @@
+"""Workload A: the residual stream of the clean prompt put into the corrupted one, at every layer and each of the last positions.
+
+Inputs, plain forward hooks (one cell at a time, or all pairs in one batch), and the engine's way. A cell is (layer, position from the
+end, pair); what is compared are the logits after the last token.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from codi_engine.core.rollout.memory import ROWS_ON_GPU
+from codi_engine.core.rollout.rollout import Task, Want
+from codi_engine.core.rollout.wavefront import Edit
+from codi_engine.core.sites import Site
+
+from .models import Models, blocks_of
+from .padding import padded
+from .timing import Pass, Spent, measured
+
+POSITIONS, TOKENS, COMMON, KEPT = 5, 60, 20, 64
+#: tokens of the shortest and the longest prompt of mixed lengths
+MIXED = (20, 100)
+
+
+class Patching:
+    """Pairs of prompts and the cells over them.
+
+    Parameters
+    ----------
+    pairs: how many
+    mixed: prompts of 20 to 100 tokens in place of 60; a third of each is common to both sides
+    """
+
+    def __init__(self, models: Models, pairs: int = 8, mixed: bool = False) -> None:
+        self.models = models
+        generator, vocabulary = torch.Generator().manual_seed(1), models.shape.vocabulary
+        lengths = [MIXED[0] + (MIXED[1] - MIXED[0]) * i // max(pairs - 1, 1) for i in range(pairs)] if mixed else [TOKENS] * pairs
+        self.clean = [torch.randint(0, vocabulary, (n,), generator=generator).tolist() for n in lengths]
+        self.common = [n * COMMON // TOKENS for n in lengths]
+        self.corrupted = []
+        for ids, common in zip(self.clean, self.common, strict=True):
+            other = torch.randint(0, vocabulary, (4,), generator=generator).tolist()
+            other[0] = (ids[common] + 1) % vocabulary
+            self.corrupted.append(ids[:common] + other + ids[common + 4 :])
+        self.layers, self.pairs = models.shape.layers, pairs
+        self.cells = [(layer, p, i) for layer in range(self.layers) for p in range(-POSITIONS, 0) for i in range(pairs)]
+
+    @property
+    def lengths(self) -> list[tuple[int, int]]:
+        """Return each pair's tokens, and how many both sides begin with."""
+        return [(len(ids), common) for ids, common in zip(self.clean, self.common, strict=True)]
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        return [(layer, p) for layer in range(self.layers) for p in range(-POSITIONS, 0)]
+
+    def alike(self) -> list[list[int]]:
+        """Return the pairs in groups of one length, for libraries that take no padding."""
+        groups: dict[int, list[int]] = defaultdict(list)
+        for pair, ids in enumerate(self.clean):
+            groups[len(ids)].append(pair)
+        return list(groups.values())
+
+    def ids(self, texts: Sequence[Sequence[int]], pairs: Sequence[int]) -> torch.Tensor:
+        """Return prompts of one length as one tensor."""
+        return torch.tensor([list(texts[i]) for i in pairs], device=self.models.device)
+
+
+def keep(done: Pass, layer: int, place: int, pairs: Sequence[int], logits: torch.Tensor) -> None:
+    """Keep the first logits of each row for the comparison."""
+    for pair, row in zip(pairs, logits, strict=True):
+        done.kept[layer, place, pair] = row[:KEPT].clone()
+
+
+class Hooks:
+    """Plain forward hooks on transformers' own model."""
+
+    def __init__(self, work: Patching) -> None:
+        self.work, self.model = work, work.models.fresh()
+
+    @contextmanager
+    def _hooked(self, hooks: dict[int, Callable[..., Any]]) -> Iterator[None]:
+        handles = [blocks_of(self.model)[layer].register_forward_hook(hook) for layer, hook in hooks.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _clean(self, pairs: Sequence[int], last_logits: int) -> dict[int, torch.Tensor]:
+        """Return layer → pairs × positions × width of the clean run, and run the corrupted prompts unpatched."""
+        work, seen = self.work, {}
+
+        def hook(layer: int) -> Callable[..., None]:
+            return lambda _, __, out: seen.update({layer: out[:, -POSITIONS:].clone()})
+
+        with self._hooked({layer: hook(layer) for layer in range(work.layers)}):
+            self.model(**padded([work.clean[i] for i in pairs], work.models.device), use_cache=False, logits_to_keep=last_logits)
+        self.model(**padded([work.corrupted[i] for i in pairs], work.models.device), use_cache=False, logits_to_keep=last_logits)
+        return seen
+
+    def run(self, every: int = 1, batched: bool = True, last_logits: int = 1) -> Pass:
+        """Patch by a hook per forward. ``batched``: all pairs in one; ``last_logits`` 0 computes the logits of every token."""
+        work = self.work
+        everyone = list(range(work.pairs))
+        values, base = measured(work.models.device, lambda: self._clean(everyone, last_logits))
+        forwards = [(*place, everyone) for place in work.places] if batched else [(layer, p, [i]) for layer, p, i in work.cells]
+        chosen = forwards[::every]
+        done = Pass(factor=len(forwards) / len(chosen), base=base)
+        for layer, place, pairs in chosen:
+
+            def hook(_: Any, __: Any, out: torch.Tensor, place: int = place, new: torch.Tensor = values[layer][pairs]) -> torch.Tensor:
+                out = out.clone()
+                out[:, place] = new[:, place]
+                return out
+
+            with self._hooked({layer: hook}):
+                inputs = padded([work.corrupted[i] for i in pairs], work.models.device)
+                keep(done, layer, place, pairs, self.model(**inputs, use_cache=False, logits_to_keep=last_logits).logits[:, -1])
+        return done
+
+
+class Engine:
+    """The engine: clean values captured once, then all cells as rows of few batches.
+
+    Parameters
+    ----------
+    rows: most of one batch
+    apart: where rows part: ``layer`` at the edited one, ``token`` before the edited token's first layer, ``prompt`` at the prompt's
+        first token; the last two put an edit there that changes nothing, to see what sharing gives
+    sort: cells of one position go into the same batches
+    """
+
+    def __init__(self, work: Patching, rows: int | None = None, apart: str = "layer", sort: bool = True, **options: Any) -> None:
+        self.work, self.apart, self.sort = work, apart, sort
+        self.rows = rows or (48 if work.models.device.type == "cpu" else ROWS_ON_GPU)
+        self.rollout = work.models.rollout(**options)
+
+    def run(self, every: int = 1) -> Pass:
+        """Capture, patch and read the logits; prompts' keys and values are those of this pass alone."""
+        work, rollout = self.work, self.rollout
+        rollout.prefilled = type(rollout.prefilled)(rollout.prefilled.budget)
+        values, base = measured(work.models.device, self._unedited) if every > 1 else (self._unedited(), Spent())
+        cells = work.cells[::every]
+        cells = sorted(cells, key=lambda cell: cell[1]) if self.sort else cells
+        done = Pass(factor=len(work.cells) / len(cells), base=base)
+        for start in range(0, len(cells), self.rows):
+            chunk = cells[start : start + self.rows]
+
+            def apply(group: int, site: Site, place: int, chosen: Sequence[int], old: torch.Tensor, chunk: Any = chunk) -> torch.Tensor:
+                return old if group else values["resid_post", site.layer, "prompt"][[chunk[c][2] for c in chosen], place + POSITIONS]
+
+            logits = rollout.run(work.corrupted, [self._task(*cell) for cell in chunk], Want(generate=False, read=False), apply).first_logits
+            for (layer, place, pair), row in zip(chunk, logits, strict=True):
+                keep(done, layer, place, [pair], row[None])
+        return done
+
+    def _unedited(self) -> Any:
+        """Return what clean prompts hold at every layer and position, and run the corrupted ones."""
+        work, everyone = self.work, [Task(i) for i in range(self.work.pairs)]
+        want = Want({("resid_post", "prompt"): (tuple(range(work.layers)), tuple(range(-POSITIONS, 0)))}, generate=False, read=False, first=False)
+        values = self.rollout.run(work.clean, everyone, want).captures
+        self.rollout.run(work.corrupted, everyone, Want(generate=False, read=False))
+        return values
+
+    def _task(self, layer: int, place: int, pair: int) -> Task:
+        edits = [Edit(Site("resid_post", layer), place, 0, layer)]
+        if self.apart != "layer":
+            at = place if self.apart == "token" else -len(self.work.corrupted[pair])
+            edits.insert(0, Edit(Site("embed"), at, 1, (layer, place)))
+        return Task(pair, {"prompt": edits})
