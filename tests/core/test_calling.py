@@ -33,9 +33,8 @@ from codi_engine.core.plugin import (
 )
 from codi_engine.core.plugins import Plugins, plugin_manager
 from codi_engine.core.returned import applied, columns_of, edited_places, loaded, measured, neutral_of
-from codi_engine.core.running.worker import Failed
-from codi_engine.core.running.workers import _raised
 from codi_engine.core.runs.analyzing import analyze_runs
+from codi_engine.core.spreading.failures import Failed, raised
 
 Make = Callable[..., Experiment]
 
@@ -224,9 +223,9 @@ def test_a_class_made_by_hand_is_named_too() -> None:
 
 def test_an_error_of_a_worker_arrives_as_one() -> None:
     sent = Failed.of(PluginError("intervention 'halve' (codi-halve 0.3) failed"))
-    raised = _raised("cuda:1", sent)
-    assert type(raised) is PluginError
-    assert str(raised) == "intervention 'halve' (codi-halve 0.3) failed"
+    error = raised("cuda:1", sent)
+    assert type(error) is PluginError
+    assert str(error) == "intervention 'halve' (codi-halve 0.3) failed"
 
 
 # ------------------------------------------------------------------------------------------ what comes back

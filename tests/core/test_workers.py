@@ -20,10 +20,11 @@ from codi_engine.core.planning.preparing import prepare
 from codi_engine.core.plugins import plugin_manager
 from codi_engine.core.progress import Progress
 from codi_engine.core.running import workers
+from codi_engine.core.running.bench import Ready
 from codi_engine.core.running.run import run_experiment
 from codi_engine.core.running.runner import Runner
-from codi_engine.core.running.worker import Failed, Ready
-from codi_engine.core.running.workers import WorkerFailed, Workers, _raised, _Worker
+from codi_engine.core.running.workers import Workers, _Worker
+from codi_engine.core.spreading.failures import Failed, WorkerFailed, raised
 from codi_engine.store.errors import StoreError
 from codi_engine.store.reader import RunReader
 
@@ -241,13 +242,13 @@ def test_a_worker_that_cannot_begin_ends_the_run(wrong: Path, monkeypatch: pytes
 def test_what_a_worker_raises_names_the_device_and_keeps_its_traceback() -> None:
     try:
         float("missing")
-    except ValueError as error:
-        failed = pickle.loads(pickle.dumps(Failed.of(error)))
-    raised = _raised("cuda:1", failed)
-    assert isinstance(raised, WorkerFailed)
-    assert str(raised) == "cuda:1: ValueError: could not convert string to float: 'missing'"
-    assert 'float("missing")' in str(raised.__cause__)
+    except ValueError as wrong:
+        failed = pickle.loads(pickle.dumps(Failed.of(wrong)))
+    error = raised("cuda:1", failed)
+    assert isinstance(error, WorkerFailed)
+    assert str(error) == "cuda:1: ValueError: could not convert string to float: 'missing'"
+    assert 'float("missing")' in str(error.__cause__)
     for kind in (UserError, GateError, StoreError):
-        again = _raised("cpu", Failed.of(kind("as it is")))
+        again = raised("cpu", Failed.of(kind("as it is")))
         assert type(again) is kind
         assert str(again) == "as it is"

@@ -39,6 +39,8 @@ _LIMIT = click.option("--limit", type=click.IntRange(min=1), help="Sweep the fir
 _DEVICE = click.option("--device", help="auto, cpu, cuda, cuda:1 …; several, side by side: cuda:0,cuda:1, or all.")
 _DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_EXECUTOR = click.option("--executor", metavar="NAME", help="dask: spread the work over processes of this machine, or over a scheduler's workers.")
+_SCHEDULER = click.option("--scheduler", metavar="ADDRESS", help="Of a Dask scheduler, for --executor dask: tcp://HOST:8786.")
 _QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress, no notes.")
 
 
@@ -60,6 +62,8 @@ def cli(context: click.Context) -> None:
 @_LIMIT
 @click.option("--output", metavar="DIR", help="Run directory; {date}, {name} and {seed} are filled in. Default: runs/{name}.")
 @_DEVICE
+@_EXECUTOR
+@_SCHEDULER
 @click.option("--shard", metavar="I/N", help="Compute part I of N, counted from 0, beside other processes; auto: as Slurm or torchrun say.")
 @click.option("--dry-run", is_flag=True, help="Show the plan, as `codi-engine plan` does. No weights are loaded.")
 @click.option("--test", is_flag=True, help="Try it on 5 examples (or --limit) in a temporary directory (or --output), and evaluate its checks.")
@@ -71,6 +75,8 @@ def run(
     limit: int | None,
     output: str | None,
     device: str | None,
+    executor: str | None,
+    scheduler: str | None,
     shard: str | None,
     dry_run: bool,
     test: bool,
@@ -83,10 +89,12 @@ def run(
     """
     from codi_engine.cli import show, tables
     from codi_engine.cli.files import read_experiment
+    from codi_engine.core.spreading.cluster import spread_of
 
     if shard is not None and (test or dry_run):
         raise click.UsageError("--shard goes with neither --test nor --dry-run")
     experiment = read_experiment(file, overrides)
+    spread = spread_of(executor, scheduler)
     problems(quiet)
     if dry_run:
         return _plan(experiment, output, {"limit": limit, "device": device}, quiet, as_json=False)
@@ -95,9 +103,9 @@ def run(
 
     with progress(quiet) as shown:
         if test:
-            finished = try_experiment(experiment, output, limit=limit, device=device, progress=shown)
+            finished = try_experiment(experiment, output, limit=limit, device=device, progress=shown, spread=spread)
         else:
-            finished = run_experiment(experiment, output, limit=limit, device=device, progress=shown, shard=shard)
+            finished = run_experiment(experiment, output, limit=limit, device=device, progress=shown, shard=shard, spread=spread)
     if finished.left:
         click.echo(neutral(finished.left))
         return 0
@@ -219,9 +227,11 @@ def check(file: str | None, overrides: tuple[str, ...], limit: int | None, devic
 @cli.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN... [NAME...]", shell_complete=runs_and_analyses)
 @click.option("-s", "--set", "options", multiple=True, metavar="[NAME.]OPTION=VALUE", help="An option of the analysis; the value is YAML.")
+@_EXECUTOR
+@_SCHEDULER
 @_QUIET
 @_DEBUG
-def analyze(runs: tuple[str, ...], options: tuple[str, ...], quiet: bool, debug: bool) -> None:
+def analyze(runs: tuple[str, ...], options: tuple[str, ...], executor: str | None, scheduler: str | None, quiet: bool, debug: bool) -> None:
     """Analyse RUNs (patterns too) with the analyses NAME (default: those of their experiments).
 
     What is interrupted goes on with the same command. `codi-engine plugins show NAME` lists an analysis' options.
@@ -230,12 +240,14 @@ def analyze(runs: tuple[str, ...], options: tuple[str, ...], quiet: bool, debug:
     from codi_engine.cli.progress import progress
     from codi_engine.core.errors import AnalysesFailed
     from codi_engine.core.runs.analyzing import Analysed, analyze_runs, expand, split
+    from codi_engine.core.spreading.cluster import spread_of
 
     patterns, names = split(runs)
+    spread = spread_of(executor, scheduler)
     problems(quiet)
     try:
         with progress(quiet) as shown:
-            done = analyze_runs(expand(patterns), names, options, shown)
+            done = analyze_runs(expand(patterns), names, options, shown, spread)
     except AnalysesFailed as error:
         show.analysed([one for one in error.done if isinstance(one, Analysed)])
         raise

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from codi_engine.core.plugins import Plugins
     from codi_engine.core.running.run import Finished, PlanSummary
     from codi_engine.core.runs.results import Run
+    from codi_engine.core.spreading.cluster import Spread
 
 #: the options of models that say where the weights are
 _PLACES = ("checkpoint", "path")
@@ -141,7 +142,9 @@ def _about(label: str) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------ running
 
 
-def run_checkpoints(experiment: Experiment, root: Path, *, limit: int | None, device: str | None, progress: Progress) -> Finished:
+def run_checkpoints(
+    experiment: Experiment, root: Path, *, limit: int | None, device: str | None, progress: Progress, spread: Spread | None = None
+) -> Finished:  # fmt: skip
     """Run an experiment for one checkpoint after the other, then the analyses that take all of them."""
     from codi_engine.core.plugins import plugin_manager
     from codi_engine.core.running.run import Finished, _adjusted, run_experiment
@@ -158,7 +161,7 @@ def run_checkpoints(experiment: Experiment, root: Path, *, limit: int | None, de
         for number, (label, member) in enumerate(family.members.items()):
             progress.note(f"checkpoint {label} ({number + 1} of {len(family.members)})")
             with _about(label):
-                parts[label] = part = run_experiment(member, _plain(root / label), limit=limit, device=device, progress=progress)
+                parts[label] = part = run_experiment(member, _plain(root / label), limit=limit, device=device, progress=progress, spread=spread)
             progress.note(f"checkpoint {label}: {part.cells:,} cells, {part.new_cells:,} new, {part.seconds:.1f} s")
             _free()
     cells, new = (sum(getattr(p, key) for p in parts.values()) for key in ("cells", "new_cells"))
@@ -169,7 +172,7 @@ def run_checkpoints(experiment: Experiment, root: Path, *, limit: int | None, de
     for analysis in analyses:
         progress.note(f"analysis {analysis.name} of {len(parts)} checkpoints")
         try:
-            finished.take(analyze_one([open_run(p.path) for p in parts.values()], analysis, progress, root), life)
+            finished.take(analyze_one([open_run(p.path) for p in parts.values()], analysis, progress, root, spread), life)
         except PluginError as error:
             finished.failures.append(error)
     finished.seconds = time.perf_counter() - begun

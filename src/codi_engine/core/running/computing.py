@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -100,3 +101,12 @@ def in_order(units: Sequence[Unit], waiting: Mapping[int, Receipt], hands: Hands
     computed = iter(hands.results([unit for unit in units if unit.number not in waiting]))
     for unit in units:
         yield Made(unit, {}, {}, waiting[unit.number]) if unit.number in waiting else next(computed)
+
+
+def release_memory() -> None:
+    """Give back what the model took that planned the run: its device belongs to a worker now."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -22,7 +22,7 @@ def analyse(runner: Runner, plugins: Plugins, finished: Finished) -> None:
         analysis = plugins.build("analysis", mapping, where="analyses", source=str(path))
         runner.cost.begin(f"analysis {mapping.plugin}")
         try:
-            finished.take(analyze_one([open_run(path)], analysis, runner.progress), runner.life)
+            finished.take(analyze_one([open_run(path)], analysis, runner.progress, spread=runner.spread), runner.life)
         except PluginError as error:
             finished.failures.append(error)  # the others do not depend on it
             runner.life.warned(f"analysis {analysis.name} failed: {error}")

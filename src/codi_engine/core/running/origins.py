@@ -40,18 +40,18 @@ def code_of(prepared: Prepared) -> dict[str, dict[str, str]]:
     from codi_engine import __version__
     from codi_engine.core.calling import BUILTIN
 
-    found = {"codi-engine": {"version": __version__, "sha256": _source("codi_engine")}}
+    found = {"codi-engine": {"version": __version__, "sha256": source_of("codi_engine")}}
     plugins, experiment = prepared.plugins, prepared.experiment
     used: set[type[Any]] = {type(prepared.model), *(type(metric) for metric in prepared.metrics), *(c.plugin for c in prepared.plan.conditions)}
     used.add(plugins.get("dataset", experiment.data.plugin, "data"))
     for one in plugins.registered:
         if one.package != BUILTIN and (one.cls in used or one.kind == "sae_format"):
-            found[one.package] = {"version": one.version, "sha256": _source(one.cls.__module__)}
+            found[one.package] = {"version": one.version, "sha256": source_of(one.cls.__module__)}
     return found
 
 
 @cache
-def _source(module: str) -> str:
+def source_of(module: str) -> str:
     """Return the sha256 of the Python files of the package that a module is of, or of the module's own file."""
     top = sys.modules.get(module.partition(".")[0])
     file = Path(inspect.getfile(top)) if top is not None and getattr(top, "__file__", None) else Path(inspect.getfile(sys.modules[module]))

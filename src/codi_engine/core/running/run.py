@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from codi_engine.core.running.shares import Share
     from codi_engine.core.runs.analyzing import Analysed
     from codi_engine.core.runs.results import Run
+    from codi_engine.core.spreading.cluster import Spread
     from codi_engine.core.watching.lifecycle import Lifecycle
     from codi_engine.store.writer import RunWriter
 
@@ -249,6 +250,7 @@ def run_experiment(
     device: str | None = None,
     progress: Progress | None = None,
     shard: str | None = None,
+    spread: Spread | None = None,
 ) -> Finished:
     """Run an experiment, or go on with it: what is committed is never computed again.
 
@@ -259,6 +261,7 @@ def run_experiment(
     device: overrides ``model.device``; ``cuda:0,cuda:1`` or ``all`` computes units side by side, one process for each device
     progress: told of stages and cells
     shard: this process' share of the units, ``0/2``: another process computes ``1/2`` of the same run at the same time
+    spread: the cluster whose workers compute units and analyses (``spread_of("dask", address)``): of this machine, or of a scheduler
 
     Raises
     ------
@@ -270,18 +273,29 @@ def run_experiment(
     from codi_engine.core.running.shares import parse_share
 
     progress, path = progress or Progress(), output_of(experiment, output)
+    if shard is not None and spread is not None:
+        raise UserError("--shard and --executor: choose one; the workers of a cluster share the units among themselves")
     share = None if shard is None else parse_share(shard)
     if share is not None and experiment.checkpoints is not None:
         raise UserError(f"{experiment.source}: has checkpoints, each a run of its own: give each an experiment file of its own to compute it in shards")
     with listening(progress.note) as stopping:
         if experiment.checkpoints is None:
-            return _run(experiment, path, limit, device, progress, stopping, share)
+            return _run(experiment, path, limit, device, progress, stopping, share, spread)
         from codi_engine.core.planning.checkpoints import run_checkpoints
 
-        return run_checkpoints(experiment, path, limit=limit, device=device, progress=progress)
+        return run_checkpoints(experiment, path, limit=limit, device=device, progress=progress, spread=spread)
 
 
-def _run(experiment: Experiment, path: Path, limit: int | None, device: str | None, progress: Progress, stopping: Stopping, share: Share | None) -> Finished:
+def _run(
+    experiment: Experiment,
+    path: Path,
+    limit: int | None,
+    device: str | None,
+    progress: Progress,
+    stopping: Stopping,
+    share: Share | None,
+    spread: Spread | None,
+) -> Finished:
     """Run an experiment of one model, or this process' share of it."""
     from codi_engine.core.running.finishing import analyse
     from codi_engine.core.running.runner import Runner
@@ -289,7 +303,7 @@ def _run(experiment: Experiment, path: Path, limit: int | None, device: str | No
 
     begun = Preparing()
     prepared, plugins = _prepared(experiment, limit, device)
-    runner = Runner(prepared, path, progress, begun, stopping)
+    runner = Runner(prepared, path, progress, begun, stopping, spread)
     with Shard(runner, share, lambda: open_writer(prepared, path)) if share is not None else nullcontext() as shard:
         try:
             if shard is None:
@@ -322,6 +336,7 @@ def try_experiment(
     limit: int | None = None,
     device: str | None = None,
     progress: Progress | None = None,
+    spread: Spread | None = None,
 ) -> Finished:
     """Run an experiment on a few examples, analyses and checks included; trackers are not told.
 
@@ -332,11 +347,11 @@ def try_experiment(
     """
     experiment = experiment.with_overrides(["trackers=[]"])
     if output is not None:
-        return run_experiment(experiment, output, limit=limit or TRIED, device=device, progress=progress)
+        return run_experiment(experiment, output, limit=limit or TRIED, device=device, progress=progress, spread=spread)
     note = progress.note if progress is not None else Progress().note
     with tempfile.TemporaryDirectory(prefix="codi-engine-test-") as folder, listening(note, at_once=True):
         try:
-            finished = run_experiment(experiment, Path(folder) / experiment.name, limit=limit or TRIED, device=device, progress=progress)
+            finished = run_experiment(experiment, Path(folder) / experiment.name, limit=limit or TRIED, device=device, progress=progress, spread=spread)
         except Stopped as stopped:
             stopped.kept, stopped.again = "nothing is kept of a run that is tried out", False
             raise

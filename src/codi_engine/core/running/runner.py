@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from codi_engine.core.running.computing import Hands
     from codi_engine.core.running.job import Job
     from codi_engine.core.sae import SaeStore
+    from codi_engine.core.spreading.cluster import Spread
     from codi_engine.store.outbox import Receipt
     from codi_engine.store.view import RunView
     from codi_engine.store.writer import RunWriter
@@ -53,8 +54,15 @@ class Runner:
     """Carries one experiment from plan to committed run."""
 
     def __init__(
-        self, prepared: Prepared, path: Path, progress: Progress, begun: Preparing | None = None, stopping: Stopping | None = None
-    ) -> None:  # fmt: skip
+        self,
+        prepared: Prepared,
+        path: Path,
+        progress: Progress,
+        begun: Preparing | None = None,
+        stopping: Stopping | None = None,
+        spread: Spread | None = None,
+    ) -> None:
+        self.spread = spread  # the cluster that computes its units
         self.prepared, self.path, self.progress = prepared, path, progress
         self.stopping = stopping or Stopping(progress.note)
         self.experiment, self.plan = prepared.experiment, prepared.plan
@@ -225,6 +233,8 @@ class Runner:
         with self.stopping.units(lambda: f"unit {self._turn:,} of {len(self._units):,}"):
             for number, made in enumerate(in_order(units, self._waiting, hands), 1):
                 self.commit(writer, made)
+                if made.receipt is not None and made.unit.number not in self._waiting:  # computed now, by a cluster's worker
+                    self.computed(made.unit, made.receipt.files)
                 self.progress.at(f"unit {min(number + 1, len(units))} of {len(units)}")
                 self.stopping.check()
                 self._turn += 1
@@ -321,19 +331,21 @@ class Runner:
         self.life.caught_up(sum(len(u.keys) * u.trials for u in self._units if u.number in committed and u.stage != "sources"), len(committed))
 
     def hands(self, job: Job, units: Sequence[Unit], todo: Sequence[Unit]) -> Hands:
-        """Return workers where there are several devices and something for each of two; this process' own model otherwise."""
+        """Return workers where there is a cluster, or several devices and something for each of two; this process' own model otherwise."""
+        from codi_engine.core.running.clustered import Clustered
         from codi_engine.core.running.computing import Computer, Here
         from codi_engine.core.running.workers import Workers
 
         sweep = sum(u.stage == "sweep" for u in todo)
         most = max(sweep, len(todo) - sweep)
-        if min(len(self.prepared.devices), most) < 2:
+        if not most or (self.spread is None and min(len(self.prepared.devices), most) < 2):
             computer = Computer(job, units)
             self.cost.rows = lambda: computer.forwarded
             return Here(computer, self.reproducible)
         self.facts["devices"] = self.prepared.devices
         self.plan = self.prepared.plan  # this process computes nothing more; the other plan asks the adapter, and would keep its weights
-        workers = Workers(self, self.prepared.devices[:most])
+        devices = self.prepared.devices[:most]
+        workers = Workers(self, devices) if self.spread is None else Clustered(self, self.spread, devices)
         self.cost.rows, self.cost.peak, self.cost.devices = lambda: workers.forwarded, workers.peak, held(workers.devices)
         return workers
 

@@ -6,26 +6,26 @@ What is on disk is therefore what one device writes, byte for byte, wherever the
 from __future__ import annotations
 
 import contextlib
-import gc
 import heapq
 import multiprocessing
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from codi_engine.core.errors import UserError, WorkerDied
+from codi_engine.core.errors import WorkerDied
 from codi_engine.core.planning.machine import peak_bytes
-from codi_engine.core.running.computing import Hands, Made
+from codi_engine.core.running.agreeing import Agreement
+from codi_engine.core.running.bench import GATE, Order, Ready, Result
+from codi_engine.core.running.computing import Hands, Made, release_memory
 from codi_engine.core.running.generations import Unit
-from codi_engine.core.running.stopping import DEFAULTS
-from codi_engine.core.running.worker import GATE, KINDS, Failed, Note, Order, Ready, Result, work
+from codi_engine.core.running.worker import Note, work
+from codi_engine.core.spreading.apart import apart
+from codi_engine.core.spreading.failures import Failed, raised
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -38,14 +38,6 @@ DEPTH = 2
 AHEAD = 3
 #: seconds that workers get to end by themselves, and that one takes to be gone when it has ended
 PATIENCE, SHORT = 10.0, 3.0
-
-
-class WorkerFailed(RuntimeError):
-    """A worker raised something unexpected; its traceback is the cause."""
-
-
-class _Remote(Exception):
-    """A traceback from another process."""
 
 
 @dataclass
@@ -84,8 +76,7 @@ class Workers(Hands):
         self.forwarded = 0
         self._peak: int | None = None
         self._crew: list[_Worker] = []
-        self._first: Ready | None = None
-        self._exact = True
+        self._agreement = Agreement(runner)
         self._queue: list[int] = []
         self._made: dict[int, Result] = {}
         self._lost: set[int] = set()
@@ -101,7 +92,7 @@ class Workers(Hands):
     # ------------------------------------------------------------------------------------- beginning, end
 
     def __enter__(self) -> Workers:
-        _release_memory()
+        release_memory()
         self._folder = tempfile.TemporaryDirectory(prefix="codi-engine-workers-", ignore_cleanup_errors=True)
         self.progress.start(f"loading the model on {', '.join(self.devices)}", 0, "")
         try:
@@ -132,7 +123,7 @@ class Workers(Hands):
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
         process = context.Process(target=work, args=(there, order), name=f"codi-engine {device}", daemon=True)
-        with _apart():
+        with apart():
             process.start()
         there.close()
         return _Worker(device, words, process, here, again)
@@ -176,7 +167,7 @@ class Workers(Hands):
             free = [w for w in self._crew if w.ready and len(w.tasks) < depth]
             if not free:
                 return
-            min(free, key=lambda w: len(w.tasks)).give(heapq.heappop(self._queue), self._exact)
+            min(free, key=lambda w: len(w.tasks)).give(heapq.heappop(self._queue), self._agreement.exact)
 
     # ------------------------------------------------------------------------------------------ listening
 
@@ -199,9 +190,9 @@ class Workers(Hands):
         if isinstance(message, Note):
             self.runner.life.warn(f"{worker.device}: {message.text}")
         elif isinstance(message, Failed):
-            raise _raised(worker.device, message)
+            raise raised(worker.device, message)
         elif isinstance(message, Ready):
-            self._compare(worker, message)
+            self._agreement.compare(worker.device, message)
             worker.ready = True
         elif isinstance(message, Result):
             worker.tasks.remove(message.unit)
@@ -209,20 +200,6 @@ class Workers(Hands):
             self.forwarded += message.rows
         if isinstance(message, (Ready, Result)) and message.peak is not None:
             self._peak = max(self._peak or 0, message.peak)
-
-    def _compare(self, worker: _Worker, found: Ready) -> None:
-        """All workers must have the same model and data; where their bits differ, the user is told."""
-        read = [(name, self.runner.inputs.get(name, digest), digest) for name, digest in found.inputs.items()]
-        for what, mine, other in (("model", self.runner.facts["model_digest"], found.model), ("data", self.runner.plan.data.digest, found.data), *read):
-            if mine != other:
-                raise UserError(f"{worker.device}: the {what} files changed while the run began (sha256 {mine[:12]}, then {other[:12]}); run it again")
-        self._first = self._first or found
-        if self._exact and not found.reproducible:
-            self._exact = False
-        elif self._exact and found.bits != self._first.bits:
-            self._exact = False
-            self.runner.life.warn(f"{worker.device} gives other bits than {self.devices[0]}: results agree to rounding, not bit for bit")
-        self.runner.reproducible = self._exact
 
     def _died(self, worker: _Worker) -> None:
         """Replace a worker that ended and hand its units out again; once, for the device and for the unit."""
@@ -252,41 +229,7 @@ def _obituary(worker: _Worker, unit: int | None) -> str:
     return f"{worker.device}: the worker process ended ({_ended(worker)}) while it {doing}; what is committed stays, the same command goes on.\n{hint}"
 
 
-def _raised(device: str, failed: Failed) -> Exception:
-    """Return what a worker raised, as this process raises it."""
-    error = KINDS[failed.kind](failed.text) if failed.kind else WorkerFailed(f"{device}: {failed.text}")
-    error.__cause__ = _Remote(f"\n{failed.trace}")
-    return error
-
-
 def _join(crew: Sequence[_Worker], seconds: float) -> None:
     until = time.monotonic() + seconds
     for worker in crew:
         worker.process.join(max(until - time.monotonic(), 0.0))
-
-
-def _release_memory() -> None:
-    """Give back what the model took that planned the run: its device belongs to a worker now."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-@contextlib.contextmanager
-def _apart() -> Iterator[None]:
-    """Start a process that neither runs the user's script again nor sees a signal that ends a run: this process ends it."""
-    main, mask = sys.modules["__main__"], None
-    if hasattr(signal, "pthread_sigmask"):
-        from multiprocessing import resource_tracker
-
-        resource_tracker.ensure_running()  # starting it unblocks signals
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, set(DEFAULTS))
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-        if mask is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,12 @@ from codi_engine.core.planning.checkpoints import family_analyses, is_family, ru
 from codi_engine.core.progress import Progress
 from codi_engine.core.returned import analysed, figures_of
 from codi_engine.core.running.marks import in_words
+from codi_engine.core.runs.clustered import spread_work
 from codi_engine.core.runs.drawing import json_safe, save, storable, style
 from codi_engine.core.runs.stored import SUMMARY, WRITING, about, write_about, written_files
 from codi_engine.core.runs.whole import whole_file
 from codi_engine.core.runs.work import Work
+from codi_engine.core.spreading.cluster import Spread, spread_of
 from codi_engine.core.watching.showing import ending, usual
 from codi_engine.store.contained import check_contained
 from codi_engine.store.errors import unwritten
@@ -57,8 +60,14 @@ class Analysed:
 
 
 def analyze(
-    runs: str | Path | Run | Sequence[str | Path | Run], analysis: str | None = None, *, progress: Progress | None = None, **options: Any
-) -> list[Analysed]:  # fmt: skip
+    runs: str | Path | Run | Sequence[str | Path | Run],
+    analysis: str | None = None,
+    *,
+    progress: Progress | None = None,
+    executor: str | None = None,
+    scheduler: str | None = None,
+    **options: Any,
+) -> list[Analysed]:
     """Analyse runs; results are written to ``results/<analysis>`` of each run (of the first, where one takes several).
 
     Parameters
@@ -66,6 +75,7 @@ def analyze(
     runs: run directories (patterns such as ``runs/*`` too) or opened runs
     analysis: its name; default: those of each run's experiment
     progress: where it is shown; default: a bar in a terminal or a notebook
+    executor: ``dask`` computes parts in the workers of a cluster: of this machine, or of the ``scheduler`` at an address
     options: of the analysis
 
     Raises
@@ -76,7 +86,7 @@ def analyze(
     paths = [Path(r) if isinstance(r, (str, Path)) else r.path for r in given]
     texts = [f"{k}={_as_yaml(v)}" for k, v in options.items()]
     with ending(progress or usual()) as shown:
-        return analyze_runs(expand([str(p) for p in paths]), [analysis] if analysis else [], texts, shown)
+        return analyze_runs(expand([str(p) for p in paths]), [analysis] if analysis else [], texts, shown, spread_of(executor, scheduler))
 
 
 def _as_yaml(value: Any) -> str:
@@ -129,7 +139,13 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     return found
 
 
-def analyze_runs(paths: Sequence[Path], names: Sequence[str] = (), options: Sequence[str] = (), progress: Progress | None = None) -> list[Analysed]:
+def analyze_runs(
+    paths: Sequence[Path],
+    names: Sequence[str] = (),
+    options: Sequence[str] = (),
+    progress: Progress | None = None,
+    spread: Spread | None = None,
+) -> list[Analysed]:
     """Run analyses on runs; what is interrupted goes on with the same command.
 
     Parameters
@@ -137,6 +153,7 @@ def analyze_runs(paths: Sequence[Path], names: Sequence[str] = (), options: Sequ
     paths: run directories
     names: analyses; default: those of each run's experiment, else ``importance``
     options: ``option=value`` for all analyses that have it, or ``analysis.option=value``; the value is YAML
+    spread: the cluster that computes their parts; None for this process
 
     Raises
     ------
@@ -164,7 +181,7 @@ def analyze_runs(paths: Sequence[Path], names: Sequence[str] = (), options: Sequ
         if len(jobs) > 1:
             progress.note(f"{number + 1} of {len(jobs)}: {analysis.name} of {', '.join(str(r.path) for r in runs)}")
         try:
-            done.append(analyze_one(runs, analysis, progress))
+            done.append(analyze_one(runs, analysis, progress, spread=spread))
         except PluginError as error:
             if len(jobs) == 1:
                 raise
@@ -221,7 +238,9 @@ def _option(text: str) -> tuple[str | None, str, Any]:
     return (scope if dot else None), option, parse_yaml(value, f"-s {name}")[0]
 
 
-def analyze_one(runs: Sequence[Run], analysis: Analysis[Any], progress: Progress, home: Path | None = None) -> Analysed:
+def analyze_one(
+    runs: Sequence[Run], analysis: Analysis[Any], progress: Progress, home: Path | None = None, spread: Spread | None = None
+) -> Analysed:  # fmt: skip
     """Run one analysis and write what it returns below ``home`` (default: the first run, or what its checkpoints share)."""
     _check(runs, analysis)
     folder = (home or _home(runs)) / RESULTS / analysis.name
@@ -231,7 +250,8 @@ def analyze_one(runs: Sequence[Run], analysis: Analysis[Any], progress: Progress
     work.memory = int(getattr(options, "memory", 0) * 1e9) or work.memory
     work.threads = getattr(options, "threads", None) or work.threads
     progress.start(f"analysis {analysis.name}", 0, "")
-    result = _with_marked(analysed(analysis, runs, work), runs)
+    with spread_work(work, spread, runs, analysis) if spread else nullcontext(work) as work:
+        result = _with_marked(analysed(analysis, runs, work), runs)
     written = write_result(folder, result, about(analysis, runs), analysis)
     work.clear()
     progress.finish()

@@ -24,7 +24,8 @@ from codi_engine.store.files import write_durably
 
 #: what a computation leaves of its part: small named arrays
 Partial = Mapping[str, np.ndarray]
-_IDENTITY = "identity.json"
+#: what the partial results of an unfinished analysis belong to, beside them
+IDENTITY = "identity.json"
 T = TypeVar("T")
 
 
@@ -95,12 +96,12 @@ class Work:
             return
         text = json.dumps(identity, sort_keys=True, default=str)
         try:
-            known = self.folder / _IDENTITY
+            known = self.folder / IDENTITY
             if known.exists() and known.read_text(encoding="utf-8") == text:
                 return
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
-            write_durably(self.folder, _IDENTITY, text.encode())
+            write_durably(self.folder, IDENTITY, text.encode())
         except OSError as error:
             raise UserError(unwritten(self.folder, error)) from None
 
