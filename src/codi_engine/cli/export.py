@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import click
 
+from codi_engine.cli.places import RUN
+
 _DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.command()
-@click.argument("directory", metavar="RUN")
+@click.argument("directory", metavar="RUN", type=RUN)
 @click.option("--to", required=True, metavar="FORMAT", help="parquet, csv, jsonl, netcdf, npz or pt.")
 @click.option("--what", default="cells", show_default=True, help="cells, results, results/ANALYSIS, activations/SITE or all.")
 @click.option("-o", "--output", metavar="PATH", help="File, or folder for several. Default: named after the run, here.")

@@ -19,6 +19,7 @@ from codi_engine.cli.merge import merge
 from codi_engine.cli.new_plugin import new_plugin
 from codi_engine.cli.note import note
 from codi_engine.cli.pairs import pairs
+from codi_engine.cli.places import RUN, sending
 from codi_engine.cli.plot import plot
 from codi_engine.cli.plugins import plugins, problems
 from codi_engine.cli.report import report
@@ -60,7 +61,7 @@ def cli(context: click.Context) -> None:
 @click.argument("file", required=False, shell_complete=experiments)
 @_SET
 @_LIMIT
-@click.option("--output", metavar="DIR", help="Run directory; {date}, {name} and {seed} are filled in. Default: runs/{name}.")
+@click.option("--output", metavar="DIR", help="Run directory, or s3://BUCKET/NAME; {date}, {name} and {seed} are filled in. Default: runs/{name}.")
 @_DEVICE
 @_EXECUTOR
 @_SCHEDULER
@@ -171,7 +172,7 @@ def _plan(experiment: Experiment, output: str | None, options: dict[str, Any], q
 
 
 @cli.command()
-@click.argument("directory", metavar="RUN", shell_complete=runs)
+@click.argument("directory", metavar="RUN", type=RUN, shell_complete=runs)
 @_JSON
 @_DEBUG
 def status(directory: str, as_json: bool, debug: bool) -> None:
@@ -225,7 +226,7 @@ def check(file: str | None, overrides: tuple[str, ...], limit: int | None, devic
 
 
 @cli.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN... [NAME...]", shell_complete=runs_and_analyses)
+@click.argument("runs", nargs=-1, required=True, metavar="RUN... [NAME...]", type=RUN, shell_complete=runs_and_analyses)
 @click.option("-s", "--set", "options", multiple=True, metavar="[NAME.]OPTION=VALUE", help="An option of the analysis; the value is YAML.")
 @_EXECUTOR
 @_SCHEDULER
@@ -255,7 +256,7 @@ def analyze(runs: tuple[str, ...], options: tuple[str, ...], executor: str | Non
 
 
 @cli.command()
-@click.argument("directory")
+@click.argument("directory", type=RUN)
 @click.option("--targets", default=40, show_default=True, help="Patched features.")
 @click.option("--conditions", default=3, show_default=True, help="Conditions, one of them `baseline`.")
 @click.option("--examples", default=1, show_default=True, help="Prompts per condition.")
@@ -390,7 +391,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     try:
-        result = cli.main(args=given, prog_name="codi-engine", standalone_mode=False)
+        with sending():
+            result = cli.main(args=given, prog_name="codi-engine", standalone_mode=False)
         return int(result or 0)
     except click.ClickException as error:
         _say(f"error: {_usage(error)}")

@@ -6,9 +6,11 @@ import sys
 
 import click
 
+from codi_engine.cli.places import RUN
+
 
 @click.command()
-@click.argument("directory", metavar="RUN")
+@click.argument("directory", metavar="RUN", type=RUN)
 @click.argument("words", nargs=-1, metavar="[TEXT]")
 @click.option("--edit", is_flag=True, help="Write the note in $EDITOR.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

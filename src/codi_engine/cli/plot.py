@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from codi_engine.cli.places import RUN
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -15,7 +17,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.command()
-@click.argument("directory", metavar="RUN")
+@click.argument("directory", metavar="RUN", type=RUN)
 @click.argument("figure", required=False)
 @click.option("--format", "kind", type=click.Choice(["pdf", "svg", "png"]), help="Default: by the ending of -o, else pdf.")
 @click.option("--dpi", type=click.IntRange(20, 2400), default=200, show_default=True, help="Of PNG.")

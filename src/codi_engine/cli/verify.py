@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from codi_engine.cli.completion import runs as known_runs
+from codi_engine.cli.places import RUN
 
 if TYPE_CHECKING:
     from codi_engine.store.verifying import Finding
@@ -20,7 +21,7 @@ DAMAGED = 2
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...", shell_complete=known_runs)
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=RUN, shell_complete=known_runs)
 @_JSON
 @_QUIET
 @_DEBUG
@@ -75,7 +76,7 @@ def _conclude(directory: str, found: list[Finding]) -> None:
 
 
 @click.command()
-@click.argument("directory", metavar="RUN", shell_complete=known_runs)
+@click.argument("directory", metavar="RUN", type=RUN, shell_complete=known_runs)
 @click.option("--replace", is_flag=True, help="Take what this machine gives where that is not bit for bit what was there, and say how far off it is.")
 @click.option("--device", help="Where the model is loaded. Default: as the experiment says.")
 @_QUIET

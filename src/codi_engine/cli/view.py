@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from codi_engine.cli.places import RUN
+
 
 @click.command()
-@click.argument("directory", metavar="RUN")
+@click.argument("directory", metavar="RUN", type=RUN)
 @click.option("--port", type=click.IntRange(0, 65535), default=8731, show_default=True, help="Of this machine (127.0.0.1); 0 takes any free one.")
 @click.option("--open", "opened", is_flag=True, help="Open it in the browser.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the address alone.")

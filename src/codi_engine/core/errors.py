@@ -24,6 +24,7 @@ from pathlib import Path
 
 from codi_engine.core.text import short
 from codi_engine.store.errors import meaning
+from codi_engine.store.shown import named
 
 #: characters of a line of a message; the command line shows fewer
 LONGEST = 3_000
@@ -37,7 +38,7 @@ class UserError(CodiEngineError):
     """The input is wrong: the message names file, field and remedy in one or two lines; what it quotes of the input is cut."""
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(short(str(message), LONGEST))
+        super().__init__(short(named(str(message)), LONGEST))
 
 
 class DifferentRun(UserError):

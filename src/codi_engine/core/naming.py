@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from codi_engine.core.errors import UserError
+from codi_engine.store.connecting import is_url
 
 #: what no file can be called on Windows, whatever comes after a dot
 RESERVED = frozenset({"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))})
@@ -31,6 +32,7 @@ def filled_path(template: str, values: Mapping[str, object], where: str) -> Path
     Raises
     ------
     UserError: another field, no path at all, or one longer than systems take
+    StoreError: a URL that names no place at an object store
     """
 
     def fill(match: re.Match[str]) -> str:
@@ -44,6 +46,10 @@ def filled_path(template: str, values: Mapping[str, object], where: str) -> Path
     text = _FIELD.sub(fill, template)
     if "\0" in text:
         raise UserError(f"{where}: holds a NUL character, which no path has; remove it")
+    if is_url(text):
+        from codi_engine.store.remote import folder_of
+
+        return folder_of(text)
     path = Path(text)
     longest = max((len(part.encode("utf-8", "surrogatepass")) for part in path.parts), default=0)
     if longest > LONGEST_PART:

@@ -9,6 +9,8 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from codi_engine.store.shown import named
+
 #: marks on one letter; the alphabets of the world need fewer
 MARKS = 8
 #: at the beginning of a CSV field a spreadsheet takes what follows for a formula, after spaces and line ends too
@@ -26,7 +28,7 @@ def neutral(text: object) -> str:
 
     Of more than :data:`MARKS` marks on one letter the rest is counted: ``⟨52 marks⟩``.
     """
-    return shown_as(str(text), _code)
+    return shown_as(named(str(text)), _code)
 
 
 def shown_as(text: str, sign: Callable[[str], str]) -> str:
@@ -85,7 +87,7 @@ def markdown(text: object) -> str:
 
 def json_shown(value: Any, indent: int | None = 2) -> str:
     """Return JSON for a terminal or a file: other alphabets as they are, characters that act or hide as escapes, no NaN (null)."""
-    text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False, default=str)
+    text = named(json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False, default=str))
     if text.isascii() and "\x7f" not in text:
         return text
     calm = _FLOOD.sub(lambda found: "".join(json.dumps(c)[1:-1] if unicodedata.category(c)[0] == "M" else c for c in found[0]), text)

@@ -53,8 +53,9 @@ def open_one(path: str | Path) -> Run:
     from codi_engine.core.planning.checkpoints import runs_below
     from codi_engine.core.runs.results import open_run
     from codi_engine.store.layout import LEDGER
+    from codi_engine.store.mirror import place
 
-    root = Path(path)
+    root = place(path)
     below = [] if (root / LEDGER).is_file() or not root.is_dir() else [p.name for p in runs_below(root)]
     if below:
         shown = ", ".join(below[:6]) + (", …" if len(below) > 6 else "")

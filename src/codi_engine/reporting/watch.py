@@ -17,7 +17,7 @@ from codi_engine.core.watching.eventlog import EVENTS
 from codi_engine.core.watching.status import LATEST, SHOWN, Status, status_of
 from codi_engine.reporting.text import visible
 from codi_engine.store.layout import LEDGER, LOCK, PROVENANCE, RESULTS
-from codi_engine.store.lock import holder
+from codi_engine.store.lease import written_by
 
 #: bytes of the end of a run's log that are read
 _TAIL = 64_000
@@ -56,7 +56,7 @@ class Watch:
 
     def _refresh(self) -> None:
         stamps = [_stamp(self.path / name) for name in (LEDGER, PROVENANCE, LOCK, EVENTS)]
-        seen = (*stamps, holder(self.path / LOCK))
+        seen = (*stamps, written_by(self.path))
         if seen == self._seen:
             return
         try:

@@ -8,6 +8,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from codi_engine.store.shown import named
+
 
 def repairing(run: Path) -> str:
     """Return the command that mends a damaged run, as it can be typed."""
@@ -16,6 +18,9 @@ def repairing(run: Path) -> str:
 
 class StoreError(Exception):
     """Data on disk are missing, damaged, foreign, or cannot be written; one or two lines that name the file."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(named(str(message)))
 
 
 class IdentityMismatch(StoreError):

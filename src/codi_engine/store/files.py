@@ -19,6 +19,8 @@ from codi_engine.store.codec import Part, check, decode, in_place, plain_size
 from codi_engine.store.errors import StoreError
 from codi_engine.store.layout import COPIES, DATA, PARTIAL, TEXTS, ArraySpec, unit_of
 from codi_engine.store.ledger import sync_directory
+from codi_engine.store.objects import objects_at
+from codi_engine.store.remote import Remote, remote_at
 
 Facts = dict[str, Any]
 T = TypeVar("T")
@@ -50,6 +52,28 @@ class Batch:
 
     def finish(self) -> dict[str, Facts]:
         """Make everything durable, give the files their names, and return their facts."""
+        remote = remote_at(self.root)
+        return self._finish_here() if remote is None else self._finish_at(remote)
+
+    def _finish_at(self, remote: Remote) -> dict[str, Facts]:
+        """Send everything, and keep what is small in the folder too."""
+
+        def send(name: str) -> Facts:
+            return remote.send(name, self._parts[name] if unit_of(name) else self._kept(name))
+
+        names = list(self._parts)
+        found = dict(zip(names, self._each(send, names), strict=True))
+        self._parts = {name: parts for name, parts in self._parts.items() if unit_of(name) is None}
+        if self._parts:
+            self._finish_here()
+        return found
+
+    def _kept(self, name: str) -> list[Part]:
+        """Return a file's pieces, made once."""
+        self._parts[name] = parts = list(self._parts[name])
+        return parts
+
+    def _finish_here(self) -> dict[str, Facts]:
         paths = {name: self.root / name for name in self._parts}
         for folder in sorted({path.parent for path in paths.values()}):
             self._make(folder)
@@ -215,6 +239,7 @@ class CheckedFiles:
 
     def __init__(self, root: Path, full: bool = True) -> None:
         self.root, self.full = root, full
+        self.objects = objects_at(root)
         self._seen: set[str] = set()
 
     def read(self, name: str, stated: Mapping[str, Any]) -> bytes:
@@ -225,12 +250,17 @@ class CheckedFiles:
         StoreError: the file is missing, truncated or damaged; the message names it
         """
         full = self.full and name not in self._seen
-        data = read_file(self.root, name, stated["size"])
+        data = self._bytes(name, stated["size"])
         problem = difference(data, stated, full)
         if problem:
             raise StoreError(f"{self.root / name}: {problem}")
         self._seen.add(name)
         return data
+
+    def _bytes(self, name: str, size: int) -> bytes:
+        if self.objects is not None and self.objects.holds(name):
+            return self.objects.read(name, size)
+        return read_file(self.root, name, size)
 
     def size(self, name: str, stated: Mapping[str, Any]) -> int:
         """Return a file's size after comparing it with what is stated, before room is made for its content.
@@ -239,6 +269,8 @@ class CheckedFiles:
         ------
         StoreError: the file is missing, of another size, or no regular file
         """
+        if self.objects is not None and self.objects.holds(name):
+            return self.objects.size(name, stated["size"])
         return _size(self.root / name, stated["size"])
 
     def read_array(self, name: str, stated: Mapping[str, Any], buffer: np.ndarray) -> np.ndarray:
@@ -285,6 +317,9 @@ class CheckedFiles:
         return b""
 
     def _fill(self, name: str, stated: Mapping[str, Any], places: Sequence[memoryview]) -> None:
+        if self.objects is not None and self.objects.holds(name):
+            self.objects.fill(name, stated["size"], places)
+            return
         path = self.root / name
         size = self.size(name, stated)
         try:

@@ -20,7 +20,8 @@ from typing import Any, Literal
 from codi_engine.store.errors import StoreError, repairing
 from codi_engine.store.layout import LEDGER_COPY, PARTIAL
 
-_START = hashlib.sha256(b"codi-engine ledger").hexdigest()
+#: what the first line's chain goes on from
+START = hashlib.sha256(b"codi-engine ledger").hexdigest()
 _BEFORE, _AFTER = ',"chain":"', '"}'
 _SUFFIX = len(_BEFORE) + 64 + len(_AFTER)
 
@@ -81,7 +82,7 @@ def lines_of(raw: bytes) -> Iterator[tuple[int, bytes, bool]]:
 
 def parse_lines(raw: bytes) -> Content:
     """Read lines up to the first that is not what was written; the content is torn when there is such a line."""
-    found = Content([], _START, 0, False)
+    found = Content([], START, 0, False)
     for start, line, ended in lines_of(raw):
         parsed = _parse(line, found.chain) if ended else None
         if parsed is None:
@@ -91,6 +92,12 @@ def parse_lines(raw: bytes) -> Content:
         found.records.append(record)
         found.size = start + len(line) + 1
     return found
+
+
+def next_chain(line: bytes, chain: str) -> str:
+    """Return the chain after a line with its end; empty where the line does not go on from ``chain``."""
+    parsed = _parse(line[:-1], chain) if line.endswith(b"\n") else None
+    return "" if parsed is None else parsed[1]
 
 
 def read_ledger(path: Path) -> Content:
@@ -108,7 +115,7 @@ def read_ledger(path: Path) -> Content:
     if raw is None:
         if copied:
             raise StoreError(f"{path}: is missing; {repairing(path.parent)} restores it from its copy")
-        return Content([], _START, 0, False)
+        return Content([], START, 0, False)
     found = parse_lines(raw)
     if found.torn and (raw.find(b"\n", found.size) not in (-1, len(raw) - 1) or _goes_on(copied, found)):
         raise StoreError(f"{path}: line {len(found.records) + 1} of the ledger is damaged; {repairing(path.parent)} restores it")
@@ -156,7 +163,7 @@ def salvage(path: Path) -> Salvaged:
     """Read a ledger as far as it and its copy allow; nothing is raised for damage, nor for a ledger that is not there."""
     copy = _bytes(path.parent / LEDGER_COPY)
     raw = _bytes(path)
-    content = Content([], _START, 0, False)
+    content = Content([], START, 0, False)
     whole = bytearray()
     while True:
         parsed, line = None, b""
@@ -240,6 +247,7 @@ class Ledger:
         """
         body = canonical(record)
         line, chain = _line(self._chain, body)
+        self._precede(line)
         new = not self._size  # one that has vanished since is not begun anew: opening it fails
         with self.path.open("w+b" if new else "r+b") as file:
             try:
@@ -257,6 +265,9 @@ class Ledger:
         self._chain, self._size = chain, self._size + len(line)
         self._append_copy(line, at)
         return dict(json.loads(body))
+
+    def _precede(self, line: bytes) -> None:
+        """What has to be done before a line is written: nothing, where the file is all there is."""
 
     def _append_copy(self, line: bytes, at: int) -> None:
         """Let the copy follow; it needs no fsync, since the next writer completes it."""

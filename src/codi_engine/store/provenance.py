@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ from typing import Any
 from codi_engine.store.errors import StoreError, repairing
 from codi_engine.store.files import write_durably
 from codi_engine.store.layout import PARTIAL, PROVENANCE, PROVENANCE_COPY
+from codi_engine.store.remote import remote_at
 
 _KEY = "checksum"
 
@@ -104,6 +106,9 @@ def mend_provenance(root: Path, provenance: Mapping[str, Any]) -> None:
 
 def _write_copy(root: Path, data: bytes) -> None:
     copy = root / PROVENANCE_COPY
+    if (remote := remote_at(root)) is not None:
+        with contextlib.suppress(StoreError):  # the next writer completes it
+            remote.put(PROVENANCE_COPY, data)
     try:
         copy.parent.mkdir(exist_ok=True)
         part = copy.with_name(copy.name + PARTIAL)

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from codi_engine.store.auditing import mend_ledger
 from codi_engine.store.contained import check_contained
 from codi_engine.store.errors import refused
 from codi_engine.store.files import write_durably
-from codi_engine.store.layout import LEDGER, LEDGER_COPY, LOCK, PROVENANCE, PROVENANCE_COPY
-from codi_engine.store.lock import RunLock
+from codi_engine.store.layout import LEDGER, LEDGER_COPY, PROVENANCE, PROVENANCE_COPY
+from codi_engine.store.lease import hold
 from codi_engine.store.provenance import provenance_problem
+from codi_engine.store.remote import remote_at
 from codi_engine.store.verifying import Finding, Verifier
 from codi_engine.store.writer import Content, RunWriter
 
@@ -110,7 +112,7 @@ def _opened(root: Path) -> RunWriter:
 def _restore(root: Path) -> Repaired:
     """Bring ledger and provenance back; what they held and nothing can restore is kept under another name first."""
     done = Repaired(root)
-    lock = RunLock(root / LOCK)
+    lock = hold(root)
     try:
         ledger = Verifier(root).ledger
         if ledger.problem:
@@ -119,6 +121,8 @@ def _restore(root: Path) -> Repaired:
             write_durably(root, LEDGER, ledger.raw)
             if not ledger.lost:
                 done.restored.append(LEDGER)
+        if (remote := remote_at(root)) is not None:
+            done.restored += mend_ledger(remote, ledger.raw)
         if not _whole(root / PROVENANCE):
             copy = root / PROVENANCE_COPY
             if _whole(copy):

@@ -16,10 +16,13 @@ from typing import Any, Literal
 from codi_engine.store.errors import StoreError
 from codi_engine.store.files import DAMAGED
 from codi_engine.store.layout import COPIES, DATA, LEDGER, LEDGER_COPY, LOCK, PARTIAL, PROVENANCE, PROVENANCE_COPY, TEXTS, text_file, unit_of, waiting_unit
+from codi_engine.store.lease import written_by
 from codi_engine.store.ledger import Salvaged, salvage
 from codi_engine.store.lock import holder
+from codi_engine.store.objects import objects_at
 from codi_engine.store.outbox import LOCKED, Outbox, owners
 from codi_engine.store.provenance import provenance_problem
+from codi_engine.store.remote import remote_at
 from codi_engine.store.state import State
 
 Kind = Literal["damaged", "missing", "truncated", "foreign", "interrupted", "changed", "absent"]
@@ -82,7 +85,8 @@ class Verifier:
 
     def __init__(self, root: Path, seen: Callable[[int], None] | None = None) -> None:
         self.root, self._seen = root, seen or (lambda _: None)
-        self.written = holder(root / LOCK) is not None
+        self._objects = objects_at(root)
+        self.written = written_by(root) is not None
         self.ledger: Salvaged = salvage(root / LEDGER)
         if not self.ledger.content.records:
             there = (root / LEDGER).exists()
@@ -184,6 +188,8 @@ class Verifier:
 
     def _compare(self, name: str, stated: Mapping[str, Any]) -> tuple[Kind, str] | None:
         """Say how a file differs from what was written; None when it does not."""
+        if self._objects is not None and self._objects.holds(name):
+            return self._objects.compare(name, stated)
         path = self.root / name
         try:
             found = os.stat(path)
@@ -213,6 +219,7 @@ class Verifier:
                     yield Finding(name, "foreign", "is foreign: no plan and no unit wrote it")
                 elif not self.written:
                     yield Finding(name, "interrupted", "was left by a writer that was interrupted")
+        yield from self._other_objects()
         yield from self._outbox()
         if (self.root / LOCK).exists() and not self.written:
             yield Finding(LOCK, "interrupted", "was left by a process that has ended")
@@ -236,6 +243,16 @@ class Verifier:
                 yield Finding(name, "foreign", "is foreign: no process that computes units made it")
             elif holder(path / LOCK if private else path) is None:
                 yield Finding(name, "interrupted", "was left by a process that has ended")
+
+    def _other_objects(self) -> Iterator[Finding]:
+        """Look at the objects of a run elsewhere that are no small files of its folder here."""
+        remote = remote_at(self.root)
+        if remote is None or self.written:
+            return
+        from codi_engine.store.auditing import ledger_objects, unvouched
+
+        for name, kind, problem in (*ledger_objects(remote, self.ledger.raw), *unvouched(remote, self._known, self._left)):
+            yield Finding(name, kind, problem)
 
     @cached_property
     def _known(self) -> set[str]:

@@ -17,12 +17,16 @@ from codi_engine.store.codec import encode
 from codi_engine.store.contained import check_contained
 from codi_engine.store.errors import IdentityMismatch, StoreError, refused, vanished
 from codi_engine.store.files import Batch, CheckedFiles, clean_leftovers, difference, facts, read_file
-from codi_engine.store.layout import LEDGER, LEDGER_COPY, LOCK, OUTBOX, ArraySpec, text_file, waiting_folder
+from codi_engine.store.layout import LEDGER, LEDGER_COPY, ArraySpec, text_file, waiting_folder
+from codi_engine.store.lease import Hold, hold
 from codi_engine.store.ledger import Ledger, canonical, sync_directory
+from codi_engine.store.lines import ledger_at
 from codi_engine.store.lock import RunLock
+from codi_engine.store.mirror import occupants, pull
 from codi_engine.store.outbox import Receipt, check_adoptable
 from codi_engine.store.provenance import mend_provenance, read_provenance, write_provenance
 from codi_engine.store.reader import read_rows
+from codi_engine.store.remote import remote_at
 from codi_engine.store.state import FORMAT, State, differences
 from codi_engine.store.texts import encode_texts
 from codi_engine.store.unitfiles import check_unit, unit_record, write_unit
@@ -50,7 +54,7 @@ class RunWriter:
     provenance: what ``provenance.json`` says or will say
     """
 
-    def __init__(self, path: Path, lock: RunLock, ledger: Ledger, state: State, made: Sequence[Path]) -> None:
+    def __init__(self, path: Path, lock: RunLock | Hold, ledger: Ledger, state: State, made: Sequence[Path]) -> None:
         self.path, self._lock, self._ledger, self._state, self._made = path, lock, ledger, state, made
         self.experiment = state.experiment
         self.provenance: dict[str, Any] = {}
@@ -89,7 +93,9 @@ class RunWriter:
         try:
             made = _make(root)
             check_contained(root)  # before the lock, which is a file in it
-            lock = RunLock(root / LOCK)
+            lock = hold(root)
+            if (remote := remote_at(root)) is not None:
+                pull(remote, writing=True)
             writer = cls._opened(root, lock, made, {"identity": identity, "unit_cells": unit_cells})
             writer.experiment = experiment
             writer.provenance = read_provenance(root) or dict(provenance)
@@ -103,15 +109,15 @@ class RunWriter:
             raise
 
     @classmethod
-    def _opened(cls, root: Path, lock: RunLock, made: Sequence[Path], head: Mapping[str, Any]) -> RunWriter:
-        others = [p.name for p in root.iterdir() if p.name not in (LOCK, OUTBOX)]
+    def _opened(cls, root: Path, lock: RunLock | Hold, made: Sequence[Path], head: Mapping[str, Any]) -> RunWriter:
+        others = occupants(root)
         if others and LEDGER not in others and not (root / LEDGER_COPY).exists():
             raise StoreError(f"{root}: is not empty and holds no run; give another output directory")
         if head["unit_cells"] < 1:
             raise StoreError(f"unit_cells must be at least 1; got {head['unit_cells']}")
         identity = json.loads(canonical(head["identity"]))
         read_provenance(root)  # its damage is said before anything is mended
-        ledger = Ledger(root / LEDGER)
+        ledger = ledger_at(root)
         if ledger.empty:
             return cls(root, lock, ledger, State(head["unit_cells"], identity), made)
         state = State.of(ledger.taken(), str(root))
@@ -333,9 +339,14 @@ class RunWriter:
             kept = {k: v for k, v in record.items() if k not in ("note", "files")}
             note = {"note": dict(content.note)} if content.note else {}
             self._state.add(self._ledger.append({**kept, "rows": rows, "files": written, "again": True, **note}))
-            for name in stated.keys() - written.keys():
-                (self.path / name).unlink(missing_ok=True)
+            self._remove(stated.keys() - written.keys())
         return changed
+
+    def _remove(self, names: Collection[str]) -> None:
+        if (remote := remote_at(self.path)) is not None:
+            remote.delete(sorted(names))
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
 
     def _difference(self, name: str, unit: int, values: np.ndarray) -> float:
         """Compare an array's new values with those on disk, as far as these can be read."""
@@ -404,7 +415,7 @@ def _sync_above(root: Path) -> None:
                 return
 
 
-def _undo(root: Path, lock: RunLock | None, made: Sequence[Path]) -> None:
+def _undo(root: Path, lock: RunLock | Hold | None, made: Sequence[Path]) -> None:
     if lock is not None:
         lock.release()
     for folder in made:

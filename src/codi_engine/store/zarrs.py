@@ -100,12 +100,19 @@ class CheckedStore(Store):
             return None
         bounds = _bounds(part, stated["size"])
         if part is not None and (self.verify == "size" or key in self._whole):
-            cut = _part(self.root / key, stated["size"], bounds)
+            cut = self._part(key, stated["size"], bounds)
             if cut is not None:
                 return cut
         data = self._files.read(key, stated)  # raises what is wrong with the file
         self._whole.add(key)
         return data[bounds]
+
+    def _part(self, key: str, size: int, bounds: slice) -> bytes | None:
+        objects = self._files.objects
+        if objects is None:
+            return _part(self.root / key, size, bounds)
+        length = min(bounds.stop, size) - bounds.start
+        return bytes(objects.piece(key, size, bounds.start, length)) if length > 0 else b""
 
     async def exists(self, key: str) -> bool:
         """Say whether the table names the key; its file may be damaged, which reading it says."""

@@ -18,7 +18,10 @@ from codi_engine.core.planning.machine import Preparing
 from codi_engine.core.progress import Progress
 from codi_engine.core.running.reuse import expected
 from codi_engine.core.running.stopping import Stopping, listening
+from codi_engine.core.runs.places import refuse_remote
 from codi_engine.core.watching.disk import free_bytes, free_text
+from codi_engine.store.mirror import published
+from codi_engine.store.shown import named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +64,7 @@ class Finished:
 
     def __repr__(self) -> str:
         said = "" if self.passed else ", a check failed"
-        return f"<finished '{self.path}': {self.cells:,} cells ({self.new_cells:,} new), analyses {', '.join(self.summaries) or 'none'}{said}>"
+        return f"<finished '{named(str(self.path))}': {self.cells:,} cells ({self.new_cells:,} new), analyses {', '.join(self.summaries) or 'none'}{said}>"
 
     def _repr_html_(self) -> str:
         from codi_engine.core.runs.notebook import finished_html
@@ -280,7 +283,11 @@ def run_experiment(
         raise UserError(f"{experiment.source}: has checkpoints, each a run of its own: give each an experiment file of its own to compute it in shards")
     with listening(progress.note) as stopping:
         if experiment.checkpoints is None:
-            return _run(experiment, path, limit, device, progress, stopping, share, spread)
+            if share is not None or spread is not None:
+                refuse_remote(path, "what --shard and --executor leave in the outbox of a run")
+            with published(path):
+                return _run(experiment, path, limit, device, progress, stopping, share, spread)
+        refuse_remote(path, "an experiment with checkpoints, which makes several runs")
         from codi_engine.core.planning.checkpoints import run_checkpoints
 
         return run_checkpoints(experiment, path, limit=limit, device=device, progress=progress, spread=spread)

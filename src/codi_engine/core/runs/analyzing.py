@@ -28,6 +28,8 @@ from codi_engine.store.contained import check_contained
 from codi_engine.store.errors import unwritten
 from codi_engine.store.files import write_durably
 from codi_engine.store.layout import LEDGER, RESULTS
+from codi_engine.store.mirror import place, published
+from codi_engine.store.shown import named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +58,7 @@ class Analysed:
 
     def __repr__(self) -> str:
         parts = [f"{kind} {', '.join(found)}" for kind, found in (("tables", self.tables), ("figures", self.figures)) if found]
-        return f"<analysis '{self.name}' in '{self.folder}'{': ' if parts else ''}{'; '.join(parts)}>"
+        return f"<analysis '{self.name}' in '{named(str(self.folder))}'{': ' if parts else ''}{'; '.join(parts)}>"
 
 
 def analyze(
@@ -72,7 +74,7 @@ def analyze(
 
     Parameters
     ----------
-    runs: run directories (patterns such as ``runs/*`` too) or opened runs
+    runs: run directories (patterns such as ``runs/*`` too), URLs (``s3://bucket/name``) or opened runs
     analysis: its name; default: those of each run's experiment
     progress: where it is shown; default: a bar in a terminal or a notebook
     executor: ``dask`` computes parts in the workers of a cluster: of this machine, or of the ``scheduler`` at an address
@@ -83,9 +85,9 @@ def analyze(
     UserError: no such run or analysis, bad options, or what the analysis lacks
     """
     given = [runs] if isinstance(runs, (str, Path)) or not isinstance(runs, Sequence) else list(runs)
-    paths = [Path(r) if isinstance(r, (str, Path)) else r.path for r in given]
+    paths = [place(r) if isinstance(r, (str, Path)) else r.path for r in given]
     texts = [f"{k}={_as_yaml(v)}" for k, v in options.items()]
-    with ending(progress or usual()) as shown:
+    with ending(progress or usual()) as shown, published():
         return analyze_runs(expand([str(p) for p in paths]), [analysis] if analysis else [], texts, shown, spread_of(executor, scheduler))
 
 

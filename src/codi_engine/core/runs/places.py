@@ -7,6 +7,7 @@ from pathlib import Path
 
 from codi_engine.core.errors import UserError
 from codi_engine.store.layout import LEDGER, LOCK
+from codi_engine.store.remote import remote_at
 
 
 def no_run(path: str | Path) -> UserError:
@@ -19,6 +20,17 @@ def no_run(path: str | Path) -> UserError:
     if place.is_dir() and any(place.glob(f"*/{LEDGER}")):
         return UserError(f"{place}: holds no run itself; `codi-engine ls {place}` lists those below it")
     return UserError(f"{place}: holds no run (there is no ledger); {similar(place) or '`codi-engine ls` lists the runs in runs/'}")
+
+
+def refuse_remote(path: Path, what: str) -> None:
+    """Refuse what runs at object stores cannot do.
+
+    Raises
+    ------
+    UserError: the run directory stands for one
+    """
+    if remote_at(path) is not None:
+        raise UserError(f"{path}: an object store cannot hold {what}; give a directory")
 
 
 def similar(path: Path) -> str:

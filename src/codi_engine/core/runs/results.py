@@ -16,9 +16,12 @@ from codi_engine.core.runs.places import no_run
 from codi_engine.core.runs.stored import StoredResult, stored_results
 from codi_engine.core.sites import parse_site
 from codi_engine.core.watching.notes import Note, notes_of
+from codi_engine.store.connecting import is_url
 from codi_engine.store.errors import StoreError
 from codi_engine.store.layout import EXPERIMENT, LEDGER
+from codi_engine.store.mirror import place
 from codi_engine.store.reader import RunReader
+from codi_engine.store.shown import named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,17 +35,20 @@ _FIRST = ("example", "condition", "variant")
 
 
 def open_run(path: str | Path) -> Run:
-    """Open a run directory.
+    """Open a run: its directory, or its URL at an object store (``s3://bucket/name``).
 
     Raises
     ------
     UserError: no run there
     """
     try:
+        path = place(path)
         return Run(path)
     except StoreError as error:
         from codi_engine.core.planning.checkpoints import runs_below
 
+        if isinstance(path, str) and is_url(path):  # no such address, or nobody answers
+            raise UserError(str(error)) from None
         found = [p.name for p in runs_below(Path(path))]
         if found:
             raise UserError(f"{path}: holds the runs {', '.join(found[:6])}{', …' if len(found) > 6 else ''}; open_runs opens all of them") from None
@@ -59,7 +65,7 @@ class Run:
         self.store = RunReader(path)
 
     def __repr__(self) -> str:
-        return f"<run '{self.path}': {len(self.cells):,} cells, {', '.join(self.metrics) or 'no metrics'}>"
+        return f"<run '{named(str(self.path))}': {len(self.cells):,} cells, {', '.join(self.metrics) or 'no metrics'}>"
 
     def _repr_html_(self) -> str:
         from codi_engine.core.runs.notebook import run_html

@@ -17,6 +17,7 @@ from codi_engine.core.runs.places import no_run
 from codi_engine.store.errors import StoreError
 from codi_engine.store.files import Facts, difference, facts, read_file, write_durably
 from codi_engine.store.layout import EXPERIMENT, LEDGER, RESULTS
+from codi_engine.store.shown import named
 from codi_engine.store.verifying import Finding
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def about(analysis: Analysis[Any], runs: Sequence[Run]) -> dict[str, Any]:
 
     return {
         "analysis": analysis.name, "options": analysis.options.model_dump(mode="json"), "version": __version__,
-        "runs": [{"path": str(run.path), "digest": run.digest} for run in runs], "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "runs": [{"path": named(str(run.path)), "digest": run.digest} for run in runs], "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "title": str(runs[0].experiment.get("name", "")),
     }  # fmt: skip
 

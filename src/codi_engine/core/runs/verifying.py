@@ -11,6 +11,8 @@ from codi_engine.core.runs.places import no_run
 from codi_engine.core.runs.stored import damaged_results
 from codi_engine.store.errors import StoreError
 from codi_engine.store.layout import EXPERIMENT, LEDGER, LEDGER_COPY
+from codi_engine.store.mirror import place, pull
+from codi_engine.store.remote import remote_at
 from codi_engine.store.verifying import Finding, Verifier
 
 
@@ -23,11 +25,13 @@ def verify_run(path: str | Path, progress: Progress | None = None) -> list[Findi
     ------
     UserError: not a run
     """
-    root, progress = Path(path), progress or Progress()
+    root, progress = place(path), progress or Progress()
     if not (root / LEDGER).exists() and not (root / LEDGER_COPY).exists():
         raise no_run(root)
     seen = _Bytes(progress)
     try:
+        if (remote := remote_at(root)) is not None:
+            pull(remote, fresh=True)
         verifier = Verifier(root, seen)
     except StoreError as error:
         return [Finding(LEDGER, "damaged", str(error).removeprefix(f"{root}: "))]

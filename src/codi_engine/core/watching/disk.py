@@ -11,6 +11,7 @@ from typing import Any
 from codi_engine.core.errors import Paused
 from codi_engine.core.planning.costs import size_text
 from codi_engine.core.plugin import Event
+from codi_engine.store.remote import remote_at
 
 #: share of a file system that is in use when it is worth a word
 FULL = 0.8
@@ -23,7 +24,9 @@ _BLOCK = 4096
 
 
 def free_bytes(path: Path) -> int | None:
-    """Return what is free on the file system that a path lies on, or will lie on; None where nobody knows."""
+    """Return what is free on the file system that a path lies on, or will lie on; None where nobody knows, and for an object store."""
+    if remote_at(path) is not None:
+        return None
     place = path.absolute()
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -54,6 +57,8 @@ class Room:
 
     def wrote(self, files: Mapping[str, Mapping[str, Any]]) -> None:
         """Take in a committed unit's files: the next unit may need as much."""
+        if remote_at(self.path) is not None:
+            return  # nothing of it lies on this disk
         self._largest = max(self._largest, sum(-(-int(f["size"]) // _BLOCK) * _BLOCK for f in files.values()))
 
     def check(self, done: int, of: int) -> None:
@@ -103,7 +108,7 @@ class DiskWatch:
             usage = shutil.disk_usage(self.path)
         except OSError:
             return []
-        needed = self.remaining()
+        needed = self.remaining() if remote_at(self.path) is None else 0
         share = usage.used / max(usage.used + usage.free, 1)  # as df says it: what only root may use is not counted
         facts = {"path": str(self.path), "free_bytes": usage.free, "used_share": round(share, 4), "remaining_bytes": needed}
         found = []

@@ -16,6 +16,7 @@ from codi_engine.core.watching.eventlog import EventLog, now
 from codi_engine.core.watching.observer import PATIENCE, SHORT, Observer
 from codi_engine.core.watching.tally import Tally
 from codi_engine.store.errors import StoreError
+from codi_engine.store.shown import named
 
 if TYPE_CHECKING:
     from codi_engine.core.plugins import Plugins
@@ -109,7 +110,7 @@ class Lifecycle:
 
     def analysed(self, name: str, result: AnalysisResult, folder: Path) -> None:
         """An analysis has written its results."""
-        self._write("analysed", name=name, folder=str(folder))
+        self._write("analysed", name=name, folder=named(str(folder)))
         self._tell("analysis_finished", path=self.path, name=name, result=result)
         self._trackers("analysed", name, folder)
 

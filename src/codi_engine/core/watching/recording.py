@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from codi_engine.core.planning.costs import Costs, StageCost, total_of
 from codi_engine.core.planning.machine import Preparing, peak_bytes, reset_peak
 from codi_engine.store.errors import StoreError
-from codi_engine.store.layout import LEDGER, LOCK
-from codi_engine.store.lock import RunLock
+from codi_engine.store.layout import LEDGER
+from codi_engine.store.lease import hold
 from codi_engine.store.provenance import read_provenance, write_provenance
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class Recorder:
         if self.estimate is None or not os.path.exists(path / LEDGER):  # False too where it may not be looked at
             return
         try:
-            lock = RunLock(path / LOCK)
+            lock = hold(path)
         except (StoreError, OSError):
             return
         try:

@@ -18,11 +18,14 @@ from codi_engine.core.running.shares import shards_alive
 from codi_engine.core.runs.places import no_run
 from codi_engine.core.watching.eventlog import read_events
 from codi_engine.core.watching.recording import actual_of, estimate_of, invocations_of
+from codi_engine.store.connecting import is_url
 from codi_engine.store.errors import StoreError
-from codi_engine.store.layout import EXPERIMENT, LEDGER, LOCK
+from codi_engine.store.layout import EXPERIMENT, LEDGER
+from codi_engine.store.lease import written_by
 from codi_engine.store.ledger import read_ledger
-from codi_engine.store.lock import holder
+from codi_engine.store.mirror import place
 from codi_engine.store.provenance import read_provenance
+from codi_engine.store.remote import remote_at
 from codi_engine.store.state import State
 
 #: events that `status` shows, and how many of them
@@ -107,8 +110,8 @@ def status_of(path: str | Path) -> Status:
     ------
     UserError: no run there, or a damaged ledger
     """
-    root = Path(path)
     try:
+        root = place(path)
         content = read_ledger(root / LEDGER) if not root.is_file() else None
         if content is None or not content.records:
             raise no_run(root)
@@ -117,7 +120,7 @@ def status_of(path: str | Path) -> Status:
     except StoreError as error:
         raise UserError(str(error)) from None
     shards = ", ".join(f"shard {name} ({owner})" for name, owner in shards_alive(root).items())
-    owner = shards or holder(root / LOCK)
+    owner = shards or written_by(root)
     invocations = invocations_of(provenance)
     units = _units(state)
     stages = [_timed(s, invocations) for s in _stages(state, units)]
@@ -130,7 +133,8 @@ def status_of(path: str | Path) -> Status:
     name, hypothesis = _named(state, root)
     return Status(
         root, name, word, stages, committed, (root / LEDGER).stat().st_mtime if state.committed else None, owner,
-        estimate_of(provenance), actual_of(provenance), len(invocations), finished, _size(root), seconds_left=left, hypothesis=hypothesis,
+        estimate_of(provenance), actual_of(provenance), len(invocations), finished, _size(root) + _elsewhere(root, state), seconds_left=left,
+        hypothesis=hypothesis,
         goes_on="" if done or units is None else command(root),
         nonfinite=in_words(state.committed),
     )  # fmt: skip
@@ -217,6 +221,13 @@ def _size(root: Path) -> int:
     return total
 
 
+def _elsewhere(root: Path, state: State) -> int:
+    """Return the bytes of shards and texts that lie at an object store."""
+    if remote_at(root) is None:
+        return 0
+    return sum(stated["size"] for record in state.committed.values() for stated in record["files"].values())
+
+
 def runs_in(directory: str | Path) -> list[Status]:
     """Return the status of every run in a directory and the folders below it; a damaged one says what is wrong.
 
@@ -224,6 +235,8 @@ def runs_in(directory: str | Path) -> list[Status]:
     ------
     UserError: no such directory
     """
+    if is_url(str(directory)):
+        raise UserError(f"{directory}: the runs at an object store are not listed; `codi-engine status s3://BUCKET/NAME` shows one")
     root = Path(directory)
     if not root.is_dir():
         raise UserError(f"{root}: is no directory; runs lie in runs/ unless --output says otherwise")
