@@ -134,7 +134,7 @@ def _late(self: BatchRun, edits: Any, place: int, tokens: int) -> Any:
 def _swapped(self: Stage, component: str, layer: int | None, flat: torch.Tensor) -> torch.Tensor | None:
     """Edit as many rows as planned at each site, but others: no total is another."""
     key = component if layer is None else f"{component}.{layer}"
-    waiting, rows = self.pending.get(key, []), flat.shape[0] // self.tokens
+    waiting, rows = self.pending.get(key, []), len(self.origin)
     self.pending[key] = [(np.flatnonzero(~np.isin(np.arange(rows), those))[: len(those)], *rest) for those, *rest in waiting]  # type: ignore[misc]
     return _edited(self, component, layer, flat)
 
