@@ -64,6 +64,17 @@ def content(run: Path) -> dict[str, bytes]:
     return {str(p.relative_to(run)): p.read_bytes() for p in found}
 
 
+def seen(monkeypatch: pytest.MonkeyPatch, kind: Any, tasks: list[Any]) -> None:
+    """Take note of every task that a worker of this process is given."""
+    do = kind.do
+
+    def noted(self: Any, task: Any) -> Any:
+        tasks.append(task)
+        return do(self, task)
+
+    monkeypatch.setattr(kind, "do", noted)
+
+
 # --------------------------------------------------------------------------------------------- the same
 
 
@@ -71,7 +82,7 @@ def test_an_analysis_in_workers_gives_the_same_tables(tmp_path: Path, scheduler:
     run = write_synthetic(SMALL, tmp_path / "run")
     other = shutil.copytree(run, tmp_path / "other")
     done: list[Any] = []
-    monkeypatch.setattr(analyses.Replay, "do", lambda self, task, do=analyses.Replay.do: (done.append(task), do(self, task))[1])
+    seen(monkeypatch, analyses.Replay, done)
     monkeypatch.setattr(Work, "piece", property(lambda self: 3_000))  # several parts of a small run
     analyze(run, "pathways")
     analyze(other, "pathways", executor="dask", scheduler=scheduler)
@@ -82,11 +93,12 @@ def test_an_analysis_in_workers_gives_the_same_tables(tmp_path: Path, scheduler:
 
 
 def test_units_in_workers_give_the_same_run(tmp_path: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[int] = []
-    monkeypatch.setattr(clustered.Station, "do", lambda self, task, do=clustered.Station.do: (made.append(task[0]), do(self, task))[1])
+    tasks: list[Any] = []
+    seen(monkeypatch, clustered.Station, tasks)
     monkeypatch.chdir(tmp_path)
     run_experiment(Experiment.from_dict(DEMO), "serial")
     run_experiment(Experiment.from_dict(DEMO), "spread", spread=Spread(scheduler))
+    made = [task[0] for task in tasks]
     assert sorted(made) == list(range(-1, len(made) - 1))  # the gate, and every unit once
     assert len(made) > 2
     assert content(Path("spread")) == content(Path("serial"))
@@ -173,7 +185,8 @@ def worker_pids(spread: clustered.Clustered) -> list[int]:
 def test_five_deaths_change_nothing_and_cost_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of two processes is killed five times; every unit that was finished is computed once."""
     monkeypatch.chdir(tmp_path)
-    experiment = {**DEMO, "data": {"plugin": "demo-pairs", "limit": 400}}
+    patch = {**DEMO["conditions"]["patch"], "sweep": {"layer": "all", "step": "all"}}
+    experiment = {**DEMO, "data": {"plugin": "demo-pairs", "limit": 400}, "conditions": {"patch": patch}}
     run_experiment(Experiment.from_dict(experiment), "serial")
     answered: Counter[int] = Counter()
     kills: list[int] = []
@@ -230,7 +243,7 @@ class Deadly:
 def test_a_task_that_kills_every_worker_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crews, "DEATHS", 3)
     with Cluster(Spread(), 1) as cluster:
-        crew = Crew(cluster, Common.of({}), Deadly, lambda _: (), welcome=lambda *_: None, say=str, doing=lambda task: f"computed unit {task}")
+        crew = Crew(cluster, Common.of({}), Deadly, lambda _: (), welcome=lambda *_: None, say=lambda _: None, doing=lambda task: f"computed unit {task}")
         crew.begin()
         crew.give(7)
         answers = (answer for _ in range(200) for answer in crew.answers())
@@ -244,7 +257,8 @@ def test_a_task_that_kills_every_worker_is_given_up(monkeypatch: pytest.MonkeyPa
 def test_an_analysis_in_two_processes_gives_the_same_tables(tmp_path: Path) -> None:
     run = write_synthetic(Synthetic(targets=40, examples=4, trials=10, features=400, words=40), tmp_path / "run")
     other = shutil.copytree(run, tmp_path / "other")
-    for name, options in (("pathways", {}), ("words", {"ngrams": 2})):  # pairs of words: the second stage needs what the first one found
+    settings: list[tuple[str, dict[str, Any]]] = [("pathways", {}), ("words", {"ngrams": 2})]
+    for name, options in settings:  # pairs of words: the second stage needs what the first one found
         analyze(run, name, memory=0.02, **options)
         analyze(other, name, memory=0.02, executor="dask", **options)
     assert tables(other) == tables(run)
