@@ -296,7 +296,7 @@ class RunWriter:
             except OSError as error:
                 raise refused(self.path, error) from None
             self._state.add(record)
-        forget(self.path, receipt.unit)
+        self._pool.submit(forget, self.path, receipt.unit)  # the unit is committed; what is left is removed meanwhile, or by the next writer
         return new
 
     def rewrite(self, unit: int, content: Content, files: Collection[str], replace: bool = False) -> float | None:

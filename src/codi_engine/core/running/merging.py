@@ -16,6 +16,7 @@ from codi_engine.core.running.generations import counted, units_of
 from codi_engine.core.running.inputs import in_words, recorded
 from codi_engine.core.running.origins import CODE, other_code
 from codi_engine.core.running.shares import shards_alive
+from codi_engine.core.runs.places import refuse_remote
 from codi_engine.core.watching.recording import KEY, invocations_of
 from codi_engine.core.watching.status import command
 from codi_engine.store.contained import check_contained
@@ -87,6 +88,8 @@ def merge_runs(path: str | Path, others: Sequence[str | Path] = (), note: Callab
     UserError: no run, a run of another experiment, plan, model, data or arithmetic, or one that is being computed
     StoreError: the run is being written, or is damaged; what was taken in stays
     """
+    for given in (path, *others):
+        refuse_remote(Path(given), "what shards leave in the outbox of a run")
     run = _Source.read(Path(path))
     if alive := shards_alive(run.path):
         name, owner = next(iter(alive.items()))

@@ -19,6 +19,7 @@ from codi_engine.core.returned import analysed, figures_of
 from codi_engine.core.running.marks import in_words
 from codi_engine.core.runs.clustered import spread_work
 from codi_engine.core.runs.drawing import json_safe, save, storable, style
+from codi_engine.core.runs.places import refuse_remote
 from codi_engine.core.runs.stored import SUMMARY, WRITING, about, write_about, written_files
 from codi_engine.core.runs.whole import whole_file
 from codi_engine.core.runs.work import Work
@@ -245,6 +246,8 @@ def analyze_one(
 ) -> Analysed:  # fmt: skip
     """Run one analysis and write what it returns below ``home`` (default: the first run, or what its checkpoints share)."""
     _check(runs, analysis)
+    for run in runs if spread else ():
+        refuse_remote(run.path, "what the workers of a cluster read and write; analyse it here, or copy it to a directory that all of them see")
     folder = (home or _home(runs)) / RESULTS / analysis.name
     check_contained(folder.parent.parent, folder)
     work = Work(folder=folder / _PARTIAL, progress=progress)

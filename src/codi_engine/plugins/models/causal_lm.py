@@ -15,7 +15,7 @@ from codi_engine.core.plugin import Model, Options
 from codi_engine.core.tensorfiles import check_torch
 from codi_engine.plugins.models.codi import Codi, CodiOptions
 from codi_engine.plugins.models.hf import DTYPES, describe, find, quiet, read_config, read_tokenizer, resolve_device, stop_ids, texts_of
-from codi_engine.plugins.models.weights import check_header, file_digest
+from codi_engine.plugins.models.weights import check_header, configured, file_digest
 
 
 class CausalLMOptions(Options):
@@ -111,7 +111,7 @@ class CausalLM(Model[CausalLMOptions]):
 
     def _digest(self, config: Any) -> str:
         place = Path(find(self.options.path, "model.path"))
-        labels = [config.to_dict(), self.options.model_dump(mode="json", exclude={"device", "path"})]
+        labels = [configured(config), self.options.model_dump(mode="json", exclude={"device", "path"})]
         if not place.is_dir():
             return file_digest(Path("/dev/null"), labels, self.options.path, getattr(config, "_commit_hash", None))
         files = sorted([*place.glob("*.safetensors"), *place.glob("*.bin")])

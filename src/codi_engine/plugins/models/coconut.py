@@ -16,7 +16,7 @@ from codi_engine.core.errors import UserError
 from codi_engine.core.model import ModelAdapter, ModelInfo
 from codi_engine.core.plugin import Model, Options
 from codi_engine.plugins.models.hf import DTYPES, cached, describe, download, empty_network, find, read_config, read_tokenizer, resolve_device, texts_of
-from codi_engine.plugins.models.weights import NAMES, file_digest, listed, read_weights, weight_file
+from codi_engine.plugins.models.weights import NAMES, configured, file_digest, listed, read_weights, weight_file
 
 #: added to the base tokenizer in this order
 TOKENS = ("<|start-latent|>", "<|end-latent|>", "<|latent|>")
@@ -141,7 +141,7 @@ class Coconut(Model[CoconutOptions]):
             encode=lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]),
             decode=lambda ids: str(tokenizer.decode([i for i in ids if i not in special], skip_special_tokens=True)),
             projection=_same if info.latents else None, answer_start=(end,) if marked else (), answer_prefix=self.options.answer_prefix,
-            stop_ids=(eos,), banned_ids_from=start if last else None, digest=file_digest(path, options, network.config.to_dict()),
+            stop_ids=(eos,), banned_ids_from=start if last else None, digest=file_digest(path, options, configured(network.config)),
             report=tuple(report),
         )  # fmt: skip
 

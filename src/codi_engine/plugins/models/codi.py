@@ -27,7 +27,7 @@ from codi_engine.plugins.models.hf import (
     stop_ids,
     texts_of,
 )
-from codi_engine.plugins.models.weights import file_digest, listed, read_weights, weight_file
+from codi_engine.plugins.models.weights import configured, file_digest, listed, read_weights, weight_file
 
 #: added after the base vocabulary: pad, bot, eot
 SPECIAL = 3
@@ -244,7 +244,7 @@ class Codi(Model[CodiOptions]):
             encode=lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]), decode=decode,
             projection=projection, answer_start=(eot,) if self.options.remove_eos else (eot, eos),
             answer_prefix=self.options.answer_prefix, stop_ids=stop_ids(config, eos), banned_ids_from=vocabulary,
-            digest=file_digest(path, options, config.to_dict()), report=tuple(report),
+            digest=file_digest(path, options, configured(config)), report=tuple(report),
         )  # fmt: skip
 
 

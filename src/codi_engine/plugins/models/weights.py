@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -90,6 +91,11 @@ def file_digest(path: Path, *labels: object) -> str:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def configured(config: Any) -> dict[str, Any]:
+    """Return a transformers configuration as plain values, without the path it was read from: a model that was moved is the same model."""
+    return {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
 
 
 def listed(items: list[str], most: int = 8) -> str:
