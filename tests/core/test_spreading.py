@@ -186,7 +186,8 @@ def test_five_deaths_change_nothing_and_cost_little(tmp_path: Path, monkeypatch:
     """One of two processes is killed five times; every unit that was finished is computed once."""
     monkeypatch.chdir(tmp_path)
     patch = {**DEMO["conditions"]["patch"], "sweep": {"layer": "all", "step": "all"}}
-    experiment = {**DEMO, "data": {"plugin": "demo-pairs", "limit": 400}, "conditions": {"patch": patch}}
+    back = {**patch, "intervention": {**patch["intervention"], "direction": "noise"}}
+    experiment = {**DEMO, "data": {"plugin": "demo-pairs", "limit": 400}, "conditions": {"there": patch, "back": back}}
     run_experiment(Experiment.from_dict(experiment), "serial")
     answered: Counter[int] = Counter()
     kills: list[int] = []
