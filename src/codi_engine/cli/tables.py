@@ -17,7 +17,7 @@ from codi_engine.core.text import json_shown
 if TYPE_CHECKING:
     import pandas as pd
 
-    from codi_engine.core.running.run import PlanSummary
+    from codi_engine.core.planning.summary import PlanSummary
     from codi_engine.core.watching.status import Status
 
 

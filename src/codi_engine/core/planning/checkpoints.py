@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from codi_engine.core.experiment import Experiment
+    from codi_engine.core.planning.summary import PlanSummary
     from codi_engine.core.plugin import Analysis
     from codi_engine.core.plugins import Plugins
-    from codi_engine.core.running.run import Finished, PlanSummary
+    from codi_engine.core.running.run import Finished
     from codi_engine.core.runs.results import Run
     from codi_engine.core.spreading.cluster import Spread
 

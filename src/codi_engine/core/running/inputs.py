@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.calling import calling
 from codi_engine.core.errors import CodiEngineError, DifferentRun, UserError
+from codi_engine.core.planning.conditions import build_intervention
 from codi_engine.core.planning.features import table_path
 from codi_engine.store.errors import StoreError
 from codi_engine.store.layout import EXPERIMENT, LEDGER
@@ -19,6 +20,7 @@ from codi_engine.store.state import State
 if TYPE_CHECKING:
     from codi_engine.core.experiment import Experiment
     from codi_engine.core.planning.conditions import Condition
+    from codi_engine.core.planning.plan import Plan
     from codi_engine.core.plugin import Model
     from codi_engine.core.plugins import Plugins
     from codi_engine.core.sae import SaeStore
@@ -243,3 +245,14 @@ def _absent(error: Exception) -> str:
 
 def _path(name: str) -> Path:
     return table_path(name.removeprefix(_TABLE)) if name.startswith(_TABLE) else Path(name.split(" ", 1)[1]).expanduser()
+
+
+def pooled(plan: Plan, plugins: Plugins) -> str | None:
+    """Name what takes values of all examples, not of its own alone: there another data file is another experiment."""
+    found = next((c.name for c in plan.conditions if c.differences or c.plugin.needs_scale or _draws(c, plugins)), None)
+    return found or ("unusual" if plan.natural else None)
+
+
+def _draws(condition: Condition, plugins: Plugins) -> bool:
+    probe = build_intervention(plugins, condition.plugin, condition.first_options, "", "")
+    return probe.source in ("donor", "mean", "mean_over_steps") or condition.control == "shuffled"

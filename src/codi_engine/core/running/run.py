@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from codi_engine.core.errors import DifferentRun, PluginError, Stopped, UserError
 from codi_engine.core.naming import filled_path
-from codi_engine.core.planning.controls import control_of, in_words
-from codi_engine.core.planning.costs import Costs, money_text, size_text, time_text
+from codi_engine.core.planning.costs import Costs, time_text
 from codi_engine.core.planning.machine import Preparing
+from codi_engine.core.planning.summary import PlanSummary
 from codi_engine.core.progress import Progress
 from codi_engine.core.running.reuse import expected
 from codi_engine.core.running.stopping import Stopping, listening
 from codi_engine.core.runs.places import refuse_remote
-from codi_engine.core.watching.disk import free_bytes, free_text
 from codi_engine.store.mirror import published
 from codi_engine.store.shown import named
 
@@ -101,90 +99,6 @@ class Finished:
         return open_run(self.path)
 
 
-@dataclass(frozen=True)
-class PlanSummary:
-    """What a run would compute and cost, known without loading any weight (``costs``: estimated, or timed where it was measured)."""
-
-    prepared: Prepared
-    output: Path
-    cells: int
-    prompts: int
-    units: int
-    costs: Costs
-
-    @property
-    def forwards(self) -> int:
-        return self.costs.rows
-
-    @property
-    def bytes(self) -> int:
-        return self.costs.disk
-
-    @property
-    def seconds(self) -> float:
-        return self.costs.seconds
-
-    @property
-    def devices(self) -> str:
-        return ", ".join(self.prepared.devices)
-
-    def lines(self) -> list[tuple[str, str]]:
-        """Return (label, value) pairs: what is run."""
-        plan = self.prepared.plan
-        rows = [
-            ("experiment", self.prepared.experiment.name),
-            ("model", f"{plan.info.family}, {plan.info.layers} layers × {plan.info.width}, {plan.info.latents} latent steps, {self.devices}"),
-            ("data", f"{len(plan.data.examples):,} {plan.data.kind} ({len(plan.data.pool):,} in the pool)"),
-        ]
-        for condition in (c for c in plan.conditions if c.control is None):
-            axes = " × ".join(f"{name} {len(values)}" for name, values in condition.axes.items()) or "one point"
-            tokens = {"last": "last token of every forward", "all": "every token", None: condition.phase}
-            where = tokens[condition.tokens]
-            rows.append((f"  {condition.name}", f"{condition.plugin.name} at {condition.site}, {where}: {axes}"))
-        rows += self._controls()
-        own, controls = self.cells - plan.control_cells, plan.control_cells
-        cells = f"{own:,} edited" + (f" + {controls:,} of controls" if controls else "") + f" + {self.prompts * plan.trials:,} unedited"
-        rows += [("cells", cells), ("units", f"{self.units:,}")]
-        return [*rows, ("reuse", expected(self.prepared.experiment, plan))] if self.prepared.experiment.reuse else rows
-
-    def costed(self) -> list[tuple[str, str]]:
-        """Return (label, value) pairs: what it costs in all, and where the numbers are from."""
-        costs = self.costs
-        where = "on this machine's CPU" if not costs.gpu else f"on {self.devices} of this machine"
-        without = f", without {', '.join(costs.unknown)} (unknown)" if costs.unknown else ""
-        rows = [
-            ("forwards", f"about {costs.rows:,} token rows through the model"),
-            ("disk", f"about {size_text(costs.disk)}{free_text(self.output, costs.disk)}"),
-            ("time", f"about {time_text(costs.seconds)} {where}{without}"),
-            ("from", costs.basis),
-        ]
-        if costs.money is not None:
-            rows.append(("money", f"about {money_text(costs.money)} at {costs.price:g} per {'GPU-hour' if costs.gpu else 'hour of this machine'}"))
-        rows.append(("output", str(self.output)))
-        return rows + [("note", n) for n in [*self.prepared.plan.data.report, *self.prepared.plan.notes, *costs.notes]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {
-            "experiment": self.prepared.experiment.name, "output": str(self.output), "cells": self.cells - self.prepared.plan.control_cells,
-            "controls": self.prepared.plan.control_cells, "unedited": self.prompts * self.prepared.plan.trials, "units": self.units,
-            "free_bytes": free_bytes(self.output), **self.costs.to_dict(),
-        }  # fmt: skip
-
-    def _controls(self) -> list[tuple[str, str]]:
-        """Return one row per condition that has controls: which ones, on how many examples, and how many cells."""
-        plan, names = self.prepared.plan, self.prepared.plan.conditions
-        cells = Counter(c.condition for c in plan.cells)
-        rows = []
-        for condition in names:
-            mine = [(n, c) for n, c in enumerate(names) if c.control is not None and control_of(c.name) == (condition.name, c.control)]
-            if mine:
-                examples = min(len(plan.data.examples), mine[0][1].examples or len(plan.data.examples))
-                what = ", ".join(in_words(str(c.control)) for _, c in mine)
-                rows.append(("  controls", f"of {condition.name}: {what}; {examples} example{'s' * (examples != 1)}, {sum(cells[n] for n, _ in mine):,} cells"))
-        return rows
-
-
 def _adjusted(experiment: Experiment, limit: int | None, device: str | None) -> Experiment:
     changes = []
     if limit is not None:
@@ -242,7 +156,8 @@ def plan_experiment(
     plan = prepared.plan
     prompts = sum(not p.pool for p in plan.prompts)
     units = units_in([prompts * plan.trials, len(plan.prompts) - prompts, len(plan.cells)], slots_of(prepared.experiment.unit_cells, plan.trials))
-    return PlanSummary(prepared, output_of(experiment, output), len(plan.cells), prompts, units, costs)
+    reused = expected(prepared.experiment, plan) if prepared.experiment.reuse else ""
+    return PlanSummary(prepared, output_of(experiment, output), len(plan.cells), prompts, units, costs, reused)
 
 
 def run_experiment(

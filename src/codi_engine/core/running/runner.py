@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codi_engine.core.calling import calling
 from codi_engine.core.errors import UserError
-from codi_engine.core.planning.plan import PLACES, PromptRef, build_intervention, build_plan
+from codi_engine.core.planning.plan import PromptRef, build_plan
 from codi_engine.core.planning.preparing import Prepared
-from codi_engine.core.plugin import Intervention
 from codi_engine.core.progress import Progress
 from codi_engine.core.returned import loaded_model
 from codi_engine.core.rollout.devices import held
 from codi_engine.core.running.computing import Made, in_order
 from codi_engine.core.running.finite import check_policy
+from codi_engine.core.running.fitting import check_interventions, check_length, check_positions
 from codi_engine.core.running.generations import Unit, counted, units_of
-from codi_engine.core.running.inputs import DATA, MODEL, compare, model_digests, other_digests, recorded
-from codi_engine.core.running.lengths import check_length, check_positions
+from codi_engine.core.running.inputs import DATA, MODEL, compare, model_digests, other_digests, pooled, recorded
 from codi_engine.core.running.marks import committable, in_words
 from codi_engine.core.running.origins import CODE, code_of, compare_code, git_commit, versions
 from codi_engine.core.running.reuse import KEY as REUSED
@@ -35,11 +32,9 @@ from codi_engine.store.state import hashable
 
 if TYPE_CHECKING:
     from codi_engine.core.model import ModelAdapter
-    from codi_engine.core.planning.conditions import Condition
     from codi_engine.core.planning.machine import Preparing
     from codi_engine.core.running.computing import Hands
     from codi_engine.core.running.job import Job
-    from codi_engine.core.sae import SaeStore
     from codi_engine.core.spreading.cluster import Spread
     from codi_engine.store.outbox import Receipt
     from codi_engine.store.view import RunView
@@ -129,7 +124,7 @@ class Runner:
         captures = parse_captures(experiment.site_captures, adapter.info, net.components, max(lengths), experiment.source)
         saes = SaeStore(plugins, net.device)
         codes = resolve_codes(experiment.code_captures, adapter.info, saes, experiment.source)
-        self._check_interventions(saes)
+        check_interventions(self.plan, plugins, saes, experiment.source)
         arrays = source_arrays(self.plan, plugins, lengths, len(adapter.answer_start) + len(answers.prefix))
         rollout = Rollout(net, prefill_bytes(available_bytes(net), experiment.memory))
         return Job(
@@ -155,24 +150,6 @@ class Runner:
         if not ids:
             raise UserError(f"data: example {prompt.example}: the prompt has no tokens")
         return ids
-
-    def _check_interventions(self, saes: SaeStore) -> None:
-        """Let every intervention look at its files once per point, layer by layer, before anything is computed."""
-        points = [
-            (layer, {k: v for k, v in point.items() if k not in PLACES}, condition)
-            for condition in self.plan.conditions
-            if condition.plugin.check is not Intervention.check
-            for point in condition.points()
-            for layer in point.get("layer", (None,))
-        ]
-        for layer, swept, condition in sorted(points, key=lambda p: -1 if p[0] is None else p[0]):
-            at = f"conditions.{condition.name}.intervention"
-            made = build_intervention(self.prepared.plugins, condition.plugin, {**condition.options, **swept}, at, self.experiment.source)
-            try:
-                with calling(made, "check"):
-                    made.check(saes, replace(condition.site.at(layer), phase=condition.phase), self.plan.info.width)
-            except UserError as error:
-                raise UserError(f"{self.experiment.source}: {at}: {error}") from None
 
     # ------------------------------------------------------------------------------------------- planning
 
@@ -392,16 +369,7 @@ class Runner:
     def compare(self, writer: RunWriter, more: Mapping[str, str]) -> None:
         """Take in digests of inputs and refuse to go on with a run that was computed with others."""
         self.inputs = {**self.inputs, **more}
-        compare(recorded(writer.plans, writer.provenance), self.inputs, self.path, self._pooled())
-
-    def _pooled(self) -> str | None:
-        """Name what takes values of all examples, not of its own alone: there another data file is another experiment."""
-        found = next((c.name for c in self.plan.conditions if c.differences or c.plugin.needs_scale or self._draws(c)), None)
-        return found or ("unusual" if self.plan.natural else None)
-
-    def _draws(self, condition: Condition) -> bool:
-        probe = build_intervention(self.prepared.plugins, condition.plugin, condition.first_options, "", "")
-        return probe.source in ("donor", "mean", "mean_over_steps") or condition.control == "shuffled"
+        compare(recorded(writer.plans, writer.provenance), self.inputs, self.path, pooled(self.plan, self.prepared.plugins))
 
     def digests(self, job: Job) -> dict[str, str]:
         """Return the digests of autoencoders, and of files and runs that options name; the interventions have looked at them."""

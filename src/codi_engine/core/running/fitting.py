@@ -1,16 +1,22 @@
-"""Prompts must fit into the model, and edited positions into the prompts."""
+"""What is asked for must fit: prompts into the model, edited positions into the prompts, interventions' files to their sites."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from codi_engine.core.calling import calling
 from codi_engine.core.errors import UserError
+from codi_engine.core.planning.plan import PLACES, build_intervention
+from codi_engine.core.plugin import Intervention
 
 if TYPE_CHECKING:
     from codi_engine.core.model import ModelInfo
     from codi_engine.core.planning.conditions import Condition
-    from codi_engine.core.planning.plan import PromptRef
+    from codi_engine.core.planning.plan import Plan, PromptRef
+    from codi_engine.core.plugins import Plugins
+    from codi_engine.core.sae import SaeStore
 
 
 def check_length(info: ModelInfo, ids: Mapping[str, Sequence[int]], prompts: Mapping[str, PromptRef], answer: int) -> None:
@@ -43,3 +49,22 @@ def check_positions(conditions: Sequence[Condition], ids: Mapping[str, Sequence[
                     f"{source}: {condition.name}: position {bad} lies outside the prompt of example {prompts[key].example} "
                     f"({len(tokens)} tokens).\nPositions count from 0, or from the end: −1 is the last token."
                 )
+
+
+def check_interventions(plan: Plan, plugins: Plugins, saes: SaeStore, source: str) -> None:
+    """Let every intervention look at its files once per point, layer by layer, before anything is computed."""
+    points = [
+        (layer, {k: v for k, v in point.items() if k not in PLACES}, condition)
+        for condition in plan.conditions
+        if condition.plugin.check is not Intervention.check
+        for point in condition.points()
+        for layer in point.get("layer", (None,))
+    ]
+    for layer, swept, condition in sorted(points, key=lambda p: -1 if p[0] is None else p[0]):
+        at = f"conditions.{condition.name}.intervention"
+        made = build_intervention(plugins, condition.plugin, {**condition.options, **swept}, at, source)
+        try:
+            with calling(made, "check"):
+                made.check(saes, replace(condition.site.at(layer), phase=condition.phase), plan.info.width)
+        except UserError as error:
+            raise UserError(f"{source}: {at}: {error}") from None
