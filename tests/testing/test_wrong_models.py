@@ -18,6 +18,8 @@ from codi_engine.testing.models import DAMAGES
 from tests.support.clauses import failures, suite
 
 OPTIONS = {"path": "written by the suite", "device": "cpu"}
+#: tokens: more than a question of the suite has, fewer than all of them together
+FEW = 12
 
 
 class OfCausalLM(ModelSuite):
@@ -53,11 +55,15 @@ class Nameless(CausalLM):
 
 
 class Crowded(CausalLM):
-    """Its embeddings grow with the batch."""
+    """Its first MLP gives more where more tokens than a question has are fed at once."""
 
     def load(self) -> ModelAdapter:
         adapter = super().load()
-        adapter.network.get_input_embeddings().register_forward_hook(lambda _module, _inputs, out: out * (1 + 0.05 * (out.shape[0] - 1)))
+
+        def more(_module: Any, inputs: Any, out: torch.Tensor) -> torch.Tensor:
+            return out * 1.5 if int(inputs[0].any(-1).sum()) > FEW else out  # what pads a batch is zero
+
+        adapter.network.model.layers[0].mlp.register_forward_hook(more)
         return adapter
 
 

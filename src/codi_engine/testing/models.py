@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from codi_engine.core.errors import UserError
-from codi_engine.core.rollout.rollout import Task, Want
+from codi_engine.core.rollout.rollout import Rollout, Task, Want
 from codi_engine.core.session import At, Session
 from codi_engine.core.sites import Site
 from codi_engine.testing.suite import Suite, demand
@@ -78,8 +78,9 @@ class ModelSuite(Suite):
         session = loaded[1]
         ids = [session.adapter.encode_prompt(q) for q in self.questions]
         want = Want(prefix=session.answers.prefix, max_new_tokens=self.new)
-        whole = session.rollout.run(ids, [Task(n) for n in range(len(ids))], want)
-        for row, alone in enumerate(session.rollout.run([i], [Task(0)], want) for i in ids):
+        rollout = Rollout(session.rollout.net, cache_bytes=0)  # a prompt that is kept would not be computed again
+        whole = rollout.run(ids, [Task(n) for n in range(len(ids))], want)
+        for row, alone in enumerate(rollout.run([i], [Task(0)], want) for i in ids):
             gap = float((whole.number_logits[row] - alone.number_logits[0]).abs().max())
             demand(gap <= CLOSE, f"logits of question {row} differ by {gap:.2g} between the batch and itself alone; {CLOSE:g} is allowed")
             demand(whole.tokens[row] == alone.tokens[0], f"question {row} gets other tokens in the batch than alone")

@@ -39,6 +39,11 @@ class _Packed:
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
 
 
+    def _save_to_state_dict(self, destination: dict[str, torch.Tensor], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
+        destination[f"{prefix}weight"] = self.weight
+
+
 class _Linear(_Packed, nn.Linear):  # type: ignore[misc, override]
     pass
 
