@@ -30,7 +30,7 @@ def readings(run: Run, condition: str, step: int | None = None) -> dict[str, tup
     return {r["example"]: (r["text"], *(r[m] for m in METRICS), rows[r["key"]].tobytes()) for _, r in cells.iterrows()}
 
 
-@pytest.mark.parametrize("batch_size", [2, 64])
+@pytest.mark.parametrize("batch_size", [2, pytest.param(64, marks=pytest.mark.slow)])
 def test_k_latents_are_the_model_with_latents_k(demo: Maker, tmp_path: Path, batch_size: int) -> None:
     """Bit for bit: texts, logits, metrics; in a batch with other edits, and in batches of two."""
     conditions = {

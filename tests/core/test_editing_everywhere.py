@@ -49,7 +49,7 @@ class Place:
         return {"plugin": "prompts", "path": str(self.folder / "prompts.jsonl"), **({} if count is None else {"limit": count})}
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama"])
+@pytest.fixture(scope="module", params=[pytest.param("gpt2", marks=pytest.mark.slow), "llama"])
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A random model whose first token for one prompt is a stop token, its prompts, and an autoencoder per layer."""
     folder = tmp_path_factory.mktemp(f"everywhere_{request.param}")

@@ -117,6 +117,7 @@ def test_a_swept_difference_is_taken_over_the_whole_pool(demo: Maker) -> None:
     np.testing.assert_array_equal(swept[swept["difference"] == "reasoning_steps=1"]["kl"].to_numpy(), alone["kl"].to_numpy())
 
 
+@pytest.mark.slow
 def test_a_swept_chain_holds_what_each_value_says(demo: Maker) -> None:
     spec = {"plugin": "patch", "site": "latent_in", "direction": "denoise"}
 

@@ -97,6 +97,7 @@ def test_first_draws_are_those_without_retries(demo: Maker, tmp_path: Path) -> N
     assert (with_them["text"].to_numpy()[~once] != without["text"].to_numpy()[~once]).any()
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_the_batch_or_on_growth(demo: Maker, tmp_path: Path) -> None:
     whole = run_experiment(experiment(demo, batch_size=64), tmp_path / "whole").open().cells
     single = run_experiment(experiment(demo, batch_size=1), tmp_path / "single").open().cells

@@ -76,6 +76,7 @@ def test_the_unedited_rows_of_another_experiment_are_taken_byte_for_byte(demo: M
     assert "reused" not in read_provenance(Path("runs/plain"))
 
 
+@pytest.mark.slow
 def test_sampled_trials_are_taken_and_further_ones_are_drawn(demo: Maker, computed: list[str]) -> None:
     def make(trials: int, **more: Any) -> Experiment:
         generate = {"max_new_tokens": 4, "do_sample": True, "temperature": 1.5}

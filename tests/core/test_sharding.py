@@ -145,6 +145,7 @@ def test_two_at_once_write_what_one_writes(whole: Mapping[str, bytes]) -> None:
     assert "finished" in RunReader("run").provenance
 
 
+@pytest.mark.slow
 def test_one_after_the_other_write_what_one_writes(whole: Mapping[str, bytes], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments("0/2")) == 0
     assert capsys.readouterr().out == "shard 0/2: its 4 units are done; 3 of 8 units of the run are still with other shards (1/2)\n"

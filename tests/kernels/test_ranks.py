@@ -78,7 +78,7 @@ class TestMannWhitney:
         np.testing.assert_allclose(small.p, stats.mannwhitneyu(a[:300], b[:300], method="asymptotic").pvalue, rtol=1e-10, atol=0)
 
     @pytest.mark.parametrize("kind", KINDS)
-    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    @pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
     @pytest.mark.parametrize("rows", [12, 80])
     def test_pairs_and_sparse_equal_one_by_one(self, kind: str, dtype: Any, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
         cube = _data(kind, (4, rows, 40)).astype(dtype)
