@@ -23,6 +23,7 @@ README_LEFT_OUT = {
     "codi-engine analyze runs/features": "needs the runs of other pages",
     'import codi_engine\n\nrun = codi_engine.open_run("runs/position-patching")': "needs a checkpoint",
     "codi-engine run position-patching.yaml --device": "needs a checkpoint",
+    "codi-engine run study.yaml --shard auto": "needs other processes, a scheduler and a bucket",
     "codi-engine pairs generate": "needs files of your own",
     "pip install .": "an installation needs the network",
 }

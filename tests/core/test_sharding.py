@@ -332,7 +332,7 @@ def recorded(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     ("more", "change", "problem"),
     [
         (["--set", "seed=5"], None, "holds another experiment than run (seed: 0 → 5)"),
-        (["--limit", "2"], None, "was planned otherwise than run (8 units in 1 plan there, 5 units in 1 plan here)"),
+        (["--limit", "2"], None, "was planned otherwise than run (5 units in 1 plan, not 8 units in 1 plan)"),
         ([], lambda p: recorded(p, lambda a: a["arithmetic"][0].update(bits="0" * 64, torch="9.9")), "has other bits than run (torch"),
         ([], lambda p: recorded(p, lambda a: a["code"]["codi-engine"].update(version="9.9")), "was computed with other code than run: codi-engine"),
         ([], damaged, "is damaged: its checksum is not the one that was recorded"),

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 def read_experiment(file: str | None, overrides: Sequence[str]) -> Experiment:
     """Read FILE, or the packaged demo experiment when there is none."""
     from codi_engine.core.experiment import Experiment
+    from codi_engine.store.connecting import is_url
 
+    if file is not None and is_url(file):  # the one that lies in a run
+        from codi_engine.store.mirror import place
+
+        run, _, name = file.rpartition("/")
+        file = str(place(run) / name)
     path = file if file is not None else str(files("codi_engine.plugins").joinpath("demo") / "experiment.yaml")
     return Experiment.from_file(path, overrides)

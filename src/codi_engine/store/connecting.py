@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: schemes, and those that are meant by them; ``memory`` lasts as long as the process
 SCHEMES = ("s3", "gs", "az", "memory")
-_LIKE_URL = re.compile(r"(?i)(s3|s3a|s3n|gs|gcs|az|azure|abfs|abfss|memory|file|https?):/")
+_LIKE_URL = re.compile(r"(?i)(s3|s3a|s3n|gs|gcs|az|azure|abfs|abfss|memory|file|https?):/|[a-z][a-z0-9+.-]+://")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}\Z")
 #: what no key of a run holds: control characters, and what would be another place when the key becomes a path
 _UNFIT = re.compile(r'[\x00-\x1f\x7f\\?#*<>|":]')

@@ -89,7 +89,7 @@ def merge_runs(path: str | Path, others: Sequence[str | Path] = (), note: Callab
     StoreError: the run is being written, or is damaged; what was taken in stays
     """
     for given in (path, *others):
-        refuse_remote(Path(given), "what shards leave in the outbox of a run")
+        refuse_remote(given, "what shards leave in the outbox of a run")
     run = _Source.read(Path(path))
     if alive := shards_alive(run.path):
         name, owner = next(iter(alive.items()))
@@ -173,7 +173,7 @@ def _same(run: _Source, other: _Source) -> None:
             )
     if run.state.unit_cells != other.state.unit_cells or other.state.chains != run.state.chains[: len(other.state.chains)]:
         raise UserError(
-            f"{other.path}: was planned otherwise than {run.path} ({_planned(run.state)} there, {_planned(other.state)} here); its units are others.\n"
+            f"{other.path}: was planned otherwise than {run.path} ({_planned(other.state)}, not {_planned(run.state)}); its units are others.\n"
             "Run every shard with the same file, the same --limit and the same data."
         )
     if said := other_code(run.provenance.get(CODE) or {}, other.provenance.get(CODE) or {}):

@@ -68,7 +68,8 @@ def _from_environment(environment: Mapping[str, str]) -> Share:
             raise UserError(f"--shard auto: {number} and {count} must be whole numbers; they are '{values[0][:20]}' and '{values[1][:20]}'")
         part, of = int(values[0]) - int(values[2]), int(values[1])
         if not 0 <= part < of <= MOST:
-            raise UserError(f"--shard auto: {number}={values[0]} does not lie among {of} from {values[2]}: give the array as 0-{of - 1}, without steps")
+            remedy = f"give the array as 0-{of - 1}, without steps" if number.endswith("ARRAY_TASK_ID") else "give --shard i/n"
+            raise UserError(f"--shard auto: {number}={values[0]} does not lie among {of} from {values[2]}: {remedy}")
         return Share(part, of, f"{name}: {number}={values[0]}, {count}={values[1]}")
     names = "; ".join(f"{number} and {count}" for _, number, count, _ in LAUNCHERS)
     raise UserError(f"--shard auto: no launcher says which part this is (looked for {names}).\nGive --shard i/n.")

@@ -247,7 +247,7 @@ def analyze_one(
     """Run one analysis and write what it returns below ``home`` (default: the first run, or what its checkpoints share)."""
     _check(runs, analysis)
     for run in runs if spread else ():
-        refuse_remote(run.path, "what the workers of a cluster read and write; analyse it here, or copy it to a directory that all of them see")
+        refuse_remote(run.path, "what the workers of a cluster read and write")
     folder = (home or _home(runs)) / RESULTS / analysis.name
     check_contained(folder.parent.parent, folder)
     work = Work(folder=folder / _PARTIAL, progress=progress)

@@ -6,6 +6,7 @@ import difflib
 from pathlib import Path
 
 from codi_engine.core.errors import UserError
+from codi_engine.store.connecting import is_url
 from codi_engine.store.layout import LEDGER, LOCK
 from codi_engine.store.remote import remote_at
 
@@ -22,14 +23,14 @@ def no_run(path: str | Path) -> UserError:
     return UserError(f"{place}: holds no run (there is no ledger); {similar(place) or '`codi-engine ls` lists the runs in runs/'}")
 
 
-def refuse_remote(path: Path, what: str) -> None:
+def refuse_remote(path: str | Path, what: str) -> None:
     """Refuse what runs at object stores cannot do.
 
     Raises
     ------
-    UserError: the run directory stands for one
+    UserError: it is the URL of one, or a directory that stands for one
     """
-    if remote_at(path) is not None:
+    if is_url(str(path)) or remote_at(Path(path)) is not None:
         raise UserError(f"{path}: an object store cannot hold {what}; give a directory")
 
 

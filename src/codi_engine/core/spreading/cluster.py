@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -153,6 +154,7 @@ def _client(address: str) -> Iterator[Client]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # versions of packages: we compare those that matter
         try:
+            asyncio.run(_greet(address))  # a client that cannot connect prints tracebacks when it is collected, or waits for ever
             client = Client(address, timeout=ANSWER, set_as_default=False)
         except (OSError, TimeoutError) as error:
             raise UserError(f"--scheduler {address}: no Dask scheduler answers there ({_reason(error)}); start one with: dask scheduler") from None
@@ -163,6 +165,21 @@ def _client(address: str) -> Iterator[Client]:
     finally:
         with contextlib.suppress(OSError, TimeoutError):  # the scheduler is gone: there is nothing to say goodbye to
             client.close(timeout=2)
+
+
+async def _greet(address: str) -> None:
+    """Connect to a scheduler and leave again.
+
+    Raises
+    ------
+    OSError, TimeoutError: nobody answers, or something else than Dask does
+    ValueError: no address
+    """
+    from distributed import Security
+    from distributed.core import connect
+
+    comm = await asyncio.wait_for(connect(address, timeout=ANSWER, **Security().get_connection_args("client")), 2 * ANSWER)
+    await comm.close()
 
 
 def _called(given: bytes) -> Any:
