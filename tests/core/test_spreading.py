@@ -125,6 +125,28 @@ def test_a_scheduler_that_does_not_answer_is_said(address: str, said: str, monke
     assert said in lines[0]
 
 
+def test_a_server_that_is_no_scheduler_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(clusters, "ANSWER", 0.5)
+    answered: list[bytes] = []
+
+    def answer() -> None:
+        with server.accept()[0] as other:
+            answered.append(other.recv(8))
+            other.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            other.recv(1 << 20)
+            over.wait(10)
+
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=answer, daemon=True).start()
+        assert main(["run", "--executor", "dask", "--scheduler", f"tcp://127.0.0.1:{server.getsockname()[1]}"]) == 2
+    over.set()
+    lines = capsys.readouterr().err.splitlines()
+    assert answered
+    assert len(lines) == 1
+    assert "no Dask scheduler answers there" in lines[0]
+
+
 def test_what_is_asked_for_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
     assert spread_of(None, None) is None
     with pytest.raises(UserError, match="'ray' is unknown; write dask"):

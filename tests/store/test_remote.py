@@ -411,7 +411,8 @@ def test_keys_that_lead_elsewhere_are_no_files() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["s3:/x", "s3://", "s3://bucket", "s3://bucket/", "S3://bucket/x", "s3://bucket/../x", "s3://bucket/a//b", "http://host/x", "s3://b?/x"]
+    "text",
+    ["s3:/x", "s3://", "s3://bucket", "s3://bucket/", "S3://bucket/x", "s3://bucket/../x", "s3://bucket/a//b", "http://host/x", "s4://bucket/x", "s3://b?/x"],
 )
 def test_what_is_no_address_is_said(text: str) -> None:
     with pytest.raises(UserError, match="write s3://") as said:

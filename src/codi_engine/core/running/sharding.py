@@ -225,7 +225,9 @@ class Shard:
                 orphans = [u for u in due if whose[u.number] not in alive or whose[u.number] == str(self.share)]
                 if any(self._in_place_of_another(u, hands) for u in orphans):  # one, then look again
                     continue
-                text = f"waiting for {len(due):,} unedited unit{'s' * (len(due) != 1)} of shard {', '.join(sorted({whose[u.number] for u in due}))}" if due else ""
+                text = (
+                    f"waiting for {len(due):,} unedited unit{'s' * (len(due) != 1)} of shard {', '.join(sorted({whose[u.number] for u in due}))}" if due else ""
+                )
                 if text and text != said:
                     said = text
                     runner.progress.start(text, 0, "")

@@ -178,7 +178,10 @@ async def _greet(address: str) -> None:
     from distributed import Security
     from distributed.core import connect
 
-    comm = await asyncio.wait_for(connect(address, timeout=ANSWER, **Security().get_connection_args("client")), 2 * ANSWER)
+    try:
+        comm = await asyncio.wait_for(connect(address, timeout=ANSWER, **Security().get_connection_args("client")), 2 * ANSWER)
+    except MemoryError:  # the first bytes of another protocol, taken for a length
+        raise OSError("something else than Dask answers") from None
     await comm.close()
 
 
