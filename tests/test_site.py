@@ -128,7 +128,7 @@ def test_the_site_in_a_browser(address: str, browser: Any) -> None:
         page.on("pageerror", lambda e: failed.append(str(e)))
         page.goto(address + "tutorial.html", timeout=15_000)
         page.fill("input[name=query]", "freeze", timeout=10_000)
-        page.wait_for_selector(".md-search-result__link[href*='propagate-freeze']", state="attached", timeout=10_000)
+        page.wait_for_selector(".md-search-result__link[href*='propagate-freeze']", state="attached", timeout=30_000)  # the browser makes the index first
         page.set_viewport_size({"width": 390, "height": 844})
         for name in ("index", "tutorial", "concepts/steps", "concepts/coming-from", "reference/experiment", "reference/cli", "analyses"):
             page.goto(f"{address}{name}.html", timeout=15_000)

@@ -196,7 +196,7 @@ def test_other_code_at_the_same_time_is_refused_and_later_is_said(monkeypatch: p
     first = forked("0/2", prepare=slowly(100.0))
     try:
         until(lambda: Path("run/provenance.json").exists())
-        monkeypatch.setattr(origins, "_source", lambda module: "f" * 64)
+        monkeypatch.setattr(origins, "source_of", lambda module: "f" * 64)
         assert main(arguments("1/2")) == 2
         said = capsys.readouterr().err
         assert "shard 0/2 (" in said
