@@ -13,7 +13,7 @@ import torch
 from . import __doc__ as about
 from . import floors, levers, peers
 from .memory import grown_by, peaks
-from .models import SHAPES, Models, matrix_rate
+from .models import SHAPES, Models, matrix_rates
 from .workloads import TINY, WORKLOADS, Workload
 
 
@@ -76,9 +76,10 @@ def _wanted(args: argparse.Namespace) -> Callable[[str], bool]:
 
 def _all(args: argparse.Namespace) -> dict[str, Any]:
     prompts = "prompts of 20 to 100 tokens" if args.mixed else "prompts of one length"
-    rate = matrix_rate(Models(args.model, args.size, args.device, _dtype(args)))
+    rates = matrix_rates(Models(args.model, args.size, args.device, _dtype(args)))
+    rate = ", ".join(f"{value / 1e9:,.0f} GFLOP/s {way}" for way, value in rates.items())
     machine = torch.cuda.get_device_name() if args.device == "cuda" else f"{args.threads} thread(s)"
-    print(f"torch {torch.__version__}, {machine}, {args.model} at {args.size} size, {prompts}; {rate / 1e9:,.0f} GFLOP/s in matrix products")
+    print(f"torch {torch.__version__}, {machine}, {args.model} at {args.size} size, {prompts}; matrix products: {rate}")
     for name in peers.absent() if "A" in args.workload else ():
         print(f"{name} is not installed and takes no part: pip install 'codi-engine[peers]'")
     said: dict[str, Any] = {"torch": torch.__version__, "model": args.model, "size": args.size, "mixed": args.mixed, "machine": machine}

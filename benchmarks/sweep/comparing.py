@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .models import Models, matrix_rate
+from .models import Models, matrix_rates
 from .timing import Contender, Pass, Spent, measured
 
 #: largest difference that contenders may have: of logits of std 1, or of mean codes of about that size
@@ -56,30 +56,35 @@ def agreement(passes: Mapping[str, Pass]) -> Agreement:
 
 @dataclass
 class Timed:
-    """Medians of every contender, the machine's matrix rate (FLOP/s) in the same minutes, and what the last passes gave."""
+    """Medians of every contender, the machine's matrix rates (FLOP/s) in the same minutes, and what the last passes gave."""
 
     spent: dict[str, Spent]
-    rate: float
+    rates: dict[str, float]
     passes: dict[str, Pass]
+
+    @property
+    def rate(self) -> float:
+        """Return the larger rate."""
+        return max(self.rates.values())
 
 
 def timed(models: Models, contenders: Sequence[Contender], repeats: int, check: Callable[[Mapping[str, Pass]], None]) -> Timed:
-    """Run every contender ``repeats`` times, in turn; the matrix rate is measured before each turn.
+    """Run every contender ``repeats`` times, in turn; the matrix rates are measured before each turn.
 
     ``check`` sees what the first round gave, before there is a second one or any time is printed.
     """
     spent: dict[str, list[Spent]] = {c.name: [] for c in contenders}
-    rates: list[float] = []
+    rates: list[dict[str, float]] = []
     passes: dict[str, Pass] = {}
     for number in range(repeats):
         for one in contenders:
-            rates.append(matrix_rate(models, 8))
+            rates.append(matrix_rates(models, 8))
             passes[one.name], took = measured(models.device, lambda one=one: one.run(one.every))  # type: ignore[misc]
             spent[one.name].append(took.scaled(passes[one.name].factor, passes[one.name].base))
             print(f"round {number + 1}, {one.name}: {spent[one.name][-1].judged:.2f} s", file=sys.stderr, flush=True)
         if number == 0:
             check(passes)
-    return Timed({name: _median(all_of) for name, all_of in spent.items()}, statistics.median(rates), passes)
+    return Timed({name: _median(all_of) for name, all_of in spent.items()}, {way: statistics.median(r[way] for r in rates) for way in rates[0]}, passes)
 
 
 def _median(of: Sequence[Spent]) -> Spent:

@@ -17,7 +17,7 @@ from codi_engine.core.sites import Site
 
 from .models import LATENTS, Models
 from .padding import grown, padded
-from .patching import KEPT, MIXED, TOKENS
+from .patching import KEPT, KEPT_BYTES, MIXED, ROWS, TOKENS
 from .timing import Pass
 
 START = 1  # the token that begins an answer
@@ -99,32 +99,35 @@ class Engine:
 
     def __init__(self, work: Latent, rows: int | None = None, apart: str = "step", **options: Any) -> None:
         self.work, self.apart = work, apart
-        self.rows = rows or (240 if work.models.device.type == "cpu" else ROWS_ON_GPU)
-        self.rollout = work.models.rollout(latent=True, **options)
+        self.rows = rows or (ROWS if work.models.device.type == "cpu" else ROWS_ON_GPU)
+        self.rollout = work.models.rollout(latent=True, **{"cache_bytes": KEPT_BYTES, **options})
 
     def run(self, every: int = 1) -> Pass:
         """Edit, decode and read the first logits; prompts' keys and values are those of this pass alone."""
         work, rollout = self.work, self.rollout
-        rollout.prefilled = type(rollout.prefilled)(rollout.prefilled.budget)
-        cells = work.cells[::every]
+        rollout.prefill.forget()
+        cells = sorted(work.cells[::every], key=lambda cell: cell[2])  # a batch has few prompts
         done = Pass(factor=len(work.cells) / len(cells))
         for start in range(0, len(cells), self.rows):
             chunk = cells[start : start + self.rows]
+            used = sorted({problem for _, _, problem in chunk})
 
             def apply(group: int, site: Site, place: int, chosen: Sequence[int], old: torch.Tensor, chunk: Any = chunk) -> torch.Tensor:
                 return old if group else torch.stack([work.donors[chunk[c][2], chunk[c][1], place] for c in chosen])
 
             want = Want(generate=True, read=False, max_new_tokens=work.new)
-            made = rollout.run(work.prompts, [self._task(*cell) for cell in chunk], want, apply)
+            tasks = [self._task(step, donor, problem, used.index(problem)) for step, donor, problem in chunk]
+            made = rollout.run([work.prompts[i] for i in used], tasks, want, apply)
             done.tokens.update(zip(chunk, made.tokens, strict=True))
             done.kept.update((cell, row[:KEPT].clone()) for cell, row in zip(chunk, made.first_logits, strict=True))
+            del made
         return done
 
-    def _task(self, step: int, donor: int, problem: int) -> Task:
+    def _task(self, step: int, donor: int, problem: int, prompt: int) -> Task:
         edit = Edit(Site("latent_in"), step, 0, donor)
         if self.apart == "latents" and step > 0:
-            return Task(problem, {"latent": [Edit(Site("latent_in"), 0, 1, (step, donor)), edit]})
+            return Task(prompt, {"latent": [Edit(Site("latent_in"), 0, 1, (step, donor)), edit]})
         if self.apart == "prompt":
             first = Edit(Site("embed"), -len(self.work.prompts[problem]), 1, (step, donor))
-            return Task(problem, {"prompt": [first], "latent": [edit]})
-        return Task(problem, {"latent": [edit]})
+            return Task(prompt, {"prompt": [first], "latent": [edit]})
+        return Task(prompt, {"latent": [edit]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import subprocess
 import sys
@@ -28,6 +29,8 @@ def grown_by(work: Workload, name: str) -> str:
         torch.cuda.reset_peak_memory_stats()
         contender.run(contender.every)
         return f"{(torch.cuda.max_memory_allocated() - before) / 1e6:.0f}"
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)  # what loading the model left free would hide as much of what is used now
     base, peak, running = _resident(), [0.0], threading.Event()
 
     def watch() -> None:

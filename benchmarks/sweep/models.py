@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from codi_engine.core.model import ModelAdapter
+from codi_engine.core.rollout import packing
 from codi_engine.core.rollout.network import Network
 from codi_engine.core.rollout.rollout import Rollout
 from codi_engine.plugins.models.hf import describe, quiet
@@ -124,10 +125,20 @@ def blocks_of(model: Any) -> Any:
     return model.transformer.h if hasattr(model, "transformer") else model.model.layers
 
 
-def matrix_rate(models: Models, tries: int = 20) -> float:
-    """Return FLOP/s of a matrix product of 256 × d × 4d (on a GPU 8,192³) in the model's dtype: the median of the tries, on the clock of the comparison."""
+def matrix_rates(models: Models, tries: int = 20) -> dict[str, float]:
+    """Return FLOP/s of a matrix product of 256 × d × 4d (on a GPU 8,192³) in the model's dtype: the median of the tries, on the clock of the comparison.
+
+    ``plain`` is ``a @ b``; ``packed`` is torch's product with a weight that was reordered once, where the engine has it. Shares are taken
+    of the larger one.
+    """
     width = models.shape.width
     m, k, n = (256, width, 4 * width) if models.device.type == "cpu" else (8192, 8192, 8192)
     a, b = (torch.randn(size, device=models.device, dtype=models.dtype) for size in ((m, k), (k, n)))
-    a @ b
-    return 2 * m * k * n / statistics.median(measured(models.device, lambda: a @ b)[1].judged for _ in range(tries))
+    ways = {"plain": lambda: a @ b}
+    layer = torch.nn.Linear(k, n, bias=False).requires_grad_(False).to(models.device, models.dtype)
+    if packing.available() and packing.packable(layer):
+        packing.pack([layer])
+        ways["packed"] = lambda: layer(a)
+    for way in ways.values():
+        way()
+    return {name: 2 * m * k * n / statistics.median(measured(models.device, way)[1].judged for _ in range(tries)) for name, way in ways.items()}

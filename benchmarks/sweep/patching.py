@@ -23,6 +23,8 @@ from .padding import padded
 from .timing import Pass, Spent, measured
 
 POSITIONS, TOKENS, COMMON, KEPT = 5, 60, 20, 64
+#: rows of one of the engine's batches, and bytes of prompts' keys and values that it keeps between batches
+ROWS, KEPT_BYTES = 120, 40_000_000
 #: tokens of the shortest and the longest prompt of mixed lengths
 MIXED = (20, 100)
 
@@ -126,51 +128,62 @@ class Hooks:
 
 
 class Engine:
-    """The engine: clean values captured once, then all cells as rows of few batches.
+    """The engine, some pairs after the other: clean values captured once, then the pairs' cells as rows of few batches.
 
     Parameters
     ----------
-    rows: most of one batch
+    rows: most of one batch; as many pairs are taken together as have no more cells
     apart: where rows part: ``layer`` at the edited one, ``token`` before the edited token's first layer, ``prompt`` at the prompt's
         first token; the last two put an edit there that changes nothing, to see what sharing gives
     sort: cells of one position go into the same batches
     """
 
-    def __init__(self, work: Patching, rows: int | None = None, apart: str = "layer", sort: bool = True, **options: Any) -> None:
+    def __init__(self, work: Patching, rows: int | None = None, apart: str = "layer", sort: bool = False, **options: Any) -> None:
         self.work, self.apart, self.sort = work, apart, sort
-        self.rows = rows or (48 if work.models.device.type == "cpu" else ROWS_ON_GPU)
-        self.rollout = work.models.rollout(**options)
+        self.rows = rows or (ROWS if work.models.device.type == "cpu" else ROWS_ON_GPU)
+        self.rollout = work.models.rollout(**{"cache_bytes": KEPT_BYTES, **options})
 
     def run(self, every: int = 1) -> Pass:
         """Capture, patch and read the logits; prompts' keys and values are those of this pass alone."""
-        work, rollout = self.work, self.rollout
-        rollout.prefilled = type(rollout.prefilled)(rollout.prefilled.budget)
-        values, base = measured(work.models.device, self._unedited) if every > 1 else (self._unedited(), Spent())
-        cells = work.cells[::every]
-        cells = sorted(cells, key=lambda cell: cell[1]) if self.sort else cells
-        done = Pass(factor=len(work.cells) / len(cells), base=base)
+        work, done = self.work, Pass()
+        chosen = work.cells[::every]
+        base = Spent()
+        together = max(self.rows // len(work.places), 1)
+        for first in range(0, work.pairs, together):
+            pairs = list(range(first, min(first + together, work.pairs)))
+            self.rollout.prefill.forget()
+            values, spent = measured(work.models.device, lambda pairs=pairs: self._unedited(pairs)) if every > 1 else (self._unedited(pairs), Spent())  # type: ignore[misc]
+            base = base.plus(spent)
+            cells = [cell for cell in chosen if cell[2] in pairs]
+            self._patch(pairs, sorted(cells, key=lambda cell: (cell[1], cell[2]) if self.sort else (cell[2],)), values, done)
+        done.factor, done.base = len(work.cells) / len(chosen), base
+        return done
+
+    def _patch(self, pairs: list[int], cells: Sequence[tuple[int, int, int]], values: Any, done: Pass) -> None:
+        """Compute the cells of some pairs in batches."""
+        prompts = [self.work.corrupted[i] for i in pairs]
         for start in range(0, len(cells), self.rows):
             chunk = cells[start : start + self.rows]
 
             def apply(group: int, site: Site, place: int, chosen: Sequence[int], old: torch.Tensor, chunk: Any = chunk) -> torch.Tensor:
-                return old if group else values["resid_post", site.layer, "prompt"][[chunk[c][2] for c in chosen], place + POSITIONS]
+                return old if group else values["resid_post", site.layer, "prompt"][[pairs.index(chunk[c][2]) for c in chosen], place + POSITIONS]
 
-            logits = rollout.run(work.corrupted, [self._task(*cell) for cell in chunk], Want(generate=False, read=False), apply).first_logits
+            tasks = [self._task(layer, place, pairs.index(pair)) for layer, place, pair in chunk]
+            logits = self.rollout.run(prompts, tasks, Want(generate=False, read=False), apply).first_logits
             for (layer, place, pair), row in zip(chunk, logits, strict=True):
                 keep(done, layer, place, [pair], row[None])
-        return done
 
-    def _unedited(self) -> Any:
+    def _unedited(self, pairs: Sequence[int]) -> Any:
         """Return what clean prompts hold at every layer and position, and run the corrupted ones."""
-        work, everyone = self.work, [Task(i) for i in range(self.work.pairs)]
+        work, each = self.work, [Task(i) for i in range(len(pairs))]
         want = Want({("resid_post", "prompt"): (tuple(range(work.layers)), tuple(range(-POSITIONS, 0)))}, generate=False, read=False, first=False)
-        values = self.rollout.run(work.clean, everyone, want).captures
-        self.rollout.run(work.corrupted, everyone, Want(generate=False, read=False))
+        values = self.rollout.run([work.clean[i] for i in pairs], each, want).captures
+        self.rollout.run([work.corrupted[i] for i in pairs], each, Want(generate=False, read=False))
         return values
 
-    def _task(self, layer: int, place: int, pair: int) -> Task:
+    def _task(self, layer: int, place: int, prompt: int) -> Task:
         edits = [Edit(Site("resid_post", layer), place, 0, layer)]
         if self.apart != "layer":
-            at = place if self.apart == "token" else -len(self.work.corrupted[pair])
+            at = place if self.apart == "token" else -min(map(len, self.work.corrupted))
             edits.insert(0, Edit(Site("embed"), at, 1, (layer, place)))
-        return Task(pair, {"prompt": edits})
+        return Task(prompt, {"prompt": edits})

@@ -8,7 +8,7 @@ tokens, after the edit, and averaged.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -103,7 +103,9 @@ class Engine:
     def __init__(self, work: Sampled, rows: int | None = None, whole: bool = False, **options: Any) -> None:
         self.work, self.rows = work, rows or work.rows
         self.rollout = work.models.rollout(**options)
-        self.store = Held({layer: Whole(**vars(sae)) for layer, sae in work.saes.items()} if whole else work.saes)
+        self.store = Held(
+            {layer: Whole(**{f.name: getattr(sae, f.name) for f in fields(sae) if f.init}) for layer, sae in work.saes.items()} if whole else work.saes
+        )
         features = {layer: tuple(chosen.tolist()) for layer, chosen in work.chosen.items()}
         self.capture = CodeCapture(CodeSpec(sae=NAME, reduce="mean"), "resid_post", features)
         self.conditions = [self._condition(i, value) for i, value in enumerate(work.values.tolist())]

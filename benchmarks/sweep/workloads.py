@@ -73,8 +73,9 @@ class Workload:
         result = timed(self.models, chosen, repeats, (lambda _: None) if checked else self.check)
         flops = self.floors(result)
         rows = table(chosen, result, flops, self.against, self.cells)
-        said = {"floors": flops, "rate": result.rate, "rows": rows, **self.more(result)}
-        print(f"   matrix rate {result.rate / 1e9:.1f} GFLOP/s; " + ", ".join(f"{name} {value / 1e9:.0f} GFLOP" for name, value in flops.items()))
+        said = {"floors": flops, "rates": result.rates, "rows": rows, **self.more(result)}
+        rates = ", ".join(f"{value / 1e9:.1f} GFLOP/s {way}" for way, value in result.rates.items())
+        print(f"   matrix rates {rates}: shares are of the larger; " + ", ".join(f"{name} {value / 1e9:.0f} GFLOP" for name, value in flops.items()))
         return said
 
     def more(self, result: Timed) -> dict[str, Any]:

@@ -65,3 +65,15 @@ def test_what_cannot_be_packed_stays() -> None:
     trained, small, half = nn.Linear(96, 80), nn.Linear(8, 8).requires_grad_(False), nn.Linear(96, 80, dtype=torch.bfloat16).requires_grad_(False)
     packing.pack([trained, small, half, nn.LayerNorm(96)])
     assert [type(m) for m in (trained, small, half)] == [nn.Linear] * 3
+
+
+def test_rows_are_steady_only_where_all_that_multiplies_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [linear(), conv1d()]
+    assert not packing.steady(layers)  # plain ones
+    packing.pack(layers)
+    assert packing.steady([*layers, nn.LayerNorm(80)])
+    assert not packing.steady([*layers, nn.Linear(8, 8)])
+    assert not packing.steady([])
+    forward = packing._Packed.forward
+    monkeypatch.setattr(packing._Packed, "forward", lambda self, x: forward(self, x) + (1e-6 if len(x) == 20 else 0))
+    assert not packing.steady(layers)

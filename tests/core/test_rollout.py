@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codi_engine.core.model import ModelAdapter
+from codi_engine.core.rollout import answering
 from codi_engine.core.rollout.network import Network
 from codi_engine.core.rollout.rollout import Rollout, Task, Want
 from codi_engine.core.rollout.sampling import Sampler
@@ -64,6 +65,25 @@ def test_batched_equals_own_forward_and_alone_to_the_bit(net: Network) -> None:
         alone = Rollout(net).run([ids], [Task(0)], Want(max_new_tokens=5))
         assert torch.equal(alone.first_logits[0], out.first_logits[i])
         assert alone.tokens[0] == out.tokens[i]
+
+
+def test_first_logits_in_blocks_are_those_of_one_cell_alone(net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = prompts()
+    each = [torch.full((net.info.width,), 0.1 * i) for i in range(10)]
+    tasks = [Task(i % len(ids), {"prompt": [Edit(Site("resid_post", 0), -1, 0, i)]}) for i in range(10)] + [Task(0), Task(0)]
+
+    def first(chosen: list[int]) -> torch.Tensor:
+        def apply(_: int, __: Site, ___: int, cells: Any, old: torch.Tensor) -> torch.Tensor:
+            return old + torch.stack([each[chosen[c]] for c in cells])
+
+        return Rollout(net).run(ids, [tasks[i] for i in chosen], Want(generate=False, read=False), apply).first_logits
+
+    whole = first(list(range(12)))
+    assert len({tuple(row.tolist()) for row in whole}) == 10  # the first and the last two are the unedited first prompt
+    monkeypatch.setattr(answering, "_AT_ONCE", 3)
+    assert torch.equal(first(list(range(12))), whole)
+    for i in (0, 4, 11):
+        assert torch.equal(first([i])[0], whole[i])
 
 
 @pytest.mark.parametrize("pads", [1, 3, 8])

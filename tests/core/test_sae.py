@@ -360,3 +360,25 @@ def test_sae_show(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "resid_post.3" in capsys.readouterr().out
     assert main(["sae", "show", str(folder)]) == 2
     assert "no known format" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_given_as_a_tuple_are_picked_once(kind: str) -> None:
+    sae, h = made(kind), states()
+    chosen = (3, 41, 7)
+    for _ in range(2):
+        assert torch.equal(sae.encode(h, chosen), sae.encode(h, torch.tensor(chosen)))
+    assert set(sae._picks) == ({chosen} if kind in SEPARABLE else set())
+    if kind in SEPARABLE:
+        for value in sae._picks[chosen].values():
+            value.zero_()
+        assert not torch.equal(sae.encode(h, chosen), sae.encode(h, torch.tensor(chosen)))  # they are what is multiplied with
+
+
+def test_few_choices_are_kept_and_none_of_many_features() -> None:
+    sae, h = made(), states()
+    sae.encode(h, tuple(range(F // 2)))
+    assert not sae._picks
+    for feature in range(12):
+        sae.encode(h, (feature,))
+    assert list(sae._picks) == [(f,) for f in range(4, 12)]

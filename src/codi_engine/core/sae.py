@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +30,8 @@ Norm = Literal["none", "rescale", "layer_norm"]
 QUANTUM = 16
 #: bytes of tensors that a store keeps
 BUDGET = 4 << 30
+#: choices of features whose columns an autoencoder keeps picked, each of no more than this share of its features
+PICKS, LARGEST_PICK = 8, 1 / 8
 _EPSILON = 1e-5
 _MOST_LAYERS = 512
 _HUB = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(/[^/]+)*/?")
@@ -76,6 +78,7 @@ class SAE:
     norm: Norm = "none"
     signed: bool = False
     site: str | None = None
+    _picks: dict[tuple[int, ...], dict[str, torch.Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, tensor in self._tensors().items():
@@ -123,26 +126,51 @@ class SAE:
     # --------------------------------------------------------------------------------------------- what it does
 
     @torch.no_grad()
-    def encode(self, h: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
+    def encode(self, h: torch.Tensor, features: torch.Tensor | tuple[int, ...] | None = None) -> torch.Tensor:
         """Return codes: rows × width → rows × F float32, or rows × len(features) of the features named.
 
-        Where ``separable``, only those are computed, with the same bits as among all.
+        Where ``separable``, only those are computed, with the same bits as among all. Columns of a tuple of features are kept for the next call.
         """
         rows = h.shape[0]
         x, _, _ = self._normalised(_padded(h.to(torch.float32)))
         if self.center is not None:
             x = x - self.center
-        wanted = features if features is not None and self.separable else None
-        codes = self._codes(x, self._columns(wanted))[:rows, : self.features if wanted is None else len(wanted)]
-        return codes if features is None or wanted is not None else codes[:, features]
+        if features is not None and self.separable:
+            return self._codes(x, self._chosen(features))[:rows, : len(features)]
+        codes = self._codes(x, self._padded_columns())[:rows, : self.features]
+        return codes if features is None else codes[:, self._index(features)]
 
-    def _columns(self, features: torch.Tensor | None) -> torch.Tensor | None:
-        """Return features, or all, filled up to a multiple of the quantum; None where all are one already."""
-        if features is None:
-            if self.features % QUANTUM == 0:
-                return None
-            features = torch.arange(self.features, device=self.device)
-        return torch.cat([features, features.new_zeros(-len(features) % QUANTUM)])
+    def _index(self, features: torch.Tensor | tuple[int, ...]) -> torch.Tensor:
+        return torch.tensor(features, device=self.device) if isinstance(features, tuple) else features
+
+    def _padded_columns(self) -> dict[str, torch.Tensor]:
+        """Return the tensors of all features, filled up to a multiple of the quantum."""
+        if self.features % QUANTUM == 0:
+            return self._by_feature()
+        return self._picked(torch.arange(self.features, device=self.device))
+
+    def _chosen(self, features: torch.Tensor | tuple[int, ...]) -> dict[str, torch.Tensor]:
+        """Return the columns of some features; those of a tuple are kept, as long as they are few."""
+        if not isinstance(features, tuple):
+            return self._picked(features)
+        found = self._picks.get(features)
+        if found is None:
+            found = self._picked(self._index(features))
+            if len(features) <= self.features * LARGEST_PICK:
+                if len(self._picks) >= PICKS:
+                    self._picks.pop(next(iter(self._picks)), None)
+                self._picks[features] = found
+        return found
+
+    def _by_feature(self) -> dict[str, torch.Tensor]:
+        """Return the encoder's tensors whose last dimension is the features."""
+        names = ("w_enc", "b_enc", "threshold", "gate_bias", "mag_scale", "mag_bias", "gauge", "glu", "glu_bias")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def _picked(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the columns of some features, filled up to a multiple of the quantum."""
+        index = torch.cat([features, features.new_zeros(-len(features) % QUANTUM)])
+        return {name: value[..., index].contiguous() for name, value in self._by_feature().items()}
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor, h: torch.Tensor | None = None) -> torch.Tensor:
@@ -164,14 +192,14 @@ class SAE:
         return self.decode(self.encode(h), h)
 
     @torch.no_grad()
-    def add(self, h: torch.Tensor, features: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    def add(self, h: torch.Tensor, features: torch.Tensor | tuple[int, ...], delta: torch.Tensor) -> torch.Tensor:
         """Return h + delta·W_dec[features], un-normalised: rows × width; delta is rows × len(features).
 
         What the autoencoder does not explain stays as it is. Rows whose delta is zero come back bit for bit. Features are
         added one after the other in the order given, so a feature that a row leaves alone changes nothing of its bits.
         """
         total = torch.zeros(h.shape, dtype=torch.float32, device=h.device)
-        for index, feature in enumerate(features.tolist()):
+        for index, feature in enumerate(features if isinstance(features, tuple) else features.tolist()):
             total += delta[:, index : index + 1].to(torch.float32) * self.w_dec[feature]
         if self.norm != "none":
             rows = h.shape[0]
@@ -194,30 +222,20 @@ class SAE:
             return centred / (std + _EPSILON), mean, std
         return h, 0.0, h.new_ones(h.shape[0], 1)
 
-    def _codes(self, x: torch.Tensor, chosen: torch.Tensor | None) -> torch.Tensor:
-        """Return the codes of the columns chosen (None: all), a multiple of the quantum of them."""
-
-        def pick(value: torch.Tensor | None) -> torch.Tensor | None:
-            return value if value is None or chosen is None else value[..., chosen].contiguous()
-
-        def must(value: torch.Tensor | None) -> torch.Tensor:
-            found = pick(value)
-            assert found is not None
-            return found
-
-        linear = x @ must(self.w_enc)
+    def _codes(self, x: torch.Tensor, columns: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the codes of the columns given, a multiple of the quantum of them."""
+        linear = x @ columns["w_enc"]
         if self.activation == "gated":
-            size = torch.relu(linear * must(self.mag_scale) + must(self.mag_bias))
-            return torch.where(linear + must(self.gate_bias) > 0, size, torch.zeros_like(linear))
-        pre = linear + must(self.b_enc)
+            size = torch.relu(linear * columns["mag_scale"] + columns["mag_bias"])
+            return torch.where(linear + columns["gate_bias"] > 0, size, torch.zeros_like(linear))
+        pre = linear + columns["b_enc"]
         if self.glu is not None:
-            pre = pre * torch.sigmoid(x @ must(self.glu) + must(self.glu_bias))
-        gauge = pick(self.gauge)
-        judged = pre if gauge is None else pre * gauge
+            pre = pre * torch.sigmoid(x @ columns["glu"] + columns["glu_bias"])
+        judged = pre * columns["gauge"] if self.gauge is not None else pre
         if self.activation == "relu":
             return torch.relu(pre)
         if self.activation == "jumprelu":
-            return torch.where(judged > must(self.threshold), torch.relu(pre), torch.zeros_like(pre))
+            return torch.where(judged > columns["threshold"], torch.relu(pre), torch.zeros_like(pre))
         return self._largest(pre[:, : self.features], judged[:, : self.features])
 
     def _largest(self, pre: torch.Tensor, judged: torch.Tensor) -> torch.Tensor:

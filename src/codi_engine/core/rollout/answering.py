@@ -15,6 +15,9 @@ from codi_engine.core.rollout.wavefront import State
 if TYPE_CHECKING:
     from codi_engine.core.rollout.batchrun import BatchRun
 
+#: rows whose logits are computed, or copied, at once where they are not needed together
+_AT_ONCE = 64
+
 
 class Answering:
     """Reads and generates the answers of a batch's cells, from their states after the last latent."""
@@ -26,6 +29,9 @@ class Answering:
         """Read the number's place after the forced prefix, and generate; tokens that agree are computed once."""
         want, start = self.run.want, list(self.run.net.adapter.answer_start)
         forced = start + list(want.prefix) if want.read else start
+        if want.first and len(self.run.first) and not (forced or want.read or want.generate):
+            self._first_alone(state, cell_row)
+            return
         before, before_row = state, cell_row
         rows_before = state.rows
         predictions = []
@@ -48,6 +54,16 @@ class Answering:
             self._read_answers(state, cell_row, predictions[-1], len(forced))
         if want.generate:
             self._generate_from(state, cell_row, predictions, before, before_row)
+
+    def _first_alone(self, state: State, cell_row: np.ndarray) -> None:
+        """Read the first logits and nothing else: some rows at a time, so that they are there once."""
+        cells = np.flatnonzero(cell_row >= 0)
+        rows, of_cell = np.unique(cell_row[cells], return_inverse=True)
+        for begin in range(0, len(rows), _AT_ONCE):
+            some = rows[begin : begin + _AT_ONCE]
+            logits = self.run.net.logits(state.last[torch.from_numpy(some).to(state.last.device)])
+            mine = (of_cell >= begin) & (of_cell < begin + _AT_ONCE)
+            self._put(self.run.first, cells[mine], of_cell[mine] - begin, logits)
 
     def _continues(self) -> bool:
         """True when every generation goes on from the forced stage, because nothing is forced but what begins an answer."""
@@ -74,7 +90,11 @@ class Answering:
         if (going >= 0).any():
             for cell in np.flatnonzero(going >= 0):
                 self.run.tokens[cell] = list(prefix)
-            self._decode(state, going, predictions[-1], len(self.run.net.adapter.answer_start) + len(prefix))
+            if before is not state and not (again >= 0).any():
+                before.give_up()  # or what rows had here would stay while they go on
+            logits = predictions.pop()
+            predictions.clear()
+            self._decode(state, going, logits, len(self.run.net.adapter.answer_start) + len(prefix))
         if (again >= 0).any():
             self._restart(before, again)
 
@@ -117,6 +137,7 @@ class Answering:
                 cell_row = _without(cell_row, cells[full])
                 if not (cell_row >= 0).any():
                     return
+            del logits  # before there are new ones
             logits = self.run.net.logits(result.normed[:, -1])
             place += 1
 
@@ -187,7 +208,13 @@ class Answering:
 
     def _scatter(self, out: torch.Tensor, cell_row: np.ndarray, values: torch.Tensor) -> None:
         cells = np.flatnonzero(cell_row >= 0)
-        out[torch.from_numpy(cells).to(out.device)] = values[torch.from_numpy(cell_row[cells]).to(values.device)]
+        self._put(out, cells, cell_row[cells], values)
+
+    def _put(self, out: torch.Tensor, cells: np.ndarray, rows: np.ndarray, values: torch.Tensor) -> None:
+        """Give each cell its row's values, without a copy of all of them on the way."""
+        for begin in range(0, len(cells), _AT_ONCE):
+            some = slice(begin, begin + _AT_ONCE)
+            out[torch.from_numpy(cells[some]).to(out.device)] = values[torch.from_numpy(rows[some]).to(values.device)]
 
 
 def _log_norms(logits: torch.Tensor) -> torch.Tensor:

@@ -96,7 +96,11 @@ class Network:
 
     def pack(self) -> None:
         """Bring the blocks' and the head's weights into the layout of the fastest products (idempotent)."""
-        packing.pack([*self.blocks.modules(), self.head])
+        modules = [*self.blocks.modules(), self.head]
+        if any(packing.packable(m) for m in modules) and packing.available():
+            packing.pack(modules)
+            if packing.steady(modules):  # then hardly a product has rows that nobody needs
+                self.quantum = attention.MIN_ROWS
 
     @contextmanager
     def plain(self) -> Iterator[None]:
@@ -147,10 +151,10 @@ class Network:
         return self.head(normed)[:rows].float()  # type: ignore[no-any-return]
 
     def project(self, c: torch.Tensor) -> torch.Tensor:
-        """c (rows × width) → z (rows × width) through the model's own projection; rows are padded to the quantum."""
+        """c (rows × width) → z (rows × width) through the model's own projection; rows are padded to a multiple of the block."""
         assert self.adapter.projection is not None
         rows = c.shape[0]
-        extra = -rows % self.quantum
+        extra = -rows % attention.BLOCK
         if extra:
             c = torch.cat([c, c.new_zeros(extra, c.shape[1])])
         return self.adapter.projection(c)[:rows]

@@ -159,6 +159,10 @@ class Prefill:
         self.kept = Prefilled(cache_bytes)
         self.fed = 0  # prompt tokens computed so far
 
+    def forget(self) -> None:
+        """Drop what is kept between batches."""
+        self.kept = Prefilled(self.kept.budget)
+
     def entries(self, prompts: Sequence[Ids]) -> list[Entry]:
         """Return the entry of every prompt; what is not kept is computed, equal prompts once."""
         found: dict[Ids, Entry] = {}
@@ -204,10 +208,9 @@ class Prefill:
             net, Batch(kv, lengths, slots), state, net.embed(ids), np.arange(rows), _no_apply, last_component=last,
             spans=spans, reach=Reach(spans.first, tokens - 1),
         ).state  # fmt: skip
-        return [
-            Entry(_whole(sources[r], 0, start + own[r] - slots, state.keys, r), _whole(sources[r], 1, start + own[r] - slots, state.values, r), last)
-            for r, last in enumerate(state.last.clone())
-        ]
+        before = [start + count - slots for count in own]
+        keys, values = (_wholes(sources, which, before, made) for which, made in ((0, state.keys), (1, state.values)))
+        return [Entry(*both, last) for both, last in zip(zip(keys, values, strict=True), state.last.clone(), strict=True)]
 
     def _shared(self, group: Sequence[Due], sources: Sequence[Entry | None]) -> tuple[np.ndarray, list[int]]:
         """Return for each row the number of its source (of its length), and the first row of each."""
@@ -236,11 +239,21 @@ class Prefill:
         return out
 
 
-def _whole(source: Entry | None, which: int, before: int, made: list[torch.Tensor], row: int) -> list[torch.Tensor]:
-    """Return per layer a prompt's keys or values: ``before`` slots of its source and what was made, without as many slots where it is negative."""
+def _wholes(sources: Sequence[Entry | None], which: int, before: Sequence[int], made: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """Return per row and layer a prompt's keys or values; what was made is given up layer by layer."""
+    out: list[list[torch.Tensor]] = [[] for _ in sources]
+    for layer in range(len(made)):
+        for row, source in enumerate(sources):
+            out[row].append(_whole(None if source is None else source[which][layer], before[row], made[layer][row]))
+        made[layer] = made[layer].new_empty(0)
+    return out
+
+
+def _whole(source: torch.Tensor | None, before: int, made: torch.Tensor) -> torch.Tensor:
+    """Return ``before`` slots of a prompt's source and what was made, without as many slots of it where that is negative."""
     if source is None or before <= 0:  # a prompt without a source was fed from its first token on
-        return [m[row, :, -before:].clone() for m in made]
-    return [torch.cat([s[:, :before], m[row]], 1) for s, m in zip(source[which], made, strict=True)]
+        return made[:, -before:].clone()
+    return torch.cat([source[:, :before], made], 1)
 
 
 def alike(dues: Sequence[Due], budget: int) -> list[list[Due]]:

@@ -69,7 +69,9 @@ class Rollout:
 
 
 def _aligned(parts: Sequence[torch.Tensor], slots: int) -> torch.Tensor:
-    """Stack kv heads × n × head_dim tensors, zeros on the left, into prompts × kv heads × slots × head_dim."""
+    """Stack kv heads × n × head_dim tensors, zeros on the left, into prompts × kv heads × slots × head_dim; a single one is a view."""
+    if len(parts) == 1 and parts[0].shape[1] == slots:
+        return parts[0][None]
     out = parts[0].new_zeros(len(parts), parts[0].shape[0], slots, parts[0].shape[2])
     for row, part in enumerate(parts):
         out[row, :, slots - part.shape[1] :] = part

@@ -71,10 +71,12 @@ def sample(logits: torch.Tensor, rows: np.ndarray, keys: Sequence[int], at: Sequ
     by_row: dict[int, list[int]] = defaultdict(list)
     for cell, row in enumerate(rows.tolist()):
         by_row[row].append(cell)
-    wanted = list(by_row)
+    wanted = sorted(by_row)
+    every = len(wanted) == len(logits)  # a part of all rows is a view
     for start in range(0, len(wanted), _ROWS):
         some = wanted[start : start + _ROWS]
-        for row, ladder in zip(some, _ladders(logits[some], sampler), strict=True):
+        part = logits[start : start + _ROWS] if every else logits[some]
+        for row, ladder in zip(some, _ladders(part, sampler), strict=True):
             if ladder is not None:
                 for cell in by_row[row]:
                     out[cell] = ladder.token(uniform(keys[cell], at[cell]))
@@ -122,8 +124,8 @@ def _ladders(logits: torch.Tensor, sampler: Sampler) -> Iterator[_Ladder | None]
     if 0 < sampler.top_k < values.shape[1]:
         values = values.masked_fill(values < values.topk(sampler.top_k, -1).values[:, -1:], float("-inf"))
     largest = values.amax(-1, keepdim=True)
-    depth = (largest - values) / sampler.temperature
-    weight, bins = torch.exp(-depth), (depth * _PER_UNIT).clamp_(max=_BINS - 1).long()
+    depth = torch.sub(largest, values).div_(sampler.temperature)
+    weight, bins = depth.neg().exp_(), (depth * _PER_UNIT).clamp_(max=_BINS - 1).long()
     finite = torch.isfinite(largest[:, 0]).cpu().tolist()
     for row, good in enumerate(finite):
         yield _Ladder(depth[row].cpu().numpy(), weight[row].cpu().numpy(), bins[row].cpu().numpy(), sampler.top_p) if good else None

@@ -45,6 +45,10 @@ class State:
             self.last[take],
         )
 
+    def give_up(self) -> None:
+        """Let go of keys and values; another state may have them."""
+        self.keys, self.values = [], []
+
     def fork(self) -> State:
         """Return an independent copy."""
         return State(self.prompt.copy(), [k.clone() for k in self.keys], [v.clone() for v in self.values], self.start, self.used, self.last)

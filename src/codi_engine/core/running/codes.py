@@ -149,8 +149,7 @@ class CodeReader:
 
     def _encode(self, layer: int, states: torch.Tensor) -> torch.Tensor:
         sae, indices = self.saes.get(self.capture.spec.sae, layer), self.capture.features[layer]
-        chosen = None if len(indices) == sae.features else torch.tensor(indices, device=self.device)
-        return sae.encode(states, chosen)
+        return sae.encode(states, None if len(indices) == sae.features else indices)
 
     def codes(self) -> np.ndarray:
         """Return cells × features (float32).

@@ -91,13 +91,12 @@ class Sae(Intervention[SaeOptions]):
         sae = self._sae(self._store, rows.site, rows.layer, h.shape[1])
         if options.mode == "reconstruct":
             return sae.reconstruct(h)
-        feature = torch.tensor([index], device=h.device)
         if options.error == "drop":
             codes = sae.encode(h)
             codes[:, index] = self._edited(codes[:, index])
             return sae.decode(codes, h)
-        before = sae.encode(h, feature)
-        return sae.add(h, feature, self._edited(before) - before)
+        before = sae.encode(h, (index,))
+        return sae.add(h, (index,), self._edited(before) - before)
 
     def _edited(self, codes: torch.Tensor) -> torch.Tensor:
         assert isinstance(self.options.value, (int, float))
