@@ -37,7 +37,7 @@ def _patching(work: patching.Patching) -> Ways:
         "rows part before the edited token's first layer": (engine(apart="token"), 1),
         "rows part at the prompt's first token": (engine(apart="prompt", rows=24), SELDOM),
         "prompts' keys and values not kept between batches": (engine(cache_bytes=0), 1),
-        "cells of several positions in a batch": (engine(sort=False), 1),
+        "cells of one position in a batch": (engine(sort=True), 1),
         "the model's own GELU": (_unfused(engine()), 1),
         **{f"{rows} rows a batch": (engine(rows=rows), 1) for rows in (16, 24, 96, 480)},
     }

@@ -40,7 +40,6 @@ class _Packed:
             return nn.functional.linear(x, self._packed.to_dense().to(x.dtype), bias)
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
 
-
     def _save_to_state_dict(self, destination: dict[str, torch.Tensor], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
         destination[f"{prefix}weight"] = self.weight
