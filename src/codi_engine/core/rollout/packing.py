@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import nn
@@ -63,9 +64,22 @@ def packable(module: nn.Module) -> bool:
 
 
 def available() -> bool:
-    """True where torch has oneDNN and its packed linear product."""
+    """True where torch has oneDNN and its packed linear product, which gives here what a plain one gives."""
     there = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled  # type: ignore[no-untyped-call]
-    return bool(there and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
+    return bool(there and hasattr(torch.ops.mkldnn, "_linear_pointwise") and _works())
+
+
+@cache
+def _works() -> bool:
+    """Try it: the operator is torch's own affair, and other processors and versions may lack it or take other arguments."""
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(SMALLEST, SMALLEST, generator=generator), torch.randn(TOKENS, SMALLEST, generator=generator)
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, TOKENS)
+        product = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+        return bool(torch.allclose(product, x @ weight.t(), atol=1e-4) and torch.equal(packed.to_dense(), weight))
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False
 
 
 def pack(modules: Iterable[nn.Module]) -> None:
