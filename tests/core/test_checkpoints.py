@@ -122,6 +122,7 @@ def test_each_checkpoint_is_a_complete_run_of_its_own(make: Maker, trained: Path
         open_run("runs/x")
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_and_a_larger_one_grows(make: Maker, trained: Path) -> None:
     first = {"step-900": str(trained / "step-900")}
     begun = run_experiment(make(first, analyses=["across"]), "runs/x", limit=1)

@@ -197,6 +197,7 @@ def test_unusual_of_heads_and_positions(demo: Maker, monkeypatch: pytest.MonkeyP
         assert cell["unusual"] == pytest.approx(max(naive(found[cell["example"]][place], there[:, place]) for place in (0, 1)))
 
 
+@pytest.mark.slow
 def test_short_prompts_of_the_pool_are_no_natural_states_of_far_positions(demo: Maker) -> None:
     """Neither the metric nor a control makes a plan fail because an example beyond the limit is short."""
     problems = [{"question": f"there are {n} apples and some more words", "answer": n} for n in range(12)]

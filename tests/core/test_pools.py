@@ -104,6 +104,7 @@ def test_mappings_are_not_swept(demo: Maker) -> None:
         demo(intervention=spec, sweep={"step": [1], "match": [{"answer": "same"}]}, data=PROBLEMS).run()
 
 
+@pytest.mark.slow
 def test_a_swept_difference_is_taken_over_the_whole_pool(demo: Maker) -> None:
     spec = {"plugin": "steer", "site": "latent_in", "alpha": 1.0}
 

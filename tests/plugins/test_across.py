@@ -224,6 +224,7 @@ def test_runs_that_cannot_be_compared_are_refused(runs: list[Run], words: str) -
 # ----------------------------------------------------------------------------------------- real models
 
 
+@pytest.mark.slow
 def test_two_models_of_different_depth_run_from_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     places = {name: tiny.tiny_codi(tmp_path / name, "gpt2", layers=layers) for name, layers in (("small", 3), ("large", 5))}
