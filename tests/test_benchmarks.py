@@ -104,7 +104,7 @@ def test_the_contenders_of_the_sweep_agree_and_are_timed(tmp_path: Path, capsys:
     assert found["C"]["edit and capture / plain"] > 0
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", [pytest.param("gpt2", marks=pytest.mark.slow), "llama"])
 def test_prompts_of_mixed_lengths_and_grouped_heads_agree_too(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     one = ["--contender", "one at a time, last", "batch", "codi"]
     sweep("command").main(["--size", "tiny", "--repeats", "1", "--every", "3", "--workload", "A", "B", "--model", kind, "--mixed", *one])
