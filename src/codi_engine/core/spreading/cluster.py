@@ -228,7 +228,7 @@ def _settings() -> dict[str, Any]:
         "distributed.worker.preload": ["codi_engine.core.spreading.preload"], "distributed.worker.daemon": True,
         "distributed.worker.memory.target": False, "distributed.worker.memory.spill": False, "distributed.worker.memory.pause": False,
         "distributed.worker.memory.terminate": 1.0, "distributed.scheduler.http.routes": [], "distributed.worker.http.routes": [],
-        "distributed.nanny.pre-spawn-environ": {"MALLOC_TRIM_THRESHOLD_": 65536}, "distributed.scheduler.work-stealing": False,
+        "distributed.nanny.pre-spawn-environ": {}, "distributed.worker.profile.enabled": False, "distributed.scheduler.work-stealing": False,
         "distributed.worker.multiprocessing-method": "spawn", "distributed.comm.timeouts.connect": "30s", "distributed.admin.log-format": "%(message)s",
     }  # fmt: skip
 
