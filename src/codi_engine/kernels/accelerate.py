@@ -1,7 +1,8 @@
 """How kernels are compiled: the one place that knows numba's options.
 
 Kernels release the GIL and are serial; threads run beside each other over blocks. Division by zero gives infinity or NaN as
-in numpy, contractions are allowed, reassociation is not: a kernel's bits do not depend on the machine's vector width.
+in numpy, contractions are allowed, reassociation is not (but where ``summing`` says so): a kernel's bits do not depend on the
+machine's vector width.
 ``CODI_ENGINE_JIT=0`` runs them as plain Python, slowly, for debugging and coverage.
 """
 
@@ -19,6 +20,11 @@ ENABLED = os.environ.get("CODI_ENGINE_JIT", "1") != "0"
 def jit(function: F) -> F:
     """Compile a kernel. A cached kernel must not call a jitted function of another file: numba would not notice its changes."""
     return _compile(function, {})
+
+
+def summing(function: F) -> F:
+    """Compile a helper whose sums may be made in any order, in many lanes: for arithmetic whose last bits are the machine's own anyway."""
+    return _compile(function, {"fastmath": {"contract", "nsz", "reassoc"}})
 
 
 def inline(function: F) -> F:

@@ -13,6 +13,7 @@ import torch
 from codi_engine.core.rollout.answering import Answering, compact
 from codi_engine.core.rollout.attention import BLOCK
 from codi_engine.core.rollout.finite import broken_cells
+from codi_engine.core.rollout.prefill import Along, Captured, Ids
 from codi_engine.core.rollout.tasks import Produced, Task, Want
 from codi_engine.core.rollout.wavefront import Apply, Batch, Edit, Missed, Reach, Spans, StageResult, State, empty_state, run_stage
 from codi_engine.core.sites import Phase, Site
@@ -32,7 +33,10 @@ class BatchRun:
         self.latents = np.array([self.net.info.latents if t.latents is None else t.latents for t in tasks])
         captured = [p for (_, phase), (_, places) in want.captures.items() if phase == "prompt" for p in places]
         # what is captured may lie before the first token of every prompt of this batch, if longer ones are in others
-        self.kv, self.last = rollout.load_prompts(prompts, -min(captured, default=0))
+        tail = -min(captured, default=0)
+        along = self._along(tail)
+        seen: dict[Ids, Captured] = {}
+        self.kv, self.last = rollout.load_prompts(prompts, tail, along, seen)
         #: without a prefix the number is predicted at the first answer token: one set of logits serves as both
         self.same_place = not want.prefix
         self.rows = 0
@@ -51,6 +55,10 @@ class BatchRun:
         self.first = torch.empty(cells if want.first and not (want.read and self.same_place) else 0, vocabulary, device=self.net.device)
         self.number = torch.empty(cells if want.read else 0, vocabulary, device=self.net.device)
         self.captured: dict[tuple[str, int | None, Phase], torch.Tensor] = {}
+        #: True where the prompts were prefilled just now, and what is captured of them came along
+        self.came_along = along is not None and all(tuple(p) in seen for p in prompts)
+        if self.came_along:
+            self._take_along([seen[tuple(p)] for p in prompts], tail)
         longest = max((max(len(t.gold), len(t.other)) for t in tasks), default=0)
         shape = (cells, max(longest, 1))
         self.answer_reads = {name: np.full(shape, np.nan) for name in ("gold_logprob", "other_logprob", "gold_logit", "other_logit")}
@@ -80,10 +88,25 @@ class BatchRun:
                     if edit.place is not None and (cell, edit.site, edit.place) not in self.reached:
                         raise Missed(edit.site, edit.place, cell, "its place was never reached")
 
+    def _along(self, tail: int) -> Along | None:
+        """Return what can be captured while the prompts are prefilled; None where there is nothing, or cells edit their prompts."""
+        wanted = {(component, layer) for (component, phase), (layers, _) in self.want.captures.items() if phase == "prompt" for layer in layers}
+        if not tail or self.want.observers or any(component == "logits" for component, _ in wanted) or any(t.edits.get("prompt") for t in self.tasks):
+            return None
+        return Along(frozenset(wanted), tail)
+
+    def _take_along(self, seen: Sequence[Captured], tail: int) -> None:
+        """Give cells what was captured of their prompts' last ``tail`` tokens."""
+        prompts = [task.prompt for task in self.tasks]
+        for (component, phase), (layers, places) in self.want.captures.items():
+            for layer in layers if phase == "prompt" else ():
+                values = torch.stack([one[component, layer] for one in seen])
+                self.captured[component, layer, phase] = values[prompts][:, [tail + p for p in places]]
+
     def _groups(self) -> dict[int | None, list[int]]:
         """Group cells by the block of slots in which the first token lies that they compute anew (None: the prompt is untouched)."""
         groups: dict[int | None, list[int]] = defaultdict(list)
-        captured = [p for (_, phase), (_, places) in self.want.captures.items() if phase == "prompt" for p in places]
+        captured = [p for (_, phase), (_, places) in self.want.captures.items() if phase == "prompt" and not self.came_along for p in places]
         captured += [-1] if self.want.observers else []
         whole = any(o.whole_prompt for o in self.want.observers)
         for cell, task in enumerate(self.tasks):
@@ -100,11 +123,11 @@ class BatchRun:
         cell_row = np.full(len(self.tasks), -1)
         cell_row[cells] = np.searchsorted(used, [self.tasks[c].prompt for c in cells])
         if slot is None:
-            self.batch = Batch(self.kv, self.lengths, self.kv.slots)
+            self.batch = Batch(self.kv, self.lengths, self.kv.slots, self._most())
             state = empty_state(self.net, used, self.kv.slots)
             state.last = self.last[torch.from_numpy(used).to(self.last.device)]
         else:
-            state, cell_row = self._prompt(slot, used, cell_row)
+            state, cell_row = self._prompt(used, cell_row)
         for step in range(self.net.info.latents):
             cell_row = self._leave(state, cell_row, step)
             if not (cell_row >= 0).any():
@@ -123,12 +146,19 @@ class BatchRun:
         Answering(self).answer(leaving if leaving is not state else state.fork(), leaving_row)
         return np.where(early, -1, cell_row)
 
-    def _prompt(self, start: int, used: np.ndarray, cell_row: np.ndarray) -> tuple[State, np.ndarray]:
-        """Run of each prompt the tokens that its cells compute anew; all of them lie in the slots from ``start`` on."""
+    def _most(self) -> int:
+        """Return the most tokens that follow a prompt."""
+        longest = max(self.want.max_new_tokens if self.want.generate else 0, self.answer_reads["gold_logit"].shape[1] if self.want.read else 0)
+        forced = len(self.net.adapter.answer_start) + (len(self.want.prefix) if self.want.read else 0)
+        return int(self.latents.max(initial=0)) + forced + longest
+
+    def _prompt(self, used: np.ndarray, cell_row: np.ndarray) -> tuple[State, np.ndarray]:
+        """Run of each prompt the tokens that its cells compute anew."""
         slots, device = self.kv.slots, self.net.device
-        self.batch = Batch(self.kv.head(start) if start else None, self.lengths, slots)
         live = np.flatnonzero(cell_row >= 0)
         slot = slots + int(self.place[live].min())
+        start = slot // self.net.attention.GRAIN * self.net.attention.GRAIN
+        self.batch = Batch(self.kv.head(start) if start else None, self.lengths, slots, slots - start + self._most())
         reach = np.zeros(len(cell_row), np.int64)
         reach[live] = slots + self.place[live] - slot
         first = np.full(len(used), slots - slot)

@@ -12,7 +12,7 @@ from torch import nn
 
 from codi_engine.core.errors import UserError
 from codi_engine.core.model import ModelAdapter
-from codi_engine.core.rollout import attention, packing
+from codi_engine.core.rollout import attention, packing, rectangles, tokenwise
 
 #: reads (and may replace) the values at a site: tokens × width in, replacement or None out
 Handler = Callable[[torch.Tensor], "torch.Tensor | None"]
@@ -86,6 +86,8 @@ class Network:
         self.device, self.dtype = parameter.device, parameter.dtype
         #: token counts are padded to a multiple of this, so that bits do not depend on them
         self.quantum = attention.BLOCK
+        #: how attention is computed
+        self.attention: attention.Way = tokenwise if tokenwise.suits(self.device, self.dtype) else rectangles
         _fuse_gelu(self.model)
         attention.register()
         self.model.set_attn_implementation(attention.NAME)
@@ -99,6 +101,7 @@ class Network:
         modules = [*self.blocks.modules(), self.head]
         if any(packing.packable(m) for m in modules) and packing.available():
             packing.pack(modules)
+            packing.fuse(self.blocks.modules())
             if packing.steady(modules):  # then hardly a product has rows that nobody needs
                 self.quantum = attention.MIN_ROWS
 

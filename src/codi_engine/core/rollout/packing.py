@@ -3,6 +3,8 @@
 A product then runs at nearly the same rate with 16 tokens as with 500, where a plain layout is copied anew at every call; and a
 row's bits do not depend on how many rows there are (``core.rollout.selftest`` looks). The plain weights are given up, so that
 the model is held once; whoever reads ``weight`` gets them back, computed from the packed ones, bit for bit.
+
+An activation that follows such a layer is computed by the product's own kernel while its values are at hand (:func:`fuse`).
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from torch import nn
 TOKENS = 256
 #: fewest rows and columns of a weight that is worth it
 SMALLEST = 64
+#: a layer and the activation that a model applies to its output, by their names in the module that holds both
+_FOLLOWED = (("c_fc", "act"), ("gate_proj", "act_fn"), ("dense_h_to_4h", "act"), ("fc1", "activation_fn"))
 #: rows of a product, and the fewer ones whose bits are compared with theirs
 _PROBE, _FEWER = 68, (4, 20, 36, 60)
 
@@ -27,6 +31,7 @@ class _Packed:
 
     _transposed = False
     _packed: torch.Tensor
+    _activation: _Activation | None = None
     bias: torch.Tensor | None
 
     @property
@@ -38,12 +43,26 @@ class _Packed:
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.dtype != torch.float32 or (torch.is_grad_enabled() and x.requires_grad):  # no gradient passes a packed product
             bias = None if self.bias is None else self.bias.to(x.dtype)
-            return nn.functional.linear(x, self._packed.to_dense().to(x.dtype), bias)
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
+            out = nn.functional.linear(x, self._packed.to_dense().to(x.dtype), bias)
+            return out if self._activation is None else self._activation.inner(out)  # type: ignore[no-any-return]
+        after = ("none", "") if self._activation is None else self._activation.name
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, after[0], [], after[1])  # type: ignore[no-any-return]
 
     def _save_to_state_dict(self, destination: dict[str, torch.Tensor], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
         destination[f"{prefix}weight"] = self.weight
+
+
+class _Activation(nn.Module):
+    """In the place of an activation whose packed layer applies it; of a plain layer it is the activation as it was."""
+
+    def __init__(self, layer: nn.Module, inner: nn.Module, name: tuple[str, str]) -> None:
+        super().__init__()
+        self.inner, self.name = inner, name
+        self.__dict__["layer"] = layer  # it is held by its own module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if isinstance(self.layer, _Packed) else self.inner(x)  # type: ignore[no-any-return]
 
 
 class _Linear(_Packed, nn.Linear):  # type: ignore[misc, override]
@@ -101,6 +120,37 @@ def unpack(modules: Iterable[nn.Module]) -> None:
             module.register_parameter("weight", plain)
 
 
+def fuse(modules: Iterable[nn.Module]) -> None:
+    """Let packed layers apply the activation that follows them (idempotent)."""
+    for module in modules:
+        for layer, after in ((getattr(module, first, None), (module, second)) for first, second in _FOLLOWED):
+            name = _in_the_kernel(getattr(*after, None))
+            if isinstance(layer, nn.Module) and isinstance(layer, _Packed) and name is not None and _fuses(*name):
+                activation = _Activation(layer, getattr(*after), name)
+                layer.__dict__["_activation"] = activation
+                setattr(*after, activation)
+
+
+def _in_the_kernel(activation: object) -> tuple[str, str] | None:
+    """Return oneDNN's name of an activation; None where it has none."""
+    if type(activation) is nn.GELU:
+        return "gelu", activation.approximate
+    return ("swish", "") if type(activation) is nn.SiLU else None
+
+
+@cache
+def _fuses(name: str, kind: str) -> bool:
+    """Try it, as :func:`_works` does."""
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(SMALLEST, SMALLEST, generator=generator), torch.randn(TOKENS, SMALLEST, generator=generator)
+    plain = nn.functional.silu if name == "swish" else nn.GELU(kind)
+    try:
+        product = torch.ops.mkldnn._linear_pointwise(x, torch.ops.mkldnn._reorder_linear_weight(weight, TOKENS), None, name, [], kind)
+        return bool(torch.allclose(product, plain(x @ weight.t()), atol=1e-4))
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False
+
+
 @torch.inference_mode()
 def steady(modules: Iterable[nn.Module]) -> bool:
     """True where all that multiplies is packed, and a row's bits are the same among few rows and among many.
@@ -151,4 +201,4 @@ def plain(modules: Iterable[nn.Module]) -> Iterator[None]:
         pack(packed)
 
 
-__all__ = ["available", "pack", "packable", "plain", "steady", "unpack"]
+__all__ = ["available", "fuse", "pack", "packable", "plain", "steady", "unpack"]

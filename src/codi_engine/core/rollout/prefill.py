@@ -1,9 +1,9 @@
 """Prompts' keys and values: computed once for every prompt and every common beginning, and kept between batches.
 
-A prompt is right-aligned in slots padded to a multiple of ``BLOCK``, and the order of every sum depends on slots modulo
-``BLOCK`` alone (leading blocks without a token add exact zeros). So tokens that two prompts begin with have the same keys
-and values, bit for bit, where the prompts' lengths agree modulo ``BLOCK``; where they do not, nothing is shared. Of such
-prompts one is prefilled whole, and each of the others goes on from the one that it has most tokens in common with.
+A prompt is right-aligned in slots padded to a multiple of a grain, and the order of every sum depends on slots modulo that grain alone
+(leading slots without a token add nothing). So tokens that two prompts begin with have the same keys and values, bit for bit, where
+the prompts' lengths agree modulo the grain (which is 1 on a CPU); where they do not, nothing is shared. Of such prompts one is
+prefilled whole, and each of the others goes on from the one that it has most tokens in common with.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from codi_engine.core.rollout.attention import BLOCK, PromptKV, round_up
+from codi_engine.core.rollout.attention import PromptKV, round_up
 from codi_engine.core.rollout.network import Network
 from codi_engine.core.rollout.wavefront import Batch, Reach, Spans, empty_state, run_stage
 
@@ -41,6 +41,17 @@ class Entry(NamedTuple):
         return 2 * sum(k.numel() * k.element_size() for k in self.keys)
 
 
+class Along(NamedTuple):
+    """What is captured while prompts are prefilled: (component, layer) of their last ``tail`` tokens."""
+
+    sites: frozenset[tuple[str, int | None]]
+    tail: int
+
+
+#: (component, layer) → tail × width
+Captured = dict[tuple[str, int | None], torch.Tensor]
+
+
 class Prefilled:
     """The entries of prompts, kept between batches up to ``budget`` bytes.
 
@@ -48,11 +59,11 @@ class Prefilled:
     the budget, and are there when they are met again; in the rest of it the least recently used one goes first.
     """
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, grain: int) -> None:
         self.budget, self.size = budget, 0
         self.first: dict[Ids, Entry] = {}
         self.recent: OrderedDict[Ids, Entry] = OrderedDict()
-        self.known = Beginnings()
+        self.known = Beginnings(grain)
 
     def get(self, ids: Ids) -> Entry | None:
         if ids in self.recent:
@@ -75,21 +86,22 @@ class Prefilled:
 
 
 class Beginnings:
-    """Prompts, found by what they begin with; only prompts of one length modulo ``BLOCK`` find each other."""
+    """Prompts, found by what they begin with; only prompts of one length modulo the grain find each other."""
 
-    def __init__(self) -> None:
+    def __init__(self, grain: int) -> None:
+        self.grain = grain
         self._sorted: dict[int, list[Ids]] = {}
 
     def add(self, ids: Ids) -> None:
-        insort(self._sorted.setdefault(len(ids) % BLOCK, []), ids)
+        insort(self._sorted.setdefault(len(ids) % self.grain, []), ids)
 
     def drop(self, ids: Ids) -> None:
-        there = self._sorted[len(ids) % BLOCK]
+        there = self._sorted[len(ids) % self.grain]
         del there[bisect_left(there, ids)]
 
     def closest(self, ids: Ids) -> tuple[Ids | None, int]:
         """Return the prompt with the longest common beginning, and how many tokens that has (its last token is never among them)."""
-        there = self._sorted.get(len(ids) % BLOCK, [])
+        there = self._sorted.get(len(ids) % self.grain, [])
         at = bisect_left(there, ids)
         found = [(common(ids, other), other) for other in there[max(at - 1, 0) : at + 1]]  # neighbours in the order share most
         shared, other = max(found, default=(0, None), key=lambda f: f[0])
@@ -130,10 +142,10 @@ def waves(prompts: Sequence[Ids], known: Beginnings) -> list[list[Due]]:
     before: dict[int, Ids] = {}
     for ids in sorted(prompts):
         source, shared = known.closest(ids)
-        last = before.get(len(ids) % BLOCK)
+        last = before.get(len(ids) % known.grain)
         if last is not None and (here := common(ids, last)) > shared:
             source, shared = last, here
-        before[len(ids) % BLOCK] = ids
+        before[len(ids) % known.grain] = ids
         while source is not None and source in made and (other := made[source][1]).source is not None and other.shared + LEAST > shared:
             source, shared = other.source, min(shared, other.shared)  # siblings go on from the same one
         due = Due(ids, source, shared) if source is not None and shared >= LEAST else Due(ids, None, 0)
@@ -156,15 +168,20 @@ class Prefill:
 
     def __init__(self, net: Network, cache_bytes: int, most_tokens: int) -> None:
         self.net, self.most_tokens = net, most_tokens
-        self.kept = Prefilled(cache_bytes)
+        self.kept = Prefilled(cache_bytes, net.attention.GRAIN)
         self.fed = 0  # prompt tokens computed so far
 
     def forget(self) -> None:
         """Drop what is kept between batches."""
-        self.kept = Prefilled(self.kept.budget)
+        self.kept = Prefilled(self.kept.budget, self.net.attention.GRAIN)
 
-    def entries(self, prompts: Sequence[Ids]) -> list[Entry]:
-        """Return the entry of every prompt; what is not kept is computed, equal prompts once."""
+    def entries(self, prompts: Sequence[Ids], along: Along | None = None, captured: dict[Ids, Captured] | None = None) -> list[Entry]:
+        """Return the entry of every prompt; what is not kept is computed, equal prompts once.
+
+        Parameters
+        ----------
+        along: captured of the prompts whose last tokens are computed now, and put into ``captured``
+        """
         found: dict[Ids, Entry] = {}
         for ids in dict.fromkeys(prompts):
             kept = self.kept.get(ids)
@@ -178,18 +195,21 @@ class Prefill:
         for wave in planned:
             for group in alike(wave, self.most_tokens):
                 self.fed += sum(d.tokens for d in group)
-                for due, entry in zip(group, self._go_on(group, [None if d.source is None else sources[d.source] for d in group]), strict=True):
+                made = self._go_on(group, [None if d.source is None else sources[d.source] for d in group], along, captured)
+                for due, entry in zip(group, made, strict=True):
                     found[due.ids] = sources[due.ids] = entry
                     self.kept.put(due.ids, entry)
         return [found[ids] for ids in prompts]
 
-    def _go_on(self, group: Sequence[Due], sources: Sequence[Entry | None]) -> list[Entry]:
-        """Feed what of each prompt is not in its source, one row each; only last tokens pass the last block."""
-        net, rows = self.net, len(group)
-        own = [round_up(len(d.ids), BLOCK) for d in group]
+    def _go_on(
+        self, group: Sequence[Due], sources: Sequence[Entry | None], along: Along | None, captured: dict[Ids, Captured] | None
+    ) -> list[Entry]:  # fmt: skip
+        """Feed what of each prompt is not in its source, one row each; only last tokens, and captured ones, pass the last block."""
+        net, rows, grain = self.net, len(group), self.net.attention.GRAIN
+        own = [round_up(len(d.ids), grain) for d in group]
         slots, tokens = max(own), max(d.tokens for d in group)
         begin = slots - tokens
-        start = begin // BLOCK * BLOCK
+        start = begin // grain * grain
         prompt, firsts = self._shared(group, sources)
         heads = [(sources[r], own[r] - slots) for r in firsts]  # what lies before ``start`` is there once for rows that share it
         lengths = np.array([len(group[r].ids) for r in firsts])
@@ -204,10 +224,16 @@ class Prefill:
         spans = Spans(np.array([tokens - d.tokens for d in group]), tokens)
         ids = torch.tensor([token for d in group for token in d.ids[-d.tokens :]], device=net.device)
         last = "latent_out" if net.adapter.projection is not None else None
-        state = run_stage(
-            net, Batch(kv, lengths, slots), state, net.embed(ids), np.arange(rows), _no_apply, last_component=last,
-            spans=spans, reach=Reach(spans.first, tokens - 1),
-        ).state  # fmt: skip
+        after, sites = (tokens - 1, frozenset()) if along is None else (max(tokens - along.tail, 0), along.sites)
+        result = run_stage(
+            net, Batch(kv, lengths, slots), state, net.embed(ids), np.arange(rows), _no_apply, capture=sites, last_component=last,
+            spans=spans, reach=Reach(spans.first, after),
+        )  # fmt: skip
+        state = result.state
+        if along is not None and captured is not None:
+            for row, due in enumerate(group):
+                if due.tokens >= along.tail:
+                    captured[due.ids] = {site: values[row, -along.tail :].clone() for site, values in result.captured.items()}
         before = [start + count - slots for count in own]
         keys, values = (_wholes(sources, which, before, made) for which, made in ((0, state.keys), (1, state.values)))
         return [Entry(*both, last) for both, last in zip(zip(keys, values, strict=True), state.last.clone(), strict=True)]

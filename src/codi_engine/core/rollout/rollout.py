@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from codi_engine.core.rollout.attention import BLOCK, PromptKV, round_up
+from codi_engine.core.rollout.attention import PromptKV, round_up
 from codi_engine.core.rollout.batchrun import BatchRun
 from codi_engine.core.rollout.network import Network
-from codi_engine.core.rollout.prefill import Prefill
+from codi_engine.core.rollout.prefill import Along, Captured, Ids, Prefill
 from codi_engine.core.rollout.tasks import Produced, Task, Want
 from codi_engine.core.rollout.wavefront import Apply
 
@@ -52,10 +52,15 @@ class Rollout:
         """
         return BatchRun(self, prompts, tasks, want, apply).run()
 
-    def load_prompts(self, prompts: Sequence[Sequence[int]], reach: int = 0) -> tuple[PromptKV, torch.Tensor]:
-        """Return keys and values of the prompts, right-aligned, and their last final-norm states; there are slots for ``reach`` tokens at least."""
-        slots = max(round_up(max(len(p), reach), BLOCK) for p in prompts)
-        entries = self.prefill.entries([tuple(p) for p in prompts])
+    def load_prompts(
+        self, prompts: Sequence[Sequence[int]], reach: int = 0, along: Along | None = None, captured: dict[Ids, Captured] | None = None
+    ) -> tuple[PromptKV, torch.Tensor]:  # fmt: skip
+        """Return keys and values of the prompts, right-aligned, and their last final-norm states; there are slots for ``reach`` tokens at least.
+
+        What ``along`` asks for is put into ``captured`` of the prompts that are computed now.
+        """
+        slots = max(round_up(max(len(p), reach), self.net.attention.GRAIN) for p in prompts)
+        entries = self.prefill.entries([tuple(p) for p in prompts], along, captured)
         valid = torch.arange(slots)[None] >= torch.tensor([slots - len(p) for p in prompts])[:, None]
         layers = range(len(self.net.blocks))
         return (

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from codi_engine.core.rollout.attention import BLOCK, PromptKV, round_up
+from codi_engine.core.rollout.attention import BLOCK, ROOM, PromptKV, round_up
 from codi_engine.core.rollout.network import Network
 
 
@@ -71,11 +71,16 @@ class StageResult:
 
 @dataclass(frozen=True)
 class Batch:
-    """The prompts that rows refer to: their keys and values, and their lengths in tokens."""
+    """The prompts that rows refer to: their keys and values (None: none of them is shared), and their lengths in tokens."""
 
     kv: PromptKV | None
     lengths: np.ndarray
     slots: int
+    most: int = 0  # own slots that a row will need, as far as that is known
+
+    def room(self, needed: int, grain: int) -> int:
+        """Return how many own slots rows are given that need so many now: some more, but no more than they ever need."""
+        return max(round_up(needed, grain), min(round_up(needed, ROOM), self.most))
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from codi_engine.core.rollout.accounting import Account, Missed
-from codi_engine.core.rollout.attention import BLOCK, Context, Layout, Stored, round_up, using
+from codi_engine.core.rollout.attention import Context, Layout, Standing, Stored, using
 from codi_engine.core.rollout.network import Network, select_tokens
-from codi_engine.core.rollout.spans import Spans, lay_out
+from codi_engine.core.rollout.spans import Spans
 from codi_engine.core.rollout.state import Batch, Reach, StageResult, State, empty_state
 from codi_engine.core.sites import Site
 
@@ -126,8 +126,8 @@ class Stage:
             return False
         kept = Spans(first, self.spans.size)
         gone = np.flatnonzero(self.spans.offsets < first[self.spans.rows])
-        row, slot = (torch.from_numpy(i).to(self.hidden.device) for i in (self.spans.rows[gone], self.spans.offsets[gone] + self.parent.used))
-        context.layout, context.only_store = Layout(len(gone), (), None, None, row, slot), True
+        place = self.spans.rows[gone], self.spans.offsets[gone] + self.parent.used
+        context.layout, context.only_store = self.net.attention.only_store(*place, self.hidden.device), True
         tokens = self.hidden[torch.from_numpy(gone).to(self.hidden.device)]
         try:
             with using(context):
@@ -196,18 +196,19 @@ class Stage:
 
     def _laid_out(self) -> Layout:
         if self.layout is None:
-            state, kv = self.parent, self.batch.kv
+            state, kv, info = self.parent, self.batch.kv, self.net.info
             of_row = state.prompt[self.origin]
-            padding = None if state.start >= self.batch.slots else self.batch.slots - state.start - self.batch.lengths[of_row]
-            prompts = (of_row, kv.valid.shape[0]) if kv is not None and kv.slots else None
-            group = self.net.info.heads // self.net.info.kv_heads
-            room = round_up(state.used + self.spans.size, BLOCK)
-            self.layout = lay_out(self.spans, state.used, room, padding, prompts, group, self.hidden.device)
+            shared = kv.slots if kv is not None else 0
+            begin = self.batch.slots - self.batch.lengths[of_row] - (state.start - shared)
+            standing = Standing(self.spans, state.used, self._room(), shared, kv.valid.shape[0] if kv is not None else 0, of_row, begin)
+            self.layout = self.net.attention.lay_out(standing, info.heads // info.kv_heads, self.hidden.device)
         return self.layout
 
+    def _room(self) -> int:
+        return self.batch.room(self.parent.used + self.spans.size, self.net.attention.GRAIN)
+
     def _context(self, layer: int) -> Context:
-        state, rows = self.parent, len(self.origin)
-        room = round_up(state.used + self.spans.size, BLOCK)
+        state, rows, room = self.parent, len(self.origin), self._room()
         own_k, own_v = state.keys[layer], state.values[layer]
         if not (rows == state.rows and np.array_equal(self.origin, np.arange(rows))):
             take = torch.from_numpy(self.origin).to(own_k.device)
@@ -217,11 +218,7 @@ class Stage:
             own_k, own_v = torch.nn.functional.pad(own_k, grow), torch.nn.functional.pad(own_v, grow)
         if self.consume:
             state.keys[layer] = state.values[layer] = own_k.new_empty(0)
-        kv = self.batch.kv if self.batch.kv is not None and self.batch.kv.slots else None
-        return Context(
-            self._laid_out(), own_k[:, :, :room], own_v[:, :, :room],
-            kv.keys[layer] if kv else None, kv.values[layer] if kv else None, kv.valid if kv else None,
-        )  # fmt: skip
+        return Context(self._laid_out(), own_k[:, :, :room], own_v[:, :, :room], self.batch.kv, layer)
 
     # -------------------------------------------------------------------------------- splits and edits
 
