@@ -25,6 +25,8 @@ from .timing import Pass, Spent, measured
 POSITIONS, TOKENS, COMMON, KEPT = 5, 60, 20, 64
 #: rows of one of the engine's batches, and bytes of prompts' keys and values that it keeps between batches
 ROWS, KEPT_BYTES = 120, 40_000_000
+#: pairs whose unedited runs are made together
+TOGETHER = 4
 #: tokens of the shortest and the longest prompt of mixed lengths
 MIXED = (20, 100)
 
@@ -132,14 +134,17 @@ class Engine:
 
     Parameters
     ----------
-    rows: most of one batch; as many pairs are taken together as have no more cells
+    rows: most of one batch
+    together: pairs whose unedited runs are made together
     apart: where rows part: ``layer`` at the edited one, ``token`` before the edited token's first layer, ``prompt`` at the prompt's
         first token; the last two put an edit there that changes nothing, to see what sharing gives
     sort: cells of one position go into the same batches
     """
 
-    def __init__(self, work: Patching, rows: int | None = None, apart: str = "layer", sort: bool = False, **options: Any) -> None:
-        self.work, self.apart, self.sort = work, apart, sort
+    def __init__(
+        self, work: Patching, rows: int | None = None, together: int = TOGETHER, apart: str = "layer", sort: bool = False, **options: Any
+    ) -> None:  # fmt: skip
+        self.work, self.together, self.apart, self.sort = work, together, apart, sort
         self.rows = rows or (ROWS if work.models.device.type == "cpu" else ROWS_ON_GPU)
         self.rollout = work.models.rollout(**{"cache_bytes": KEPT_BYTES, **options})
 
@@ -148,9 +153,8 @@ class Engine:
         work, done = self.work, Pass()
         chosen = work.cells[::every]
         base = Spent()
-        together = max(self.rows // len(work.places), 1)
-        for first in range(0, work.pairs, together):
-            pairs = list(range(first, min(first + together, work.pairs)))
+        for first in range(0, work.pairs, self.together):
+            pairs = list(range(first, min(first + self.together, work.pairs)))
             self.rollout.prefill.forget()
             values, spent = measured(work.models.device, lambda pairs=pairs: self._unedited(pairs)) if every > 1 else (self._unedited(pairs), Spent())  # type: ignore[misc]
             base = base.plus(spent)
@@ -161,17 +165,18 @@ class Engine:
 
     def _patch(self, pairs: list[int], cells: Sequence[tuple[int, int, int]], values: Any, done: Pass) -> None:
         """Compute the cells of some pairs in batches."""
-        prompts = [self.work.corrupted[i] for i in pairs]
         for start in range(0, len(cells), self.rows):
             chunk = cells[start : start + self.rows]
+            used = sorted({pair for _, _, pair in chunk})
 
             def apply(group: int, site: Site, place: int, chosen: Sequence[int], old: torch.Tensor, chunk: Any = chunk) -> torch.Tensor:
                 return old if group else values["resid_post", site.layer, "prompt"][[pairs.index(chunk[c][2]) for c in chosen], place + POSITIONS]
 
-            tasks = [self._task(layer, place, pairs.index(pair)) for layer, place, pair in chunk]
-            logits = self.rollout.run(prompts, tasks, Want(generate=False, read=False), apply).first_logits
+            tasks = [self._task(layer, place, used.index(pair)) for layer, place, pair in chunk]
+            logits = self.rollout.run([self.work.corrupted[i] for i in used], tasks, Want(generate=False, read=False), apply).first_logits
             for (layer, place, pair), row in zip(chunk, logits, strict=True):
                 keep(done, layer, place, [pair], row[None])
+            del logits  # before there are those of the next batch
 
     def _unedited(self, pairs: Sequence[int]) -> Any:
         """Return what clean prompts hold at every layer and position, and run the corrupted ones."""

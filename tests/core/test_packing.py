@@ -77,3 +77,45 @@ def test_rows_are_steady_only_where_all_that_multiplies_is_packed(monkeypatch: p
     forward = packing._Packed.forward
     monkeypatch.setattr(packing._Packed, "forward", lambda self, x: forward(self, x) + (1e-6 if len(x) == 20 else 0))
     assert not packing.steady(layers)
+
+
+class Mlp(nn.Module):
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.c_fc, self.act = linear(), act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.c_fc(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("act", [nn.GELU("tanh"), nn.GELU(), nn.SiLU()])
+def test_the_product_applies_the_activation_that_follows_it(act: nn.Module) -> None:
+    module = Mlp(act)
+    x = torch.randn(48, 96)
+    names = set(module.state_dict())
+    want = module(x)
+    packing.pack([module.c_fc])
+    packing.fuse([module])
+    packing.fuse([module])
+    assert torch.allclose(module(x), want, atol=1e-5)
+    assert torch.equal(module.act(x), x)  # it is done already
+    assert set(module.state_dict()) == names
+    with packing.plain([module.c_fc]):
+        assert torch.allclose(module(x), want, atol=1e-5)
+        assert torch.equal(module.act(x), act(x))
+    assert torch.allclose(module(x.double()).float(), want, atol=1e-5)
+    x.requires_grad_(True)
+    assert torch.allclose(torch.autograd.grad(module(x).sum(), x)[0], torch.autograd.grad(act(module.c_fc.weight.mul(0).sum() + plain_of(module)(x)).sum(), x)[0], atol=1e-4)
+
+
+def plain_of(module: Mlp) -> nn.Linear:
+    layer = nn.Linear(*reversed(module.c_fc.weight.shape))
+    layer.load_state_dict({"weight": module.c_fc.weight.clone(), "bias": module.c_fc.bias})
+    return layer
+
+
+def test_other_activations_are_left_alone() -> None:
+    module = Mlp(nn.Tanh())
+    packing.pack([module.c_fc])
+    packing.fuse([module])
+    assert type(module.act) is nn.Tanh

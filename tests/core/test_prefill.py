@@ -74,15 +74,16 @@ def test_a_pair_shares_what_comes_before_its_first_difference(monkeypatch: pytes
 def test_waves_follow_the_trie_and_stay_within_a_length_modulo_the_block() -> None:
     stem = tuple(range(100, 140))
     prompts = [(*stem, i, 1, 2) for i in range(5)] + [(*stem, 9, *range(18))] + [(*stem, 7)]
-    first, second = waves(prompts, Beginnings())
+    first, second = waves(prompts, Beginnings(16))
     assert [d.ids for d in first] == [prompts[0], prompts[6]]  # lengths 43 and 59 agree modulo 16, 41 goes alone
     assert {(d.source, d.shared) for d in second} == {(prompts[0], 40)}
     assert len(second) == 5
-    known = Beginnings()
+    known = Beginnings(16)
     known.add(prompts[0])
     assert all(d.source == prompts[0] for d in waves(prompts[1:5], known)[0])
     known.drop(prompts[0])
     assert known.closest(prompts[1]) == (None, 0)
+    assert [len(wave) for wave in waves(prompts, Beginnings(1))] == [1, 6]  # with a grain of one all of them share
 
 
 def test_common_and_alike() -> None:
@@ -108,7 +109,7 @@ def test_the_first_prompts_stay_in_memory_for_the_next_pass() -> None:
     def entry() -> Entry:
         return Entry([torch.zeros(1, 16, 2)], [torch.zeros(1, 16, 2)], torch.zeros(2))
 
-    kept = Prefilled(8 * entry().size)
+    kept = Prefilled(8 * entry().size, 16)
     names = [(i,) for i in range(20)]
     for ids in names:
         kept.put(ids, entry())

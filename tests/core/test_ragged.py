@@ -11,9 +11,11 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from codi_engine.core.model import ModelAdapter
+from codi_engine.core.rollout import rectangles, tokenwise
+from codi_engine.core.rollout.attention import Standing
 from codi_engine.core.rollout.network import Network
 from codi_engine.core.rollout.rollout import Rollout, Task, Want
-from codi_engine.core.rollout.spans import Spans, lay_out
+from codi_engine.core.rollout.spans import Spans
 from codi_engine.core.rollout.wavefront import Edit
 from codi_engine.core.sites import Site
 from codi_engine.plugins.models.hf import describe, quiet
@@ -36,9 +38,12 @@ def wide() -> Any:
         return GPT2LMHeadModel(config).eval().requires_grad_(False)
 
 
-@pytest.fixture(scope="module", params=[*tiny.FAMILIES, "wide"])
+@pytest.fixture(scope="module", params=[*((family, tokenwise) for family in (*tiny.FAMILIES, "wide")), ("llama", rectangles), ("wide", rectangles)], ids=str)
 def net(request: pytest.FixtureRequest) -> Network:
-    return taken_apart(wide() if request.param == "wide" else tiny.network(request.param))
+    family, way = request.param
+    made = taken_apart(wide() if family == "wide" else tiny.network(family))
+    made.attention = way
+    return made
 
 
 def cells(net: Network, number: int) -> list[Task]:
@@ -93,7 +98,8 @@ def test_a_token_that_is_not_the_rows_own_is_refused() -> None:
 
 def test_queries_of_unlike_rows_find_their_tokens_again() -> None:
     spans = Spans(np.array([0, 59, 40, 58, 12]), 60)
-    layout = lay_out(spans, 3, 64, None, None, 1, torch.device("cpu"))
+    nothing = np.zeros(5, np.int64)
+    layout = rectangles.lay_out(Standing(spans, 3, 64, 0, 0, nothing, nothing), 1, torch.device("cpu"))
     assert len(layout.queries) > 1
     tokens = torch.arange(spans.total)
     squares = torch.cat([tokens[q.take] for q in layout.queries if q.take is not None])

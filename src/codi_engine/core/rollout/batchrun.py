@@ -36,7 +36,7 @@ class BatchRun:
         tail = -min(captured, default=0)
         along = self._along(tail)
         seen: dict[Ids, Captured] = {}
-        self.kv, self.last = rollout.load_prompts(prompts, tail, along, seen)
+        self.loaded = rollout.load_prompts(prompts, tail, along, seen)
         #: without a prefix the number is predicted at the first answer token: one set of logits serves as both
         self.same_place = not want.prefix
         self.rows = 0
@@ -113,7 +113,7 @@ class BatchRun:
             places = [e.place for e in task.edits.get("prompt", ()) if e.place is not None] + captured
             places += [-int(self.lengths[task.prompt])] if whole else []
             self.place[cell] = min(places, default=0)
-            groups[(self.kv.slots + min(places)) // BLOCK * BLOCK if places else None].append(cell)
+            groups[(self.loaded.slots + min(places)) // BLOCK * BLOCK if places else None].append(cell)
         return groups
 
     # -------------------------------------------------------------------------------------------- phases
@@ -123,9 +123,10 @@ class BatchRun:
         cell_row = np.full(len(self.tasks), -1)
         cell_row[cells] = np.searchsorted(used, [self.tasks[c].prompt for c in cells])
         if slot is None:
-            self.batch = Batch(self.kv, self.lengths, self.kv.slots, self._most())
-            state = empty_state(self.net, used, self.kv.slots)
-            state.last = self.last[torch.from_numpy(used).to(self.last.device)]
+            slots = self.loaded.slots
+            self.batch = Batch(self.loaded.kv if self._goes_on() else None, self.lengths, slots, self._most())
+            state = empty_state(self.net, used, slots)
+            state.last = self.loaded.last[torch.from_numpy(used).to(self.net.device)]
         else:
             state, cell_row = self._prompt(used, cell_row)
         for step in range(self.net.info.latents):
@@ -154,11 +155,12 @@ class BatchRun:
 
     def _prompt(self, used: np.ndarray, cell_row: np.ndarray) -> tuple[State, np.ndarray]:
         """Run of each prompt the tokens that its cells compute anew."""
-        slots, device = self.kv.slots, self.net.device
+        slots, device = self.loaded.slots, self.net.device
         live = np.flatnonzero(cell_row >= 0)
         slot = slots + int(self.place[live].min())
         start = slot // self.net.attention.GRAIN * self.net.attention.GRAIN
-        self.batch = Batch(self.kv.head(start) if start else None, self.lengths, slots, slots - start + self._most())
+        kv = self.loaded.kv
+        self.batch = Batch(kv.head(start) if start else None, self.lengths, slots, slots - start + self._most())
         reach = np.zeros(len(cell_row), np.int64)
         reach[live] = slots + self.place[live] - slot
         first = np.full(len(used), slots - slot)
@@ -166,8 +168,8 @@ class BatchRun:
         spans = Spans(first, slots - slot)
         state = empty_state(self.net, used, start)
         index = torch.from_numpy(used).to(device)
-        state.keys = [k[index, :, start:] for k in self.kv.keys]
-        state.values = [v[index, :, start:] for v in self.kv.values]
+        state.keys = [k[index, :, start:] for k in kv.keys]
+        state.values = [v[index, :, start:] for v in kv.values]
         state.used = slot - start
         ids = [t for prompt, count in zip(used, spans.counts, strict=True) for t in _tail(self.prompts[prompt], count)]
         inputs = self.net.embed(torch.tensor(ids, device=device))

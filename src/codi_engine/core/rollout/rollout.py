@@ -8,6 +8,8 @@ computed once. Masks and positions follow from slots at every call.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ import torch
 from codi_engine.core.rollout.attention import PromptKV, round_up
 from codi_engine.core.rollout.batchrun import BatchRun
 from codi_engine.core.rollout.network import Network
-from codi_engine.core.rollout.prefill import Along, Captured, Ids, Prefill
+from codi_engine.core.rollout.prefill import Along, Captured, Entry, Ids, Prefill
 from codi_engine.core.rollout.tasks import Produced, Task, Want
 from codi_engine.core.rollout.wavefront import Apply
 
@@ -54,23 +56,36 @@ class Rollout:
 
     def load_prompts(
         self, prompts: Sequence[Sequence[int]], reach: int = 0, along: Along | None = None, captured: dict[Ids, Captured] | None = None
-    ) -> tuple[PromptKV, torch.Tensor]:  # fmt: skip
-        """Return keys and values of the prompts, right-aligned, and their last final-norm states; there are slots for ``reach`` tokens at least.
+    ) -> Loaded:  # fmt: skip
+        """Compute or find the prompts' keys and values; there are slots for ``reach`` tokens at least.
 
         What ``along`` asks for is put into ``captured`` of the prompts that are computed now.
         """
         slots = max(round_up(max(len(p), reach), self.net.attention.GRAIN) for p in prompts)
-        entries = self.prefill.entries([tuple(p) for p in prompts], along, captured)
-        valid = torch.arange(slots)[None] >= torch.tensor([slots - len(p) for p in prompts])[:, None]
-        layers = range(len(self.net.blocks))
-        return (
-            PromptKV(
-                [_aligned([e.keys[layer] for e in entries], slots) for layer in layers],
-                [_aligned([e.values[layer] for e in entries], slots) for layer in layers],
-                valid.to(self.net.device),
-            ),
-            torch.stack([e.last for e in entries]),
-        )
+        return Loaded(self.prefill.entries([tuple(p) for p in prompts], along, captured), [len(p) for p in prompts], slots)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The prompts of a batch, right-aligned in ``slots`` slots."""
+
+    entries: list[Entry]
+    lengths: list[int]
+    slots: int
+
+    @cached_property
+    def kv(self) -> PromptKV:
+        """Their keys and values side by side: where nothing follows the prompts, nobody asks for them."""
+        valid = torch.arange(self.slots)[None] >= torch.tensor([self.slots - n for n in self.lengths])[:, None]
+        layers = range(len(self.entries[0].keys))
+        keys = [_aligned([e.keys[layer] for e in self.entries], self.slots) for layer in layers]
+        values = [_aligned([e.values[layer] for e in self.entries], self.slots) for layer in layers]
+        return PromptKV(keys, values, valid.to(keys[0].device))
+
+    @property
+    def last(self) -> torch.Tensor:
+        """Their last final-norm states, prompts × width."""
+        return torch.stack([e.last for e in self.entries])
 
 
 def _aligned(parts: Sequence[torch.Tensor], slots: int) -> torch.Tensor:
