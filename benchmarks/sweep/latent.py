@@ -43,27 +43,28 @@ class Plain:
     def __init__(self, work: Latent) -> None:
         self.work, self.model = work, work.models.fresh()
 
-    def run(self, every: int = 1, batched: bool = True, unread: bool = False) -> Pass:
-        """Compute each setting anew. ``batched``: all problems in one; ``unread`` computes the logits that nobody reads as well."""
+    def run(self, every: int = 1, rows: int = 8, unread: bool = False) -> Pass:
+        """Compute each cell anew, some as rows of one batch; ``unread`` computes the logits that nobody reads as well."""
         work = self.work
-        everyone = list(range(len(work.prompts)))
-        groups = [(k, d, everyone) for k, d in work.settings] if batched else [(k, d, [i]) for k, d, i in work.cells]
+        groups = [work.cells[first : first + rows] for first in range(0, len(work.cells), rows)]
         chosen = groups[::every]
-        done = Pass(factor=len(groups) / len(chosen))
-        for step, donor, problems in chosen:
-            first, tokens = self._one(step, work.donors[problems, donor], [work.prompts[i] for i in problems], unread)
-            for row, problem in enumerate(problems):
-                done.kept[step, donor, problem] = first[row, :KEPT].clone()
-                done.tokens[step, donor, problem] = tokens[row].tolist()
+        done = Pass(factor=len(work.cells) / sum(map(len, chosen)))
+        for cells in chosen:
+            first, tokens = self._one(cells, unread)
+            for row, cell in enumerate(cells):
+                done.kept[cell] = first[row, :KEPT].clone()
+                done.tokens[cell] = tokens[row].tolist()
         return done
 
-    def _one(self, edited: int, donors: torch.Tensor, prompts: Sequence[Sequence[int]], unread: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the first logits and the tokens of some problems; ``donors``: problems × steps × width."""
+    def _one(self, cells: Sequence[tuple[int, int, int]], unread: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the first logits and the tokens of some cells."""
         from transformers import DynamicCache
 
         model, projection = self.model, self.work.models.projection
         cache = DynamicCache(config=model.config)
-        more = padded(prompts, self.work.models.device)
+        steps, donors, problems = (torch.tensor(part) for part in zip(*cells, strict=True))
+        values = self.work.donors[problems, donors]
+        more = padded([self.work.prompts[i] for i in problems.tolist()], self.work.models.device)
 
         def state(**inputs: Any) -> torch.Tensor:
             out: torch.Tensor = model.base_model(past_key_values=cache, use_cache=True, **inputs).last_hidden_state
@@ -74,7 +75,9 @@ class Plain:
         last = state(**more)
         for step in range(LATENTS):
             more = grown(more)
-            last = state(inputs_embeds=(donors[:, step] if step == edited else projection(last))[:, None], **more)
+            here = (steps == step).to(last.device)[:, None]
+            own = values[:, step] if bool(here.all()) else torch.where(here, values[:, step], projection(last))
+            last = state(inputs_embeds=own[:, None], **more)
         token = torch.full((len(last), 1), START, device=last.device)
         tokens: list[torch.Tensor] = []
         first = torch.empty(0)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
-from codi_engine.core.rollout import network
+from codi_engine.core.rollout import network, packing, tokenwise
 
 from . import latent, patching, sampled
 from .comparing import agreement, table, timed
@@ -18,14 +19,27 @@ Ways = dict[str, tuple[Callable[[], Callable[[int], Pass]], int]]
 SELDOM = 6
 
 
-def _unfused(make: Callable[[], Callable[[int], Pass]]) -> Callable[[], Callable[[int], Pass]]:
-    """Make an engine that leaves the model's own activation functions alone."""
+def _without(make: Callable[[], Callable[[int], Pass]], *means: tuple[Any, str]) -> Callable[[], Callable[[int], Pass]]:
+    """Make an engine without some of its means: functions that do nothing, or say no."""
 
     def made() -> Callable[[int], Pass]:
-        with mock.patch.object(network, "_fuse_gelu", return_value=None):
+        with ExitStack() as stack:
+            for module, name in means:
+                stack.enter_context(mock.patch.object(module, name, return_value=None))
             return make()
 
     return made
+
+
+def _common(make: Callable[[], Callable[[int], Pass]]) -> Ways:
+    """Return what every workload is tried without."""
+    fused, own = (packing, "fuse"), (network, "_fuse_gelu")
+    return {
+        "attention by torch's batched products": (_without(make, (tokenwise, "suits")), 1),
+        "activations after their products": (_without(make, fused), 1),
+        "the model's own GELU": (_without(make, fused, own), 1),
+        "weights as the model has them": (_without(make, (packing, "available")), 1),
+    }
 
 
 def _patching(work: patching.Patching) -> Ways:
@@ -38,8 +52,9 @@ def _patching(work: patching.Patching) -> Ways:
         "rows part at the prompt's first token": (engine(apart="prompt", rows=24), SELDOM),
         "prompts' keys and values not kept between batches": (engine(cache_bytes=0), 1),
         "cells of one position in a batch": (engine(sort=True), 1),
-        "the model's own GELU": (_unfused(engine()), 1),
-        **{f"{rows} rows a batch": (engine(rows=rows), 1) for rows in (16, 24, 96, 480)},
+        "unedited runs of two pairs together": (engine(together=2), 1),
+        **_common(engine()),
+        **{f"{rows} rows a batch": (engine(rows=rows), 1) for rows in (24, 60, 240)},
     }
 
 
@@ -52,8 +67,8 @@ def _latent(work: latent.Latent) -> Ways:
         "rows part before the first latent": (engine(apart="latents"), 1),
         "rows part at the prompt's first token": (engine(apart="prompt", rows=40), SELDOM),
         "prompts' keys and values not kept between batches": (engine(cache_bytes=0), 1),
-        "the model's own GELU": (_unfused(engine()), 1),
-        **{f"{rows} rows a batch": (engine(rows=rows), 1) for rows in (24, 120, 480)},
+        **_common(engine()),
+        **{f"{rows} rows a batch": (engine(rows=rows), 1) for rows in (30, 60, 240)},
     }
 
 
@@ -72,7 +87,7 @@ def _sampled(work: sampled.Sampled) -> Ways:
         "capture alone": (engine(edit=False), 1),
         PLAIN: (engine(edit=False, capture=False), 1),
         "60 rows a batch": (engine(rows=60), 1),
-        "the model's own GELU": (_unfused(engine()), 1),
+        **_common(engine()),
     }
 
 

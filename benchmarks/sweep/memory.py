@@ -24,6 +24,7 @@ def _resident() -> float:
 def grown_by(work: Workload, name: str) -> str:
     """Run one contender once in this process and return the growth in MB; resident memory is looked at every 2 ms."""
     contender = dict(work.contenders())[name]()
+    contender.run(10**9)  # one cell: libraries are loaded, kernels compiled
     if work.models.device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

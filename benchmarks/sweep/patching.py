@@ -108,25 +108,34 @@ class Hooks:
         self.model(**padded([work.corrupted[i] for i in pairs], work.models.device), use_cache=False, logits_to_keep=last_logits)
         return seen
 
-    def run(self, every: int = 1, batched: bool = True, last_logits: int = 1) -> Pass:
-        """Patch by a hook per forward. ``batched``: all pairs in one; ``last_logits`` 0 computes the logits of every token."""
+    def run(self, every: int = 1, rows: int = 8, last_logits: int = 1) -> Pass:
+        """Patch some cells as rows of one forward; ``last_logits`` 0 computes the logits of every token."""
         work = self.work
-        everyone = list(range(work.pairs))
-        values, base = measured(work.models.device, lambda: self._clean(everyone, last_logits))
-        forwards = [(*place, everyone) for place in work.places] if batched else [(layer, p, [i]) for layer, p, i in work.cells]
-        chosen = forwards[::every]
-        done = Pass(factor=len(forwards) / len(chosen), base=base)
-        for layer, place, pairs in chosen:
-
-            def hook(_: Any, __: Any, out: torch.Tensor, place: int = place, new: torch.Tensor = values[layer][pairs]) -> torch.Tensor:
-                out = out.clone()
-                out[:, place] = new[:, place]
-                return out
-
-            with self._hooked({layer: hook}):
-                inputs = padded([work.corrupted[i] for i in pairs], work.models.device)
-                keep(done, layer, place, pairs, self.model(**inputs, use_cache=False, logits_to_keep=last_logits).logits[:, -1])
+        values, base = measured(work.models.device, lambda: self._clean(list(range(work.pairs)), last_logits))
+        groups = [work.cells[first : first + rows] for first in range(0, len(work.cells), rows)]
+        chosen = groups[::every]
+        done = Pass(factor=len(work.cells) / sum(map(len, chosen)), base=base)
+        for cells in chosen:
+            layers = sorted({layer for layer, _, _ in cells})
+            with self._hooked({layer: self._patch(values[layer], cells, layer) for layer in layers}):
+                inputs = padded([work.corrupted[i] for _, _, i in cells], work.models.device)
+                logits = self.model(**inputs, use_cache=False, logits_to_keep=last_logits).logits[:, -1]
+            for (layer, place, pair), row in zip(cells, logits, strict=True):
+                keep(done, layer, place, [pair], row[None])
+            del logits
         return done
+
+    def _patch(self, values: torch.Tensor, cells: Sequence[tuple[int, int, int]], layer: int) -> Callable[..., torch.Tensor]:
+        """Return a hook that puts the clean values into the rows of a layer's cells."""
+        rows = torch.tensor([row for row, cell in enumerate(cells) if cell[0] == layer])
+        places, pairs = (torch.tensor([cells[row][i] for row in rows.tolist()]) for i in (1, 2))
+
+        def hook(_: Any, __: Any, out: torch.Tensor) -> torch.Tensor:
+            out = out.clone()
+            out[rows, places] = values[pairs, places]
+            return out
+
+        return hook
 
 
 class Engine:

@@ -97,12 +97,13 @@ class A(Workload):
         return len(self.work.cells)
 
     def contenders(self) -> list[tuple[str, Callable[[], Contender]]]:
-        hooks, every, single = self.hooks, self.every, self.every * self.work.pairs
-        first, second = self.against[0], "one at a time, last logits"
+        hooks, every, pairs = self.hooks, self.every, self.work.pairs
+        first, second, many = self.against[0], "one at a time, last logits", f"plain hooks, {patching.ROWS} cells in a batch"
         found: list[tuple[str, Callable[[], Contender]]] = [
-            (first, lambda: Contender(first, lambda n: hooks.run(n, batched=False, last_logits=0), single)),
-            (second, lambda: Contender(second, lambda n: hooks.run(n, batched=False), single)),
-            (BATCHED, lambda: Contender(BATCHED, hooks.run, every)),
+            (first, lambda: Contender(first, lambda n: hooks.run(n, 1, last_logits=0), every * pairs)),
+            (second, lambda: Contender(second, lambda n: hooks.run(n, 1), every * pairs)),
+            (BATCHED, lambda: Contender(BATCHED, lambda n: hooks.run(n, pairs), every)),
+            (many, lambda: Contender(many, lambda n: hooks.run(n, patching.ROWS), max(every * pairs // patching.ROWS, 1))),
         ]
         missing = peers.absent()
         for name, (library, make) in peers.every_way(self.work).items():
@@ -132,12 +133,13 @@ class B(Workload):
         return len(self.work.cells)
 
     def contenders(self) -> list[tuple[str, Callable[[], Contender]]]:
-        plain, every, single = self.plain, self.every, self.every * len(self.work.prompts)
-        first, second = self.against[0], "one at a time, last logits"
+        plain, every, problems = self.plain, self.every, len(self.work.prompts)
+        first, second, many = self.against[0], "one at a time, last logits", f"plain hooks, {latent.ROWS} cells in a batch"
         return [
-            (first, lambda: Contender(first, lambda n: plain.run(n, batched=False, unread=True), single)),
-            (second, lambda: Contender(second, lambda n: plain.run(n, batched=False), single)),
-            (BATCHED, lambda: Contender(BATCHED, plain.run, every)),
+            (first, lambda: Contender(first, lambda n: plain.run(n, 1, unread=True), every * problems)),
+            (second, lambda: Contender(second, lambda n: plain.run(n, 1), every * problems)),
+            (BATCHED, lambda: Contender(BATCHED, lambda n: plain.run(n, problems), every)),
+            (many, lambda: Contender(many, lambda n: plain.run(n, latent.ROWS), max(every * problems // latent.ROWS, 1))),
             (OURS, lambda: Contender(OURS, latent.Engine(self.work).run, ours=True)),
         ]
 
