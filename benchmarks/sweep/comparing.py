@@ -46,7 +46,7 @@ def agreement(passes: Mapping[str, Pass]) -> Agreement:
             raise SystemExit(f"'{name}' differs from '{first}' by {here:.2e}")
         worst = max(worst, here)
     tokens = None
-    if reference.tokens:
+    if reference.tokens and others:
         pairs = [(one.tokens[c], reference.tokens[c]) for _, one in others for c in shared]
         tokens = sum(a == b for a, b in pairs) / max(len(pairs), 1)
         if tokens < 1:

@@ -64,8 +64,8 @@ class BatchRun:
         self.answer_reads = {name: np.full(shape, np.nan) for name in ("gold_logprob", "other_logprob", "gold_logit", "other_logit")}
 
     def run(self) -> Produced:
-        for slot, cells in self._groups().items():
-            self._run_group(slot, cells)
+        for block, cells in self._groups().items():
+            self._run_group(cells, edited=block is not None)
         self._account()
         first = self.number if self.want.first and self.want.read and self.same_place else self.first
         lengths = self.lengths[[t.prompt for t in self.tasks]]
@@ -104,7 +104,7 @@ class BatchRun:
                 self.captured[component, layer, phase] = values[prompts][:, [tail + p for p in places]]
 
     def _groups(self) -> dict[int | None, list[int]]:
-        """Group cells by the block of slots in which the first token lies that they compute anew (None: the prompt is untouched)."""
+        """Group cells by the block of places in which the first token lies that they compute anew (None: the prompt is untouched)."""
         groups: dict[int | None, list[int]] = defaultdict(list)
         captured = [p for (_, phase), (_, places) in self.want.captures.items() if phase == "prompt" and not self.came_along for p in places]
         captured += [-1] if self.want.observers else []
@@ -113,16 +113,16 @@ class BatchRun:
             places = [e.place for e in task.edits.get("prompt", ()) if e.place is not None] + captured
             places += [-int(self.lengths[task.prompt])] if whole else []
             self.place[cell] = min(places, default=0)
-            groups[(self.loaded.slots + min(places)) // BLOCK * BLOCK if places else None].append(cell)
+            groups[min(places) // BLOCK if places else None].append(cell)
         return groups
 
     # -------------------------------------------------------------------------------------------- phases
 
-    def _run_group(self, slot: int | None, cells: list[int]) -> None:
+    def _run_group(self, cells: list[int], edited: bool) -> None:
         used = np.unique([self.tasks[c].prompt for c in cells])
         cell_row = np.full(len(self.tasks), -1)
         cell_row[cells] = np.searchsorted(used, [self.tasks[c].prompt for c in cells])
-        if slot is None:
+        if not edited:
             slots = self.loaded.slots
             self.batch = Batch(self.loaded.kv if self._goes_on() else None, self.lengths, slots, self._most())
             state = empty_state(self.net, used, slots)

@@ -133,9 +133,13 @@ def fuse(modules: Iterable[nn.Module]) -> None:
 
 def _in_the_kernel(activation: object) -> tuple[str, str] | None:
     """Return oneDNN's name of an activation; None where it has none."""
+    from transformers.activations import GELUActivation, SiLUActivation
+
     if type(activation) is nn.GELU:
         return "gelu", activation.approximate
-    return ("swish", "") if type(activation) is nn.SiLU else None
+    if type(activation) is GELUActivation and activation.act is nn.functional.gelu:
+        return "gelu", "none"
+    return ("swish", "") if type(activation) in (nn.SiLU, SiLUActivation) else None
 
 
 @cache

@@ -25,8 +25,9 @@ Ids = tuple[int, ...]
 LEAST = 8
 #: share of the memory for the prompts that came first
 FIRST = 0.75
-#: a forward takes prompts together whose tokens differ by no more than this factor; the shorter ones are padded
-LIKE = 1.5
+#: a forward takes prompts together whose tokens differ by no more than this factor: where slots come in grains, attention computes
+#: shorter ones' padding as well; else it is a matter of their slots alone
+LIKE, LIKE_BY_TOKEN = 1.5, 6.0
 
 
 class Entry(NamedTuple):
@@ -193,7 +194,7 @@ class Prefill:
             if (kept := self.kept.get(source)) is not None:
                 sources[source] = kept
         for wave in planned:
-            for group in alike(wave, self.most_tokens):
+            for group in alike(wave, self.most_tokens, LIKE_BY_TOKEN if self.net.attention.GRAIN == 1 else LIKE):
                 self.fed += sum(d.tokens for d in group)
                 made = self._go_on(group, [None if d.source is None else sources[d.source] for d in group], along, captured)
                 for due, entry in zip(group, made, strict=True):
@@ -282,12 +283,12 @@ def _whole(source: torch.Tensor | None, before: int, made: torch.Tensor) -> torc
     return torch.cat([source[:, :before], made], 1)
 
 
-def alike(dues: Sequence[Due], budget: int) -> list[list[Due]]:
+def alike(dues: Sequence[Due], budget: int, like: float = LIKE) -> list[list[Due]]:
     """Group prompts with about as many tokens to feed, so that a group's padded tokens stay within the budget."""
     groups: list[list[Due]] = []
     for due in sorted(dues, key=lambda d: -d.tokens):
         group = groups[-1] if groups else None
-        if group is None or (len(group) + 1) * group[0].tokens > budget or due.tokens * LIKE < group[0].tokens:
+        if group is None or (len(group) + 1) * group[0].tokens > budget or due.tokens * like < group[0].tokens:
             groups.append([])
         groups[-1].append(due)
     return groups
