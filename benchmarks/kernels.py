@@ -109,7 +109,8 @@ def each(function: Callable[[Any], Any], items: Sequence[Any], threads: int) -> 
 
 
 def tested(x: np.ndarray, pairs: np.ndarray, threads: int) -> None:
-    from codi_engine.kernels.ttest import Moments, Tested, two_sample
+    from codi_engine.kernels.moments import Moments
+    from codi_engine.kernels.ttest import Tested, two_sample
 
     rooms = [Tested.empty(len(pairs), FEATURES) for _ in range(threads)]
 
@@ -216,7 +217,8 @@ def scanpy_ttest(x: np.ndarray) -> None:
 
 def codes_(targets: int, threads: int, rounds: int) -> None:
     """Sparse codes against our own dense path."""
-    from codi_engine.kernels.ttest import Moments, Tested, two_sample
+    from codi_engine.kernels.moments import Moments
+    from codi_engine.kernels.ttest import Tested, two_sample
 
     x = codes(targets)
     listed = sparse(x)
@@ -344,6 +346,7 @@ def correlation(rows: int, threads: int, rounds: int) -> None:
 def written(path: Path, x: np.ndarray) -> Path:
     """Write rows as a run: one target, one condition, every row an example."""
     from codi_engine.store.layout import ArraySpec
+    from codi_engine.store.unitfiles import Content
     from codi_engine.store.writer import RunWriter
 
     unit = 2048
@@ -358,7 +361,7 @@ def written(path: Path, x: np.ndarray) -> Path:
             rows = x[u * unit : (u + 1) * unit]
             example = np.arange(u * unit, u * unit + len(rows), dtype=np.int32)
             arrays = {"cells/example": example, "cells/condition": 0 * example, "cells/status": np.ones(len(rows), np.uint8)}
-            writer.commit(u, "sweep", {**arrays, "cells/answer": np.full(len(rows), np.nan), "activations/x/value": rows})
+            writer.commit(u, "sweep", Content({**arrays, "cells/answer": np.full(len(rows), np.nan), "activations/x/value": rows}))
     return path
 
 

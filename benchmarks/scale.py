@@ -121,12 +121,17 @@ class Commits:
             self.box = Outbox(writer.path)
         self._receipts: dict[int, Any] = {}
 
+    def _given(self, unit: int) -> Any:
+        from codi_engine.store.unitfiles import Content
+
+        return Content(self.content.of(unit), self.content.texts)
+
     def put(self, unit: int) -> float:
         """Have a worker write a unit; return its seconds."""
         if self.box is None:
             return 0.0
         begin = self.clock()
-        self._receipts[unit] = self.box.put(unit, "sweep", self.content.of(unit), self.content.texts, None)
+        self._receipts[unit] = self.box.put(unit, "sweep", self._given(unit))
         self.workers.append(self.clock() - begin)
         return self.workers[-1]
 
@@ -134,7 +139,7 @@ class Commits:
         """Commit a unit; return the driver's seconds."""
         begin = self.clock()
         if self.box is None:
-            self.writer.commit(unit, "sweep", self.content.of(unit), self.content.texts)
+            self.writer.commit(unit, "sweep", self._given(unit))
         else:
             self.writer.adopt(self._receipts.pop(unit))
         return self.clock() - begin

@@ -136,13 +136,14 @@ class Ours(Contender):
 
     def write(self, folder: Path) -> None:
         from codi_engine.store.layout import ArraySpec
+        from codi_engine.store.unitfiles import Content
         from codi_engine.store.writer import RunWriter
 
         spec = ArraySpec("activations/a/value", ("cell", *"xyz"[: len(self.shape)]), self.shape, "float32", float("nan"))
         with RunWriter.open(folder, identity={}, unit_cells=self.cells, experiment="", provenance={}) as writer:
             writer.add_plan({}, len(self.units), [spec], {})
             for number, unit in enumerate(self.units):
-                writer.commit(number, "sweep", {spec.name: unit})
+                writer.commit(number, "sweep", Content({spec.name: unit}))
 
     def read(self, folder: Path) -> Iterator[np.ndarray]:
         from codi_engine.store.reader import RunReader
@@ -170,13 +171,14 @@ class OursSparse(Ours):
     def write(self, folder: Path) -> None:
         from codi_engine.store.layout import ArraySpec
         from codi_engine.store.sparse import sparse_specs, to_codes
+        from codi_engine.store.unitfiles import Content
         from codi_engine.store.writer import RunWriter
 
         specs = [*sparse_specs("a", self.shape[0]), ArraySpec("cells/status", ("cell",), (), "uint8", 0)]
         with RunWriter.open(folder, identity={}, unit_cells=self.cells, experiment="", provenance={}) as writer:
             writer.add_plan({}, len(self.units), specs, {})
             for number, unit in enumerate(self.units):
-                writer.commit(number, "sweep", {**to_codes("a", unit, number, self.cells), "cells/status": np.ones(self.cells, np.uint8)})
+                writer.commit(number, "sweep", Content({**to_codes("a", unit, number, self.cells), "cells/status": np.ones(self.cells, np.uint8)}))
 
     def read(self, folder: Path) -> Iterator[np.ndarray]:
         from codi_engine.store.reader import RunReader
@@ -583,7 +585,8 @@ def experiments(size: str, folder: Path) -> dict[str, dict[str, Any]]:
 
 def random_gpt2(folder: Path) -> Path:
     """Write random weights of GPT-2-small's size with a small tokenizer."""
-    from codi_engine.testing.tiny import network, quiet, write_tokenizer
+    from codi_engine.core.libraries import quiet
+    from codi_engine.testing.tiny import network, write_tokenizer
 
     folder.mkdir()
     write_tokenizer(folder)

@@ -24,7 +24,8 @@ from train_demo import HeldOut
 
 from codi_engine.core.model import ModelAdapter
 from codi_engine.core.plugins import plugin_manager
-from codi_engine.core.sae import SAE, SaeStore
+from codi_engine.core.sae import SAE
+from codi_engine.core.saestore import SaeStore
 from codi_engine.plugins.models.causal_lm import CausalLM, CausalLMOptions
 
 

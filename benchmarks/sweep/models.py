@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from codi_engine.core.libraries import quiet
 from codi_engine.core.model import ModelAdapter
 from codi_engine.core.rollout import packing
 from codi_engine.core.rollout.network import Network
 from codi_engine.core.rollout.rollout import Rollout
-from codi_engine.plugins.models.hf import describe, quiet
+from codi_engine.plugins.models.hf import describe
 
 from .timing import measured
 

@@ -21,7 +21,8 @@ from codi_engine.core.rollout.rollout import Want
 from codi_engine.core.rollout.sampling import Sampler
 from codi_engine.core.rollout.sources import Sources
 from codi_engine.core.running.codes import CodeCapture, CodeReader
-from codi_engine.core.sae import SAE, SaeStore
+from codi_engine.core.sae import SAE
+from codi_engine.core.saestore import SaeStore
 from codi_engine.core.sites import Site
 from codi_engine.plugins.interventions.sae import Sae, SaeOptions
 

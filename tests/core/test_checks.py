@@ -101,6 +101,7 @@ def fake(tmp_path: Path, cells: pd.DataFrame, cost: dict[str, Any] | None = None
     """A run with given cells; what checks read of it."""
     store = SimpleNamespace(arrays=[], committed={})
     made = SimpleNamespace(
+        digest="0",
         path=tmp_path,
         cells=cells,
         axes=[a for a in ("example", "condition", "layer", "step") if a in cells],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -23,6 +25,7 @@ from codi_engine.core.planning.machine import Preparing, peak_bytes, reset_peak
 from codi_engine.core.planning.preparing import prepare
 from codi_engine.core.plugins import plugin_manager
 from codi_engine.core.running.run import plan_experiment, run_experiment
+from codi_engine.core.runs.stored import WRITING
 from codi_engine.core.watching.recording import Recorder, actual_of, estimate_of, invocations_of
 from codi_engine.core.watching.status import runs_in, status_of
 from codi_engine.store.ledger import read_ledger
@@ -216,6 +219,40 @@ def test_status_of_a_finished_run(demo: Maker) -> None:
     assert found.variance()[-1][0].stage == "total"
     assert found.actual.money is not None
     assert json.loads(json.dumps(found.to_dict()))["state"] == "finished"
+
+
+def test_status_names_the_results_that_a_larger_run_lacks(demo: Maker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from codi_engine.cli.main import main
+    from codi_engine.core.runs import analyzing
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    small = {**SMALL, "analyses": ["importance"], "checks": {"kl": ">= 0"}}
+    demo(**small).run()
+    assert (status_of("runs/test").state, status_of("runs/test").goes_on) == ("finished", "")
+    with monkeypatch.context() as patch:
+        patch.setattr(analyzing, "analyze_one", stop)
+        with pytest.raises(KeyboardInterrupt):
+            demo(**{**small, "data": {"plugin": "demo-pairs", "limit": 13}}).run()
+    found = status_of("runs/test")
+    assert (found.state, found.share, dict(found.lacking)) == ("computed", 1.0, dict.fromkeys(("importance", "checks"), "made before the run grew"))
+    assert found.goes_on == "codi-engine run runs/test/experiment.yaml --output runs/test"
+    assert main(["analyze", "-q", "runs/test"]) == 0
+    assert dict(status_of("runs/test").lacking) == {"checks": "made before the run grew"}
+    capsys.readouterr()
+    assert main(["status", "runs/test"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"state +computed, not analysed", shown)
+    assert re.search(r"no results +checks \(made before the run grew\)", shown)
+    assert "to go on" in shown
+    assert main(["run", "-q", "runs/test/experiment.yaml", "--output", "runs/test"]) == 0
+    assert status_of("runs/test").state == "finished"
+    (Path("runs/test/results/importance") / WRITING).touch()
+    found = status_of("runs/test")
+    assert (dict(found.lacking), found.goes_on) == ({"importance": "interrupted"}, "codi-engine analyze runs/test")
+    shutil.rmtree("runs/test/results/importance")
+    assert dict(status_of("runs/test").lacking) == {"importance": "no results"}
 
 
 @pytest.mark.slow

@@ -167,6 +167,54 @@ def test_nothing_leaves_a_resized_figure(size: tuple[float, float], drawn: Run) 
     assert all(a.y1 <= b.y0 or b.y1 <= a.y0 or a.x1 <= b.x0 or b.x1 <= a.x0 for i, a in enumerate(panels) for b in panels[:i])
 
 
+def _boxes(figure: Figure) -> list[tuple[str, Any]]:
+    """All text that is seen, with where it stands."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    texts = [*figure.texts]
+    for ax in figure.axes:
+        low, high = sorted(ax.get_xlim())
+        ticks = [t for t, at in zip(ax.get_xticklabels(), ax.get_xticks(), strict=False) if low <= at <= high]
+        texts += [ax.title, ax._left_title, ax.xaxis.label, *ax.texts, *ticks]  # type: ignore[attr-defined]
+    return [(t.get_text(), t.get_window_extent(canvas.get_renderer())) for t in texts if t.get_text() and t.get_visible()]
+
+
+@pytest.mark.parametrize("name", ["heatmap", "scatter", "strongest"])
+def test_in_one_column_no_text_stands_on_another(name: str) -> None:
+    from codi_engine.plugins.analyses import attribution_figures, share_figures
+    from codi_engine.plugins.analyses.proportions import ProportionsOptions
+
+    places = pd.DataFrame([(layer, step) for layer in range(4) for step in range(6)], columns=["layer", "step"])
+    size = np.random.default_rng(1).normal(size=len(places)) * np.where(places["step"] == 0, 20.0, 0.3)
+    if name == "strongest":
+        fields: dict[str, Any] = {
+            "condition": "patch",
+            "against": "baseline",
+            "metric": "accuracy",
+            "n": 12,
+            "n_against": 11,
+            "size": "cohens_h",
+            "test": "McNemar",
+        }
+        bars: dict[str, Any] = {"difference": size / 60, "ci_low": size / 60 - 0.2, "ci_high": size / 60 + 0.2, "p": 0.01, "significant": True}
+        target = "layer " + places["layer"].astype(str) + " step " + places["step"].astype(str)
+        figure = share_figures.forest(places.assign(target=target, **fields, **bars), ProportionsOptions(), 24)
+        assert any("n = 11–12" in text.get_text() for text in figure.texts)
+    else:
+        exact = {"exact": size, "exact_ci_low": size - 2, "exact_ci_high": size + 2}
+        table = places.assign(estimate=0.9 * size, ci_low=0.9 * size - 1, ci_high=0.9 * size + 1, gradient=0.5 * size, **exact)
+        shown = attribution_figures.Shown("patch", "logit_diff", "integrated", ["layer", "step"], ["layer", "step"], 12)
+        agreement = pd.DataFrame(columns=["condition", "method", "measure", "value"])
+        figure = attribution_figures.heatmap(shown, table, "run") if name == "heatmap" else attribution_figures.scatter(shown, table, agreement, "run")
+    resizing.resize(figure, 3.5, 2.8)
+    found = _boxes(figure)
+    on = [(a, b) for i, (a, box) in enumerate(found) for b, other in found[:i] if box.shrunk(0.98, 0.9).overlaps(other.shrunk(0.98, 0.9))]
+    assert not on
+    assert len(found) > 6
+
+
 def test_the_command_lists_draws_and_refuses(
     drawn: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip

@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from codi_engine import Experiment
 from codi_engine.core.errors import UserError
+from codi_engine.core.libraries import quiet
 from codi_engine.core.rollout.sampling import Sampler, generator, key_of, sample
 from codi_engine.core.running.run import plan_experiment, run_experiment
 from codi_engine.core.runs.results import Run
-from codi_engine.plugins.models.hf import quiet
 from codi_engine.testing import tiny
 from tests.support import saes, texts
 from tests.support.lines import write_lines

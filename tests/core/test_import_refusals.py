@@ -184,6 +184,17 @@ def test_files_that_are_not_there(here: Path) -> None:
     assert "--name" in refused(["a.npz"], STATES, name="../x")
 
 
+def test_names_that_are_no_text_are_shown_and_refused(here: Path) -> None:
+    with h5py.File("a.h5", "w") as file:
+        file[b"\xfftates"] = np.zeros((2, 3))
+        file["kl"] = np.zeros(2)
+    with pytest.raises(UserError, match=r"no array 'states'; did you mean '\\xfftates'"):
+        import_files(["a.h5"], ["activations/s=states[example ; width]"])
+    with pytest.raises(UserError, match=r"its name is no text in UTF-8; rename it"):
+        import_files(["a.h5"], [r"activations/s=\xfftates[example ; width]"])
+    assert import_files(["a.h5"], ["metrics/kl=kl[example]"]).path.is_dir()
+
+
 def test_without_h5py_the_extra_is_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with h5py.File("a.h5", "w") as file:
         file["states"] = VALUES

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from codi_engine.core.libraries import quiet
 from codi_engine.core.model import ModelAdapter
 from codi_engine.core.rollout import rectangles, tokenwise
 from codi_engine.core.rollout.attention import Standing
@@ -18,7 +19,7 @@ from codi_engine.core.rollout.rollout import Rollout, Task, Want
 from codi_engine.core.rollout.spans import Spans
 from codi_engine.core.rollout.wavefront import Edit
 from codi_engine.core.sites import Site
-from codi_engine.plugins.models.hf import describe, quiet
+from codi_engine.plugins.models.hf import describe
 from codi_engine.testing import tiny
 
 LENGTHS = (5, 18, 33, 47)

@@ -16,6 +16,8 @@ from codi_engine.core.running import reuse, unedited
 from codi_engine.core.running.inputs import recorded
 from codi_engine.core.running.origins import versions
 from codi_engine.core.running.run import plan_experiment, run_experiment
+from codi_engine.core.watching.eventlog import read_events
+from codi_engine.core.watching.status import status_of
 from codi_engine.store.errors import StoreError
 from codi_engine.store.provenance import read_provenance
 from codi_engine.store.reader import RunReader
@@ -74,6 +76,10 @@ def test_the_unedited_rows_of_another_experiment_are_taken_byte_for_byte(demo: M
     assert "6 of 8 unedited rows come from runs/a" in heard.said
     assert read_provenance(Path("runs/b"))["reused"] == {"runs/a": 6}
     assert "reused" not in read_provenance(Path("runs/plain"))
+    found = status_of("runs/b")
+    assert dict(found.reused) == {"runs/a": 6}
+    assert not [e for e in found.events() if "unedited rows" in e["text"]]  # it is no warning
+    assert [e["event"] for e in read_events(Path("runs/b")) if "unedited rows" in e.get("text", "")] == ["note"]
 
 
 @pytest.mark.slow

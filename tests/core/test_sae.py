@@ -22,7 +22,8 @@ from codi_engine.core.errors import UserError
 from codi_engine.core.model import ModelAdapter
 from codi_engine.core.plugin import SaeFormat
 from codi_engine.core.plugins import Plugins, plugin_manager
-from codi_engine.core.sae import SAE, SaeStore, filled
+from codi_engine.core.sae import SAE
+from codi_engine.core.saestore import SaeStore, filled
 from codi_engine.plugins.models.causal_lm import CausalLM, CausalLMOptions
 
 D, F = 20, 50

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from codi_engine.kernels import ranks as kernel
+from codi_engine.kernels import rankcounts as kernel
 from codi_engine.kernels.ranks import EMPTY, EXACT, OK, TIED, RankSum, mann_whitney, mann_whitney_pairs, mann_whitney_sparse, wilcoxon
 
 KINDS = ["plain", "ties", "codes", "signed codes"]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from codi_engine.kernels.ttest import CONSTANT, MISSING, SEPARATED, TESTED, TINY, Moments, add_differences, hedges_g, merge, paired, pooled_sd, two_sample
+from codi_engine.kernels.moments import Moments, add_differences, merge, pooled_sd
+from codi_engine.kernels.ttest import CONSTANT, MISSING, SEPARATED, TESTED, TINY, hedges_g, paired, two_sample
 
 PAIRS = np.array(list(itertools.combinations(range(3), 2)))
 

@@ -248,6 +248,12 @@ def test_ledger_lines_that_no_writer_writes(tmp_path: Path, line: int, keys: tup
     assert said in text
 
 
+def test_a_format_of_any_length_is_named_in_one_line(tmp_path: Path) -> None:
+    text = _changed(lambda records: _put(records, 0, "format", value=[2**63 - 1] * 20_000), tmp_path)
+    assert "was written in format [9223372036854775807, " in text
+    assert len(text) < 300 + len(str(tmp_path))
+
+
 def test_compressed_chunks_that_claim_more_than_belongs_there(tmp_path: Path) -> None:
     zstd = pytest.importorskip("numcodecs").Zstd
     spec = ArraySpec("x", ("cell",), (), "float32", 0.0, sparse=True)

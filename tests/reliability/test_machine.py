@@ -25,8 +25,9 @@ from codi_engine.store.layout import COPIES, LEDGER, LOCK, PARTIAL, PROVENANCE, 
 from codi_engine.store.ledger import read_ledger
 from codi_engine.store.reader import RunReader
 from codi_engine.store.repairing import repair
+from codi_engine.store.unitfiles import Content
 from codi_engine.store.verifying import verify
-from codi_engine.store.writer import Content, RunWriter
+from codi_engine.store.writer import RunWriter
 from codi_engine.store.zarrs import RunStore
 from tests.support.dying import bury, dying
 
@@ -101,7 +102,7 @@ class Runs(RuleBasedStateMachine):
             writer.add_plan({"plan": len(writer.plans)}, 3, specs(), {"cells/example": list(range(3 * len(writer.plans) + 3))})
         planned = 3 * len(writer.plans)
         for unit in range(len(writer.committed), min(planned, len(writer.committed) + units)):
-            writer.commit(unit, "sweep", arrays(unit), texts(unit))
+            writer.commit(unit, "sweep", Content(arrays(unit), texts(unit)))
 
     def mended(self) -> None:
         """A writer was there: what follows from the ledger is written again, leftovers are gone."""

@@ -93,6 +93,63 @@ def test_hovering_and_keys_show_the_tables_numbers(show: Any, demo_page: Path, d
     assert shown(page) == ((cells["condition"] == "patch") & (cells["layer"] == 1) & (cells["step"] == 1)).sum()
 
 
+STOP = """() => { const e = document.activeElement, s = getComputedStyle(e), b = e.getBoundingClientRect();
+  if (e === document.body) return null;
+  e.dataset.stops = Number(e.dataset.stops || 0) + 1;
+  return { what: e.id || e.className || e.tagName, main: e.closest("main") !== null, stops: e.dataset.stops,
+    ring: s.outlineStyle === "solid" ? parseFloat(s.outlineWidth) : 0,
+    named: Boolean((e.getAttribute("aria-label") || e.textContent || e.labels?.[0]?.textContent || "").trim()),
+    seen: b.width > 4 && b.height > 4 && b.bottom > 0 && b.top < innerHeight && b.right > 0 && b.left < innerWidth,
+    scrolls: e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1,
+    tip: !document.getElementById("tip").hidden, facts: "facts" in e.dataset }; }"""
+
+
+def test_everything_is_reached_by_tab_and_seen_where_it_is(show: Any, demo_page: Path) -> None:
+    page = show(demo_page, reduced_motion="reduce", viewport={"width": 900, "height": 700})
+    stops = []
+    for _ in range(200):
+        page.keyboard.press("Tab")
+        if (stop := page.evaluate(STOP)) is None:
+            break
+        stops.append(stop)
+    assert stop is None  # nothing holds the focus
+    assert stops[0]["what"] == "skip"
+    for stop in stops:
+        assert (stop["ring"], stop["named"], stop["seen"], stop["stops"]) == (2, True, True, "1"), stop
+        assert stop["scrolls"] or stop["what"] not in ("box", "box tall", "PRE"), stop
+    maps = [s for s in stops if s["facts"]]
+    assert len(maps) == page.locator("table.map").count() > 0
+    assert all(s["tip"] == s["facts"] for s in stops)
+    assert {"grid", "theme"} <= {s["what"] for s in stops}
+    clickable = "main button:not(:disabled), main summary, main input, main select, main img, main a"
+    missed = page.locator(clickable).evaluate_all("all => all.filter(e => !e.dataset.stops && e.checkVisibility()).map(e => e.outerHTML.slice(0, 80))")
+    assert missed == []
+
+
+def test_the_skip_link_images_and_rows_answer_keys(show: Any, demo_page: Path) -> None:
+    page = show(demo_page, reduced_motion="reduce")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    page.keyboard.press("Tab")
+    assert page.evaluate(STOP)["main"]
+    image = page.locator(".figures img").first
+    image.focus()
+    for key, pressed in (("Enter", "true"), (" ", "false")):
+        page.keyboard.press(key)
+        assert image.get_attribute("aria-pressed") == pressed
+        assert ("whole" in (image.get_attribute("class") or "")) == (pressed == "true")
+    cell = page.locator("table.map td[data-facts]").nth(3)
+    cell.click()
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Tab")
+    assert cell.evaluate("e => e === document.activeElement")
+    page.locator("#grid").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate("document.getElementById(document.getElementById('grid').getAttribute('aria-activedescendant')).ariaRowIndex") == "3"
+
+
 def test_a_cell_has_everything_and_an_address(show: Any, demo_page: Path, demo_run: Path) -> None:
     run = open_run(demo_run)
     page = show(demo_page)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from codi_engine.store.layout import ArraySpec
+from codi_engine.store.unitfiles import Content
 from codi_engine.store.writer import RunWriter
 
 CELLS = 8
@@ -77,7 +78,7 @@ def write(path: Path, units: int, plans: int = 1, say: bool = False) -> None:
                 if unit not in writer.committed:
                     rows = rows_of(unit)
                     stage = "sweep" if unit else "baseline"
-                    writer.commit(unit, stage, unit_arrays(unit, rows), unit_texts(unit, rows), {"plan": plan})
+                    writer.commit(unit, stage, Content(unit_arrays(unit, rows), unit_texts(unit, rows), {"plan": plan}))
                     if say:
                         sys.stdout.write(f"{unit}\n")
                         sys.stdout.flush()

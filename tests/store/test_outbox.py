@@ -21,6 +21,7 @@ from codi_engine.store.lock import RunLock
 from codi_engine.store.outbox import Outbox, Receipt, owners
 from codi_engine.store.reader import RunReader
 from codi_engine.store.repairing import repair
+from codi_engine.store.unitfiles import Content
 from codi_engine.store.verifying import verify
 from codi_engine.store.writer import RunWriter
 from tests.store.sample import CELLS, IDENTITY, content, labels, rows_of, specs, unit_arrays, unit_texts, write
@@ -45,7 +46,7 @@ def planned(path: Path, plans: int = 1) -> Path:
 
 def put(outbox: Outbox, unit: int) -> Receipt:
     rows = rows_of(unit)
-    return outbox.put(unit, "sweep" if unit else "baseline", unit_arrays(unit, rows), unit_texts(unit, rows), {"plan": unit // UNITS})
+    return outbox.put(unit, "sweep" if unit else "baseline", Content(unit_arrays(unit, rows), unit_texts(unit, rows), {"plan": unit // UNITS}))
 
 
 def filled(path: Path, units: Sequence[int] = range(UNITS)) -> Path:
@@ -99,7 +100,7 @@ def test_wrong_units_and_a_full_disk_leave_nothing(tmp_path: Path, monkeypatch: 
         with pytest.raises(StoreError, match="unit 7 is not planned; 3 units are"):
             put(outbox, 7)
         with pytest.raises(StoreError, match="was not declared"):
-            outbox.put(1, "sweep", {"cells/other": unit_arrays(1)["cells/layer"]})
+            outbox.put(1, "sweep", Content({"cells/other": unit_arrays(1)["cells/layer"]}))
         put(outbox, 0)
         fired = []
 
@@ -116,7 +117,7 @@ def test_wrong_units_and_a_full_disk_leave_nothing(tmp_path: Path, monkeypatch: 
         put(outbox, 1)
     assert sorted(p.name for p in (run / "outbox").iterdir()) == ["unit-000000", "unit-000001"]
     with pytest.raises(StoreError, match="holds no run"):
-        Outbox(tmp_path).put(0, "sweep", {})
+        Outbox(tmp_path).put(0, "sweep", Content({}))
 
 
 # ------------------------------------------------------------------------------------------------------------------ deaths

@@ -11,6 +11,7 @@ import xarray as xr
 
 from codi_engine.store.errors import StoreError
 from codi_engine.store.reader import RunReader
+from codi_engine.store.unitfiles import Content
 from codi_engine.store.verifying import verify
 from codi_engine.store.writer import RunWriter
 from tests.store.sample import CAPTURE, CELLS, CODES, IDENTITY, SOURCE, content, labels, rows_of, specs, unit_arrays, unit_texts, write
@@ -60,13 +61,13 @@ def test_only_committed_units_are_seen_while_writing(tmp_path: Path) -> None:
     writer = RunWriter.open(tmp_path / "run", identity=IDENTITY, unit_cells=CELLS, experiment="", provenance={})
     with writer:
         writer.add_plan({}, 3, specs(), labels(3))
-        writer.commit(0, "sweep", unit_arrays(0))
+        writer.commit(0, "sweep", Content(unit_arrays(0)))
         shard = writer.specs["cells/status"].shard(0)
         (tmp_path / "run" / shard.replace("c.0", "c.1")).write_bytes((tmp_path / "run" / shard).read_bytes())
         reader = RunReader(tmp_path / "run")
         assert len(reader.slots) == CELLS
         assert reader.verify() == []
-        writer.commit(2, "sweep", unit_arrays(2))
+        writer.commit(2, "sweep", Content(unit_arrays(2)))
         assert list(reader.committed) == [0]
         assert list(RunReader(tmp_path / "run").committed) == [0, 2]
 

@@ -33,8 +33,9 @@ from codi_engine.store.mirror import mirrored, place, publish
 from codi_engine.store.reader import RunReader
 from codi_engine.store.remote import Remote, folder_of, remote_at
 from codi_engine.store.repairing import repair
+from codi_engine.store.unitfiles import Content
 from codi_engine.store.verifying import verify
-from codi_engine.store.writer import Content, RunWriter
+from codi_engine.store.writer import RunWriter
 from codi_engine.store.zarrs import RunStore
 from tests.store.sample import CAPTURE, CELLS, IDENTITY, content, rows_of, specs, unit_arrays, unit_texts, write
 
@@ -224,13 +225,13 @@ def test_a_lease_that_ran_out_is_taken_over_and_its_holder_stops(
     first.add_plan(
         {"plan": 0}, UNITS, specs(), {"cells/example": [f"e{i}" for i in range(3)], "cells/condition": ["baseline", "patch"], "cells/layer": [0, 1, "0+1"]}
     )
-    first.commit(0, "baseline", unit_arrays(0, rows_of(0)), unit_texts(0, rows_of(0)), {"plan": 0})
+    first.commit(0, "baseline", Content(unit_arrays(0, rows_of(0)), unit_texts(0, rows_of(0)), {"plan": 0}))
     elsewhere()
     with monkeypatch.context() as later:
         later.setattr(lease, "LEASE", -5.0)  # as if a minute had gone by
         second = hold(_prepared(url))
         with pytest.raises(StoreError, match=r"pid \d+ has taken it over while it was being written here"):
-            first.commit(1, "sweep", unit_arrays(1, rows_of(1)), unit_texts(1, rows_of(1)), {"plan": 0})
+            first.commit(1, "sweep", Content(unit_arrays(1, rows_of(1)), unit_texts(1, rows_of(1)), {"plan": 0}))
     second.release()
     first.close()
     write(folder_of(url), UNITS, 2)

@@ -22,6 +22,7 @@ from codi_engine.store.errors import StoreError
 from codi_engine.store.files import Batch, CheckedFiles, facts
 from codi_engine.store.layout import CHUNK_ENTRIES, LEDGER, PARTIAL, ArraySpec
 from codi_engine.store.reader import RunReader
+from codi_engine.store.unitfiles import Content
 from codi_engine.store.writer import RunWriter
 
 NAN = float("nan")
@@ -107,8 +108,8 @@ def test_files_and_facts_are_those_of_the_bytes(tmp_path: Path, monkeypatch: pyt
     arrays = {s.name: np.random.default_rng(i).standard_normal((13 if i % 3 else 16, 50), np.float32) for i, s in enumerate(specs)}
     with RunWriter.open(tmp_path / "run", identity={}, unit_cells=16, experiment="", provenance={}) as writer:
         writer.add_plan({}, 2, specs, {})
-        writer.commit(1, "sweep", {n: v[:13] for n, v in arrays.items()})
-        writer.commit(0, "sweep", {n: np.resize(v, (16, 50)) for n, v in arrays.items()})
+        writer.commit(1, "sweep", Content({n: v[:13] for n, v in arrays.items()}))
+        writer.commit(0, "sweep", Content({n: np.resize(v, (16, 50)) for n, v in arrays.items()}))
         stated = {**writer.committed[0]["files"], **writer.committed[1]["files"]}
     for spec in specs:
         for unit, values in ((0, np.resize(arrays[spec.name], (16, 50))), (1, arrays[spec.name][:13])):
@@ -134,7 +135,7 @@ def test_a_commit_copies_at_most_once(tmp_path: Path, lies: str, copies: float) 
         writer.add_plan({}, 1, [spec], {})
         tracemalloc.start()
         try:
-            writer.commit(0, "sweep", {"a": given})
+            writer.commit(0, "sweep", Content({"a": given}))
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -186,7 +187,7 @@ def test_durable_before_named_and_named_before_recorded(tmp_path: Path, monkeypa
     writer, arrays = planned(tmp_path / "run")
     with writer:
         seen = Watched(monkeypatch)
-        writer.commit(0, "sweep", arrays, {"key": ["k"] * 16})
+        writer.commit(0, "sweep", Content(arrays, {"key": ["k"] * 16}))
         monkeypatch.undo()
         stated = writer.committed[0]["files"]
     assert len(stated) == 13
@@ -210,11 +211,11 @@ def test_a_disk_that_fills_leaves_nothing_and_the_unit_can_be_written_again(tmp_
         monkeypatch.setattr(files, "_MUCH", much)
         seen = Watched(monkeypatch, fail)
         with pytest.raises(StoreError, match="the disk is full"):
-            writer.commit(0, "sweep", arrays)
+            writer.commit(0, "sweep", Content(arrays))
         assert seen.fired
         monkeypatch.undo()
         assert sorted(p.name for p in (tmp_path / "run").rglob("*") if p.is_file()) == before
-        writer.commit(0, "sweep", arrays)
+        writer.commit(0, "sweep", Content(arrays))
     assert RunReader(tmp_path / "run").verify() == []
 
 
@@ -264,7 +265,7 @@ def fill(places: list[memoryview], data: bytes) -> None:
 def test_harm_to_a_shard_is_named_once(tmp_path: Path, verify: Literal["full", "size"], harm: str) -> None:
     writer, arrays = planned(tmp_path / "run")
     with writer:
-        writer.commit(0, "sweep", arrays)
+        writer.commit(0, "sweep", Content(arrays))
         path = tmp_path / "run" / writer.specs["a3"].shard(0)
     data = path.read_bytes()
     if harm == "gone":

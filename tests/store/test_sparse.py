@@ -12,6 +12,7 @@ from codi_engine.store.errors import StoreError
 from codi_engine.store.layout import CHUNK_ENTRIES, ArraySpec
 from codi_engine.store.reader import RunReader
 from codi_engine.store.sparse import sparse_specs, to_codes, to_dense
+from codi_engine.store.unitfiles import Content
 from codi_engine.store.writer import RunWriter
 
 NAME = "activations/sae"
@@ -24,7 +25,7 @@ def written(path: Path, rows: list[np.ndarray], unit_cells: int) -> Path:
         writer.add_plan({"n": 1}, len(rows), specs, {})
         for unit, values in enumerate(rows):
             status = np.ones(len(values), np.uint8)
-            writer.commit(unit, "sweep", {"cells/status": status, "x": values, **to_codes(NAME, values, unit, unit_cells)})
+            writer.commit(unit, "sweep", Content({"cells/status": status, "x": values, **to_codes(NAME, values, unit, unit_cells)}))
     return path
 
 

@@ -24,6 +24,7 @@ from codi_engine.store.codec import decode, encode
 from codi_engine.store.errors import IdentityMismatch, StoreError
 from codi_engine.store.layout import ArraySpec
 from codi_engine.store.reader import RunReader
+from codi_engine.store.unitfiles import Content
 from codi_engine.store.writer import RunWriter
 from tests.store.sample import CAPTURE, CELLS, CODES, IDENTITY, SOURCE, content, labels, rows_of, specs, unit_arrays, unit_texts, write
 
@@ -55,7 +56,7 @@ def test_shards_round_trip_and_are_what_zarr_reads(data: st.DataObject) -> None:
             path = Path(folder) / "run"
             with opened(path, unit_cells=cells) as writer:
                 writer.add_plan({}, 2, [spec], {})
-                writer.commit(1, "sweep", {"a/b": values})
+                writer.commit(1, "sweep", Content({"a/b": values}))
                 read = writer.read("a/b", 1)
             whole = np.asarray(zarr.open_array(path / "data.zarr/a/b", mode="r")[:])
     finally:
@@ -85,17 +86,17 @@ def test_committed_units_are_read_back(tmp_path: Path) -> None:
 def test_growth_keeps_codes_and_values(tmp_path: Path) -> None:
     with planned(tmp_path / "small", 2) as writer:
         for unit in (0, 1):
-            writer.commit(unit, "sweep", unit_arrays(unit))
+            writer.commit(unit, "sweep", Content(unit_arrays(unit)))
     with opened(tmp_path / "small") as writer:
         more = {**labels(5), "cells/layer": [7, 1]}
         writer.add_plan({"n": 2}, 1, [*specs(3)], more)
         assert writer.labels["cells/example"] == ["e0", "e1", "e2", "e3", "e4"]
         assert writer.labels["cells/layer"] == [0, 1, "0+1", 7]
-        writer.commit(2, "sweep", {**unit_arrays(2), "cells/metrics/m2": np.ones(CELLS)})
+        writer.commit(2, "sweep", Content({**unit_arrays(2), "cells/metrics/m2": np.ones(CELLS)}))
         assert [p["n"] for p in writer.plans] == [1, 2]
     with planned(tmp_path / "full", 3) as writer:
         for unit in range(3):
-            writer.commit(unit, "sweep", unit_arrays(unit))
+            writer.commit(unit, "sweep", Content(unit_arrays(unit)))
     small, full = content(tmp_path / "small"), content(tmp_path / "full")
     shards = [n for n in full if layout.unit_of(n)]
     assert {n: small[n] for n in shards} == {n: full[n] for n in shards}
@@ -142,17 +143,17 @@ def test_wrong_commits_are_refused_and_leave_nothing(tmp_path: Path) -> None:
         ]
         for unit, arrays, texts, message in cases:
             with pytest.raises(StoreError, match=message):
-                writer.commit(unit, "sweep", arrays, texts)
+                writer.commit(unit, "sweep", Content(arrays, texts))
         assert content(tmp_path / "run") == before
-        writer.commit(0, "sweep", {"cells/metrics/m0": good})
+        writer.commit(0, "sweep", Content({"cells/metrics/m0": good}))
         with pytest.raises(StoreError, match="committed already"):
-            writer.commit(0, "sweep", {"cells/metrics/m0": good})
+            writer.commit(0, "sweep", Content({"cells/metrics/m0": good}))
 
 
 def test_texts_are_deterministic_and_survive_lone_surrogates(tmp_path: Path) -> None:
     for name in ("a", "b"):
         with planned(tmp_path / name) as writer:
-            writer.commit(0, "sweep", {}, {**unit_texts(0, 2), "text": ["\ud800x", "y"], "none": [None, None]})
+            writer.commit(0, "sweep", Content({}, {**unit_texts(0, 2), "text": ["\ud800x", "y"], "none": [None, None]}))
     assert content(tmp_path / "a") == content(tmp_path / "b")
     assert RunReader(tmp_path / "a").texts().column("text").to_pylist() == ["?x", "y"]
 
@@ -224,7 +225,7 @@ def test_a_read_only_directory_is_one_line(unprivileged: Path) -> None:
 
 def test_a_full_disk_keeps_what_is_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with planned(tmp_path / "run") as writer:
-        writer.commit(0, "baseline", unit_arrays(0), unit_texts(0))
+        writer.commit(0, "baseline", Content(unit_arrays(0), unit_texts(0)))
         before = content(tmp_path / "run")
         real, calls = os.fsync, 0
 
@@ -235,11 +236,11 @@ def test_a_full_disk_keeps_what_is_committed(tmp_path: Path, monkeypatch: pytest
 
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(StoreError, match="the disk is full; what is committed stays"):
-            writer.commit(1, "sweep", unit_arrays(1))
+            writer.commit(1, "sweep", Content(unit_arrays(1)))
         assert calls
         monkeypatch.setattr(os, "fsync", real)
         assert content(tmp_path / "run") == before
-        writer.commit(1, "sweep", unit_arrays(1))
+        writer.commit(1, "sweep", Content(unit_arrays(1)))
     assert RunReader(tmp_path / "run").verify() == []
 
 

@@ -20,6 +20,7 @@ from codi_engine.core.runs.results import open_run
 from codi_engine.store.errors import StoreError
 from codi_engine.store.layout import ArraySpec
 from codi_engine.store.reader import RunReader
+from codi_engine.store.unitfiles import Content
 from codi_engine.store.writer import RunWriter
 from codi_engine.store.zarrs import RunStore
 from tests.store.sample import CAPTURE, CELLS, CODES, IDENTITY, SOURCE, labels, specs, unit_arrays, write
@@ -34,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with RunWriter.open(path, identity=IDENTITY, unit_cells=CELLS, experiment="name: x\n", provenance={}) as writer:
         writer.add_plan({}, UNITS + 2, specs(), labels(3))
         for unit in range(UNITS):
-            writer.commit(unit, "sweep", unit_arrays(unit))
+            writer.commit(unit, "sweep", Content(unit_arrays(unit)))
     return path
 
 
@@ -122,7 +123,7 @@ def test_it_is_a_snapshot(run: Path) -> None:
     before = RunStore(run)
     shape = group_of(before)["cells/status"].shape
     with RunWriter.open(run, identity=IDENTITY, unit_cells=CELLS, experiment="", provenance={}) as writer:
-        writer.commit(UNITS, "sweep", unit_arrays(UNITS))
+        writer.commit(UNITS, "sweep", Content(unit_arrays(UNITS)))
         writer.add_plan({"more": 1}, 3, specs(3), labels(5))
     old, new = group_of(before), group_of(RunStore(run))
     assert old["cells/status"].shape == shape
@@ -151,7 +152,7 @@ def big(path: Path) -> tuple[Path, np.ndarray]:
     values = np.arange(4 << 19, dtype=np.float32).reshape(4, -1)
     with RunWriter.open(path, identity=IDENTITY, unit_cells=4, experiment="", provenance={}) as writer:
         writer.add_plan({}, 1, [spec], {})
-        writer.commit(0, "sweep", {spec.name: values})
+        writer.commit(0, "sweep", Content({spec.name: values}))
     return path / spec.shard(0), values
 
 

@@ -25,6 +25,7 @@ def _runs(home: Path) -> list[Tree]:
     from codi_engine.core.watching.notes import add_note
     from codi_engine.store.layout import ArraySpec
     from codi_engine.store.sparse import sparse_specs, to_codes
+    from codi_engine.store.unitfiles import Content
     from codi_engine.store.writer import RunWriter
 
     path = home / "run"
@@ -53,7 +54,7 @@ def _runs(home: Path) -> list[Tree]:
             captured = {dense.name: rng.normal(size=(CELLS, 2, 3)).astype(np.float32), wide.name: rng.normal(size=(CELLS, 3)).astype(np.float32)}
             sparse = to_codes("activations/sae", np.where(rng.random((CELLS, 5)) < 0.5, 1.5, 0).astype(np.float32), plan, CELLS)
             texts: dict[str, Any] = {"key": [f"{plan}{i}" for i in range(CELLS)], "text": [f"é {i}" for i in range(CELLS)], "level": [1, 2, None, 3]}
-            writer.commit(plan, "sweep" if plan else "baseline", codes | values | captured | sparse, texts)
+            writer.commit(plan, "sweep" if plan else "baseline", Content(codes | values | captured | sparse, texts))
     folder = path / "results" / "effects"
     folder.mkdir(parents=True)
     pd.DataFrame({"a": [1.0, 2.0], "b": ["x", "y"]}).to_parquet(folder / "table.parquet")

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from codi_engine.core.plugins import plugin_manager
-from codi_engine.core.sae import SAE, SaeStore
+from codi_engine.core.sae import SAE
+from codi_engine.core.saestore import SaeStore
 
 D, F, K, ROWS = 12, 40, 5, 23
 Array = Any  # a numpy array of floats

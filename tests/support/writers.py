@@ -15,6 +15,7 @@ import numpy as np
 from codi_engine.store.errors import StoreError
 from codi_engine.store.ledger import read_ledger
 from codi_engine.store.reader import RunReader
+from codi_engine.store.unitfiles import Content
 from codi_engine.store.writer import RunWriter
 from tests.store.sample import CELLS, IDENTITY, labels, rows_of, specs, unit_arrays, unit_texts, write
 
@@ -115,7 +116,7 @@ def grow_by(writer: RunWriter, units: int) -> None:
     writer.experiment = f"name: plan {plan}\n"
     writer.add_plan({"plan": plan}, units, specs(2 + plan % 40), labels(3 + plan))
     for unit in range(first, first + units):
-        writer.commit(unit, "sweep" if unit else "baseline", unit_arrays(unit, rows_of(unit)), unit_texts(unit, rows_of(unit)))
+        writer.commit(unit, "sweep" if unit else "baseline", Content(unit_arrays(unit, rows_of(unit)), unit_texts(unit, rows_of(unit))))
     writer.set_provenance({"plan": plan})
 
 

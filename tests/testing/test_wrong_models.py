@@ -110,7 +110,7 @@ class Lenient(CausalLM):
     def _network(self, device: str) -> Any:
         from transformers import AutoModelForCausalLM
 
-        from codi_engine.testing.tiny import quiet
+        from codi_engine.core.libraries import quiet
 
         with quiet():
             return AutoModelForCausalLM.from_pretrained(self.options.path, ignore_mismatched_sizes=True).eval().requires_grad_(False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from codi_engine.store.errors import StoreError
 from codi_engine.store.reader import RunReader
+from codi_engine.store.unitfiles import Content
 from codi_engine.store.writer import RunWriter
 from codi_engine.testing import StoreSuite
 from codi_engine.testing.stores import CELLS, IDENTITY, METRIC
@@ -36,23 +36,23 @@ class Writer:
     def add_plan(self, *arguments: Any) -> None:
         self.real.add_plan(*arguments)
 
-    def commit(self, unit: int, stage: str, arrays: Mapping[str, np.ndarray], texts: Mapping[str, Sequence[Any]] | None = None) -> None:
-        self.real.commit(unit, stage, arrays, texts)
+    def commit(self, unit: int, stage: str, content: Content) -> None:
+        self.real.commit(unit, stage, content)
 
 
 class Rounds(Writer):
     """Keeps fewer digits."""
 
-    def commit(self, unit: int, stage: str, arrays: Mapping[str, np.ndarray], texts: Mapping[str, Sequence[Any]] | None = None) -> None:
-        super().commit(unit, stage, {**arrays, METRIC: arrays[METRIC].round(3)}, texts)
+    def commit(self, unit: int, stage: str, content: Content) -> None:
+        super().commit(unit, stage, content._replace(arrays={**content.arrays, METRIC: content.arrays[METRIC].round(3)}))
 
 
 class Repeats(Writer):
     """Says nothing when a unit is committed again."""
 
-    def commit(self, unit: int, stage: str, arrays: Mapping[str, np.ndarray], texts: Mapping[str, Sequence[Any]] | None = None) -> None:
+    def commit(self, unit: int, stage: str, content: Content) -> None:
         if unit not in self.real.committed:
-            super().commit(unit, stage, arrays, texts)
+            super().commit(unit, stage, content)
 
 
 class AnyIdentity(Writer):
@@ -65,10 +65,10 @@ class AnyIdentity(Writer):
 class Numbered(Writer):
     """Writes how many commits there were before."""
 
-    def commit(self, unit: int, stage: str, arrays: Mapping[str, np.ndarray], texts: Mapping[str, Sequence[Any]] | None = None) -> None:
+    def commit(self, unit: int, stage: str, content: Content) -> None:
         self.count = getattr(self, "count", -1) + 1
-        later = arrays[METRIC] + (self.count if self.count != unit else 0)
-        super().commit(unit, stage, {**arrays, METRIC: later}, texts)
+        later = content.arrays[METRIC] + (self.count if self.count != unit else 0)
+        super().commit(unit, stage, content._replace(arrays={**content.arrays, METRIC: later}))
 
 
 class Reader:

@@ -10,13 +10,15 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
+from codi_engine.cli.options import DEBUG
+
 PROGRAM = "codi-engine"
 SHELLS = ("bash", "zsh", "fish")
 
 
 @click.command()
 @click.argument("shell", type=click.Choice(SHELLS))
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@DEBUG
 @click.pass_context
 def completion(context: click.Context, shell: str, debug: bool) -> None:
     """Print the script that lets SHELL complete commands, options, runs and experiment files.

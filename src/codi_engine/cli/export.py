@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import click
 
+from codi_engine.cli.options import DEBUG, JSON
 from codi_engine.cli.places import RUN
-
-_DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.command()
@@ -17,8 +15,8 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("-o", "--output", metavar="PATH", help="File, or folder for several. Default: named after the run, here.")
 @click.option("--raw", is_flag=True, help="Put no apostrophe before CSV fields that begin like a formula (= + - @).")
 @click.option("--force", is_flag=True, help="Overwrite existing files.")
-@_JSON
-@_DEBUG
+@JSON
+@DEBUG
 def export(directory: str, to: str, what: str, output: str | None, raw: bool, force: bool, as_json: bool, debug: bool) -> None:
     """Write RUN's cells (one row each, with its text), results or captured activations to files for other tools.
 

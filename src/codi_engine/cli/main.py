@@ -7,42 +7,31 @@ import errno
 import shlex
 import signal
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
 from codi_engine import __version__
-from codi_engine.cli.completion import completion, experiments, runs, runs_and_analyses
+from codi_engine.cli.completion import completion, runs_and_analyses
 from codi_engine.cli.export import export
 from codi_engine.cli.merge import merge
 from codi_engine.cli.new_plugin import new_plugin
 from codi_engine.cli.note import note
+from codi_engine.cli.options import DEBUG, EXECUTOR, QUIET, SCHEDULER
 from codi_engine.cli.pairs import pairs
 from codi_engine.cli.places import RUN, sending
 from codi_engine.cli.plot import plot
 from codi_engine.cli.plugins import plugins, problems
 from codi_engine.cli.report import report
+from codi_engine.cli.run import check, plan, run
 from codi_engine.cli.schema import schema
+from codi_engine.cli.status import ls, status
 from codi_engine.cli.verify import repair, verify
 from codi_engine.cli.view import view
 from codi_engine.core.text import neutral, short
 
-if TYPE_CHECKING:
-    from codi_engine.core.experiment import Experiment
-
-#: exit codes when a check of the experiment failed, and when a run paused because the disk is nearly full
-CHECK_FAILED, PAUSED = 3, 4
-
-F = TypeVar("F", bound=Callable[..., Any])
-_SET = click.option("-s", "--set", "overrides", multiple=True, metavar="A.B=C", help="Change a value of the file; the value is YAML.")
-_LIMIT = click.option("--limit", type=click.IntRange(min=1), help="Sweep the first N examples only; a larger limit later extends the run.")
-_DEVICE = click.option("--device", help="auto, cpu, cuda, cuda:1 …; several, side by side: cuda:0,cuda:1, or all.")
-_DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-_EXECUTOR = click.option("--executor", metavar="NAME", help="dask: spread the work over processes of this machine, or over a scheduler's workers.")
-_SCHEDULER = click.option("--scheduler", metavar="ADDRESS", help="Of a Dask scheduler, for --executor dask: tcp://HOST:8786.")
-_QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress, no notes.")
+#: exit code when a run paused because the disk is nearly full
+PAUSED = 4
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
@@ -58,180 +47,12 @@ def cli(context: click.Context) -> None:
 
 
 @cli.command()
-@click.argument("file", required=False, shell_complete=experiments)
-@_SET
-@_LIMIT
-@click.option("--output", metavar="DIR", help="Run directory, or s3://BUCKET/NAME; {date}, {name} and {seed} are filled in. Default: runs/{name}.")
-@_DEVICE
-@_EXECUTOR
-@_SCHEDULER
-@click.option("--shard", metavar="I/N", help="Compute part I of N, counted from 0, beside other processes; auto: as Slurm or torchrun say.")
-@click.option("--dry-run", is_flag=True, help="Show the plan, as `codi-engine plan` does. No weights are loaded.")
-@click.option("--test", is_flag=True, help="Try it on 5 examples (or --limit) in a temporary directory (or --output), and evaluate its checks.")
-@_QUIET
-@_DEBUG
-def run(
-    file: str | None,
-    overrides: tuple[str, ...],
-    limit: int | None,
-    output: str | None,
-    device: str | None,
-    executor: str | None,
-    scheduler: str | None,
-    shard: str | None,
-    dry_run: bool,
-    test: bool,
-    quiet: bool,
-    debug: bool,
-) -> int:
-    """Run an experiment FILE, or go on with it; without FILE, the demo.
-
-    The exit code is 3 when one of its checks fails.
-    """
-    from codi_engine.cli import show, tables
-    from codi_engine.cli.files import read_experiment
-    from codi_engine.core.spreading.cluster import spread_of
-
-    if shard is not None and (test or dry_run):
-        raise click.UsageError("--shard goes with neither --test nor --dry-run")
-    experiment = read_experiment(file, overrides)
-    spread = spread_of(executor, scheduler)
-    problems(quiet)
-    if dry_run:
-        return _plan(experiment, output, {"limit": limit, "device": device}, quiet, as_json=False)
-    from codi_engine.cli.progress import progress
-    from codi_engine.core.running.run import run_experiment, try_experiment
-
-    with progress(quiet) as shown:
-        if test:
-            finished = try_experiment(experiment, output, limit=limit, device=device, progress=shown, spread=spread)
-        else:
-            finished = run_experiment(experiment, output, limit=limit, device=device, progress=shown, shard=shard, spread=spread)
-    if finished.left:
-        click.echo(neutral(finished.left))
-        return 0
-    show.finished(experiment, finished)
-    checked = {label: part.checks for label, part in {"": finished, **finished.parts}.items() if part.checks is not None}
-    for label, found in checked.items():
-        tables.checks(found, label)
-    if test and not checked:
-        show.table([("checks", "none in the file")])
-    failures = [error for part in (finished, *finished.parts.values()) for error in part.failures]
-    if failures:
-        from codi_engine.core.errors import AnalysesFailed
-
-        raise AnalysesFailed(failures) from failures[0]
-    return 0 if finished.passed else CHECK_FAILED
-
-
-@cli.command()
-@click.argument("file", required=False, shell_complete=experiments)
-@click.option("--measure", is_flag=True, help="Load the model and time a few cells of each stage; nothing of the run is written.")
-@click.option("--price", type=click.FloatRange(min=0.0), help="Of a GPU-hour; of an hour of this machine where the model is on the CPU.")
-@_SET
-@_LIMIT
-@click.option("--output", metavar="DIR", help="Run directory; {date}, {name} and {seed} are filled in. Default: runs/{name}.")
-@_DEVICE
-@_JSON
-@_QUIET
-@_DEBUG
-def plan(
-    file: str | None,
-    measure: bool,
-    price: float | None,
-    overrides: tuple[str, ...],
-    limit: int | None,
-    output: str | None,
-    device: str | None,
-    as_json: bool,
-    quiet: bool,
-    debug: bool,
-) -> int:
-    """Show what an experiment FILE would compute and cost: forwards, time, GPU-hours, memory, disk and money of each stage."""
-    from codi_engine.cli.files import read_experiment
-
-    options = {"limit": limit, "device": device, "measure": measure, "price": price}
-    experiment = read_experiment(file, overrides)
-    problems(quiet)
-    return _plan(experiment, output, options, quiet, as_json)
-
-
-def _plan(experiment: Experiment, output: str | None, options: dict[str, Any], quiet: bool, as_json: bool) -> int:
-    from codi_engine.cli import tables
-    from codi_engine.cli.progress import progress
-    from codi_engine.core.running.run import plan_experiment
-
-    with progress(quiet) as shown:
-        if experiment.checkpoints is None:
-            tables.plan(plan_experiment(experiment, output, progress=shown, **options), as_json)
-            return 0
-        from codi_engine.core.planning.checkpoints import plan_checkpoints
-
-        tables.plans(plan_checkpoints(experiment, output, progress=shown, **options), as_json)
-    return 0
-
-
-@cli.command()
-@click.argument("directory", metavar="RUN", type=RUN, shell_complete=runs)
-@_JSON
-@_DEBUG
-def status(directory: str, as_json: bool, debug: bool) -> None:
-    """Show how far a RUN is, who writes it, and what it was estimated to take and took; another process may be running it."""
-    from codi_engine.cli import tables
-    from codi_engine.core.watching.status import status_of
-
-    tables.status(status_of(directory), as_json)
-
-
-@cli.command()
-@click.argument("directory", metavar="[DIR]", default="runs")
-@click.option("--cost", is_flag=True, help="Add time, GPU-hours, money, and estimate against actual.")
-@click.option("--inventory", is_flag=True, help="Show what each run was made of: data, origin, filters, examples, digests, size.")
-@_JSON
-@_DEBUG
-def ls(directory: str, cost: bool, inventory: bool, as_json: bool, debug: bool) -> None:
-    """List the runs in DIR (default: runs) and below."""
-    from codi_engine.cli import tables
-    from codi_engine.core.watching.status import runs_in
-
-    found = runs_in(directory)
-    if not inventory:
-        tables.runs(found, cost, as_json)
-        return
-    from codi_engine.cli.inventory import show
-    from codi_engine.core.watching.inventory import inventory as made_of
-
-    show(made_of(found), as_json)
-
-
-@cli.command()
-@click.argument("file", required=False, shell_complete=experiments)
-@_SET
-@_LIMIT
-@_DEVICE
-@_QUIET
-@_DEBUG
-def check(file: str | None, overrides: tuple[str, ...], limit: int | None, device: str | None, quiet: bool, debug: bool) -> None:
-    """Run the gate alone: where each edit fires, how many rows, norms before and after, first values."""
-    from codi_engine.cli import show
-    from codi_engine.cli.files import read_experiment
-    from codi_engine.cli.progress import progress
-    from codi_engine.core.running.run import check_experiment
-
-    experiment = read_experiment(file, overrides)
-    problems(quiet)
-    with progress(quiet) as shown:
-        frame = check_experiment(experiment, limit=limit, device=device, progress=shown)
-    show.checks(frame)
-
-
-@cli.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN... [NAME...]", type=RUN, shell_complete=runs_and_analyses)
 @click.option("-s", "--set", "options", multiple=True, metavar="[NAME.]OPTION=VALUE", help="An option of the analysis; the value is YAML.")
-@_EXECUTOR
-@_SCHEDULER
-@_QUIET
-@_DEBUG
+@EXECUTOR
+@SCHEDULER
+@QUIET
+@DEBUG
 def analyze(runs: tuple[str, ...], options: tuple[str, ...], executor: str | None, scheduler: str | None, quiet: bool, debug: bool) -> None:
     """Analyse RUNs (patterns too) with the analyses NAME (default: those of their experiments).
 
@@ -269,8 +90,8 @@ def analyze(runs: tuple[str, ...], options: tuple[str, ...], executor: str | Non
 @click.option("--effect", default=2.0, show_default=True, help="Planted effects, in standard deviations; 0 plants none.")
 @click.option("--words", default=60, show_default=True, help="Words per text; 0 for no texts.")
 @click.option("--seed", default=0, show_default=True)
-@_QUIET
-@_DEBUG
+@QUIET
+@DEBUG
 def synth(directory: str, dense: bool, gaussian: bool, quiet: bool, debug: bool, **sizes: Any) -> None:
     """Write a synthetic run to DIRECTORY, with planted pathways, words and correlations (the truth in results/synth)."""
     from codi_engine.cli import show
@@ -289,8 +110,8 @@ def synth(directory: str, dense: bool, gaussian: bool, quiet: bool, debug: bool,
 @click.option("--name", help="Name of the run. Default: the first file's, or its folder's where its name is a label.")
 @click.option("--output", metavar="DIR", help="Run directory; {date} and {name} are filled in. Default: runs/{name}.")
 @click.option("--baseline", metavar="NAME", help="The condition that is the unedited one, where it is not called 'baseline'.")
-@_QUIET
-@_DEBUG
+@QUIET
+@DEBUG
 def import_(
     files: tuple[str, ...],
     mapping: tuple[str, ...],
@@ -325,18 +146,23 @@ def import_(
 @click.argument("action", type=click.Choice(["show"]))
 @click.argument("path")
 @click.option("--layer", type=click.IntRange(min=0), help="Fills in {layer}. Default: every layer there is.")
-@_DEBUG
+@DEBUG
 def sae(action: str, path: str, layer: int | None, debug: bool) -> None:
     """Say what the sparse autoencoder at PATH is: file, directory, Hub address owner/name/folder, or `demo`."""
     from codi_engine.cli import show
     from codi_engine.core.plugins import plugin_manager
-    from codi_engine.core.sae import SaeStore
+    from codi_engine.core.saestore import SaeStore
 
     store = SaeStore(plugin_manager(), "cpu")
     layers = [layer] if layer is not None else store.layers(path)
     show.autoencoders([(store.get(path, one), store.digest(path, one)) for one in layers])
 
 
+cli.add_command(run)
+cli.add_command(plan)
+cli.add_command(check)
+cli.add_command(status)
+cli.add_command(ls)
 cli.add_command(pairs)
 cli.add_command(plot)
 cli.add_command(export)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from codi_engine.cli.completion import runs
+from codi_engine.cli.options import DEBUG
 
 
 @click.command()
 @click.argument("directories", nargs=-1, required=True, metavar="RUN [OTHER]...", shell_complete=runs)
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@DEBUG
 def merge(directories: tuple[str, ...], debug: bool) -> None:
     """Take into RUN what waits in its outbox, and the units of OTHER directories that shards of the same run wrote.
 

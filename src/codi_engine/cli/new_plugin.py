@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
+from codi_engine.cli.options import DEBUG
 from codi_engine.cli.plugins import KINDS
 
-_DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
 PREFIX = "codi-engine-"
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 _LONGEST = 24
@@ -79,7 +79,7 @@ class Names:
 @click.argument("name")
 @click.option("--kind", type=click.Choice(KINDS), required=True, help="What it is.")
 @click.option("--directory", "parent", default=".", metavar="DIR", help="Where the package's folder is made. Default: here.")
-@_DEBUG
+@DEBUG
 def new_plugin(name: str, kind: str, parent: str, debug: bool) -> None:
     """Write a package codi-engine-NAME with a working plugin, its tests and an experiment on the demo: start from there.
 
@@ -166,7 +166,7 @@ def _write_autoencoder(path: Path) -> None:
     import numpy as np
 
     from codi_engine.core.plugins import plugin_manager
-    from codi_engine.core.sae import SaeStore
+    from codi_engine.core.saestore import SaeStore
 
     sae = SaeStore(plugin_manager(load=False), "cpu").get("demo", 0)
     assert sae.threshold is not None

@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from codi_engine.cli.options import DEBUG, JSON
 from codi_engine.cli.places import RUN
 
 
@@ -13,8 +14,8 @@ from codi_engine.cli.places import RUN
 @click.argument("directory", metavar="RUN", type=RUN)
 @click.argument("words", nargs=-1, metavar="[TEXT]")
 @click.option("--edit", is_flag=True, help="Write the note in $EDITOR.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@JSON
+@DEBUG
 def note(directory: str, words: tuple[str, ...], edit: bool, as_json: bool, debug: bool) -> None:
     """Add a dated note to a RUN, or print its notes.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-_QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress, no notes.")
-_DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
+from codi_engine.cli.options import DEBUG, JSON, QUIET
+
 _FORCE = click.option("--force", is_flag=True, help="Overwrite an existing file.")
 
 
@@ -31,8 +31,8 @@ def pairs() -> None:
 @click.option("--limit", type=click.IntRange(min=1), help="The first N problems only.")
 @click.option("--known-only", is_flag=True, help="Leave out pairs whose answer the annotations do not give.")
 @_FORCE
-@_QUIET
-@_DEBUG
+@QUIET
+@DEBUG
 def generate(
     problems: str,
     out: str,
@@ -71,8 +71,8 @@ def generate(
 @click.option("--export", metavar="CSV", help="Write a table for a spreadsheet instead.")
 @click.option("--import", "import_", metavar="CSV", help="Take the decisions of a table (approve, reject or nothing); all of them or none.")
 @_FORCE
-@_QUIET
-@_DEBUG
+@QUIET
+@DEBUG
 def review(file: str, everything: bool, export: str | None, import_: str | None, force: bool, quiet: bool, debug: bool) -> None:
     """Approve or reject the pairs of FILE, one key each; every decision is saved at once, the same command goes on."""
     from codi_engine.cli import show
@@ -104,8 +104,8 @@ def review(file: str, everything: bool, export: str | None, import_: str | None,
 @click.option("--device", help="auto, cpu, cuda, cuda:1 …")
 @click.option("--run", metavar="DIR", help="Where the model's answers are kept. Default: OUT.run.")
 @_FORCE
-@_QUIET
-@_DEBUG
+@QUIET
+@DEBUG
 def filter_(
     file: str,
     out: str,
@@ -134,8 +134,8 @@ def filter_(
 
 @pairs.command()
 @click.argument("file")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@_DEBUG
+@JSON
+@DEBUG
 def validate(file: str, as_json: bool, debug: bool) -> int:
     """Say everything that is wrong with the pairs of FILE, by line and pair; exit code 2 where something is."""
     from dataclasses import asdict

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from codi_engine.cli.options import DEBUG, JSON
 from codi_engine.cli.places import RUN
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.command()
@@ -25,8 +23,8 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("-o", "--output", metavar="PATH", help="File, or folder with --all. Default: FIGURE.FORMAT here.")
 @click.option("--all", "every", is_flag=True, help="Draw all figures, into a folder.")
 @click.option("--force", is_flag=True, help="Overwrite existing files.")
-@_JSON
-@_DEBUG
+@JSON
+@DEBUG
 def plot(
     directory: str, figure: str | None, kind: str | None, dpi: int, size: str | None, output: str | None, every: bool, force: bool, as_json: bool, debug: bool
 ) -> None:  # fmt: skip

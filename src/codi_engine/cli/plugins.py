@@ -9,21 +9,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from codi_engine.cli.completion import plugin_names
+from codi_engine.cli.options import DEBUG, JSON
 
 if TYPE_CHECKING:
     from codi_engine.core.describing import Option
     from codi_engine.core.plugins import Plugins, Registered
 
 KINDS = ("model", "dataset", "intervention", "metric", "analysis", "tracker", "sae_format")
-_DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _KIND = click.option("--kind", type=click.Choice(KINDS), help="Of that kind only.")
 
 
 @click.group("plugins", invoke_without_command=True)
 @_KIND
-@_JSON
-@_DEBUG
+@JSON
+@DEBUG
 @click.pass_context
 def plugins(context: click.Context, kind: str | None, as_json: bool, debug: bool) -> None:
     """List what can stand in an experiment file: kind, name, package, help.
@@ -38,8 +37,8 @@ def plugins(context: click.Context, kind: str | None, as_json: bool, debug: bool
 
 @plugins.command("list")
 @_KIND
-@_JSON
-@_DEBUG
+@JSON
+@DEBUG
 def list_(kind: str | None, as_json: bool, debug: bool) -> None:
     """List plugins, as `codi-engine plugins` does."""
     _list(kind, as_json)
@@ -48,8 +47,8 @@ def list_(kind: str | None, as_json: bool, debug: bool) -> None:
 @plugins.command()
 @click.argument("name", shell_complete=plugin_names)
 @_KIND
-@_JSON
-@_DEBUG
+@JSON
+@DEBUG
 def show(name: str, kind: str | None, as_json: bool, debug: bool) -> None:
     """Show the help of NAME (or package/NAME), its options as a table, and where it stands in an experiment file."""
     from codi_engine.core.contributed import left_out

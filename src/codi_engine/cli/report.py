@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import click
 
+from codi_engine.cli.options import DEBUG, JSON, QUIET
 from codi_engine.cli.places import RUN
-
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-_QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress, no notes.")
-_DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
 
 
 @click.command()
@@ -16,9 +13,9 @@ _DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.option("-o", "--output", metavar="FILE", help="Where to write it. Default: report.html in the run's directory.")
 @click.option("--md", "as_markdown", is_flag=True, help="Write Markdown for a research journal instead: report.md in the run's directory.")
 @click.option("--open", "show", is_flag=True, help="Open it in the browser.")
-@_JSON
-@_QUIET
-@_DEBUG
+@JSON
+@QUIET
+@DEBUG
 def report(directory: str, output: str | None, as_markdown: bool, show: bool, as_json: bool, quiet: bool, debug: bool) -> None:
     """Write the report of a RUN: one HTML file with its findings, figures, tables and single cells.
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import click
 
+from codi_engine.cli.options import DEBUG
+
 
 @click.command()
 @click.option("-o", "--output", metavar="FILE", help="Write it there. Default: print it.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@DEBUG
 def schema(output: str | None, debug: bool) -> None:
     """Print the JSON Schema of the experiment file, with the options of every installed plugin.
 

@@ -122,11 +122,14 @@ def status(found: Status, as_json: bool) -> None:
         rows.append(("written by", found.holder))
     if found.last_commit is not None:
         rows.append(("last commit", f"{_when(found.last_commit)} ({time_text(max(time.time() - found.last_commit, 0.0))} ago)"))
-    if found.state != "finished":
+    if not found.whole:
         rows.append(("time left", f"about {time_text(found.seconds_left)}" if found.seconds_left is not None else "not known: no stage was timed yet"))
         rows.append(("committed", found.committed))
+    rows += [("" if n else "no results", f"{name} ({why})") for n, (name, why) in enumerate(found.lacking.items())]
     if found.goes_on and not found.holder:
-        rows.append(("to go on", f"repeat its command, or: {found.goes_on}"))
+        rows.append(("to go on", found.goes_on if found.whole else f"repeat its command, or: {found.goes_on}"))
+    if found.reused:
+        rows.append(("reused", ", ".join(f"{count:,} unedited rows of {run}" for run, count in found.reused.items())))
     if found.nonfinite:
         rows.append(("not finite", found.nonfinite))
     said = [("" if n else "events", f"{e.get('time', '')[:19].replace('T', ' ')} {e['event']}: {e.get('text', '')}") for n, e in enumerate(found.events())]
@@ -162,6 +165,8 @@ def _variance(estimate: StageCost, actual: StageCost) -> str:
 
 
 def _state(found: Status) -> str:
+    if found.state == "computed":
+        return "computed, not analysed"
     if found.state in ("finished", "damaged"):
         return found.state
     return f"{found.state}, {found.share:.0%}" if found.share < 0.995 else f"{found.state}, over 99%"

@@ -8,23 +8,21 @@ from typing import TYPE_CHECKING
 import click
 
 from codi_engine.cli.completion import runs as known_runs
+from codi_engine.cli.options import DEBUG, JSON, QUIET
 from codi_engine.cli.places import RUN
 
 if TYPE_CHECKING:
     from codi_engine.store.verifying import Finding
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-_QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress, no notes.")
-_DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks.")
 #: exit code where something is damaged
 DAMAGED = 2
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=RUN, shell_complete=known_runs)
-@_JSON
-@_QUIET
-@_DEBUG
+@JSON
+@QUIET
+@DEBUG
 def verify(runs: tuple[str, ...], as_json: bool, quiet: bool, debug: bool) -> int:
     """Compare every byte of RUNs (patterns too) with what was written, and name each damaged, cut, missing or foreign file.
 
@@ -79,8 +77,8 @@ def _conclude(directory: str, found: list[Finding]) -> None:
 @click.argument("directory", metavar="RUN", type=RUN, shell_complete=known_runs)
 @click.option("--replace", is_flag=True, help="Take what this machine gives where that is not bit for bit what was there, and say how far off it is.")
 @click.option("--device", help="Where the model is loaded. Default: as the experiment says.")
-@_QUIET
-@_DEBUG
+@QUIET
+@DEBUG
 def repair(directory: str, replace: bool, device: str | None, quiet: bool, debug: bool) -> None:
     """Mend a damaged RUN: restore what has a copy, compute exactly the damaged units again, make damaged results again."""
     from codi_engine.cli.progress import progress

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from codi_engine.cli.options import DEBUG
 from codi_engine.cli.places import RUN
 
 
@@ -12,7 +13,7 @@ from codi_engine.cli.places import RUN
 @click.option("--port", type=click.IntRange(0, 65535), default=8731, show_default=True, help="Of this machine (127.0.0.1); 0 takes any free one.")
 @click.option("--open", "opened", is_flag=True, help="Open it in the browser.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the address alone.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@DEBUG
 def view(directory: str, port: int, opened: bool, quiet: bool, debug: bool) -> None:
     """Serve the report of a RUN on this machine, with live progress while the run goes on.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,15 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from codi_engine.core.errors import UserError, nearest
+from codi_engine.core.errors import UserError
 from codi_engine.core.explaining import explain
 from codi_engine.core.naming import unfit_name
+from codi_engine.core.overriding import override
 from codi_engine.core.patterns import explosive
 from codi_engine.core.plainvalues import unfits
 from codi_engine.core.planning.features import names_features, table_digest
 from codi_engine.core.planning.labels import checked
 from codi_engine.core.plugin import MOST_MEMORY, Options
-from codi_engine.core.yamlfile import Lines, line_of, parse_yaml, read_yaml
+from codi_engine.core.yamlfile import Lines, line_of, read_yaml
 
 if TYPE_CHECKING:
     from codi_engine.core.progress import Progress
@@ -259,7 +259,7 @@ class Experiment(Options):
         if not isinstance(value, dict):
             raise UserError(f"{source}: must be a mapping of keys such as name, model, data; got {type(value).__name__}")
         for text in overrides:
-            value = _override(value, text)
+            value = override(value, text, cls.model_fields)
         odd = next((key for key in value if not isinstance(key, str)), None)
         if odd is not None:
             raise UserError(f"{source}{line_of(lines, str(odd))}: a key must be a word; got {odd!r}")
@@ -327,41 +327,6 @@ def _captured(entry: str | CodeSpec) -> Any:
     return value
 
 
-# ----------------------------------------------------------------------------------------------- overrides
-
-_PART = re.compile(r"([^.\[\]]+)|\[(\d{1,9})\]")
-
-
-def _override(value: dict[str, Any], text: str) -> dict[str, Any]:
-    """Return a copy with one ``a.b[1]=c`` change."""
-    path, equals, new_text = text.partition("=")
-    if not equals or not path.strip():
-        raise UserError(f"--set {text}: write a.b=value")
-    new, _ = parse_yaml(new_text, f"--set {path}") if new_text.strip() else ("", {})
-    parts: list[str | int] = [int(m[2]) if m[2] else m[1] for m in _PART.finditer(path.strip())]
-    if parts[0] not in Experiment.model_fields:
-        raise UserError(f"--set {path}: unknown key '{parts[0]}'; {nearest(str(parts[0]), Experiment.model_fields)}")
-    copy: dict[str, Any] = _deep(value)
-    target: Any = copy
-    for here, following in itertools.pairwise(parts):
-        if isinstance(target, list):
-            target = _entry(target, here, path)
-        elif isinstance(target, dict):
-            if isinstance(target.get(here), str) and not isinstance(following, int):
-                target[here] = {"plugin": target[here]}
-            target = target.setdefault(here, [] if isinstance(following, int) else {})
-        else:
-            raise UserError(f"--set {path}: '{here}' is not a mapping")
-    if isinstance(target, list):
-        _entry(target, parts[-1], path)
-        target[int(parts[-1])] = new
-    elif isinstance(target, dict):
-        target[parts[-1]] = new
-    else:
-        raise UserError(f"--set {path}: '{parts[-2]}' is not a mapping")
-    return copy
-
-
 def _check_set(made: Experiment, paths: Sequence[str], lines: Lines) -> None:
     """Refuse options that plugins that were changed do not have; what their values are worth is said with those that a sweep gives them."""
     from codi_engine.core.plugins import plugin_manager
@@ -392,15 +357,3 @@ def _plugins_of(made: Experiment) -> Iterator[tuple[str, str, PluginRef]]:
     for name, condition in made.conditions.items():
         if condition.intervention is not None:
             yield f"conditions.{name}.intervention", "intervention", condition.intervention
-
-
-def _entry(target: list[Any], index: str | int, path: str) -> Any:
-    if not isinstance(index, int) or index >= len(target):
-        raise UserError(f"--set {path}: the list has {len(target)} entries; write [0] to [{max(len(target) - 1, 0)}]")
-    return target[index]
-
-
-def _deep(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _deep(v) for k, v in value.items()}
-    return [_deep(v) for v in value] if isinstance(value, list) else value

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from codi_engine.core.runs.foreseen import Foreseen
     from codi_engine.core.runs.results import Run
     from codi_engine.core.runs.work import Work
-    from codi_engine.core.sae import SAE, SaeStore
+    from codi_engine.core.sae import SAE
+    from codi_engine.core.saestore import SaeStore
     from codi_engine.core.sites import Phase, Site
 
 #: Version of the hook specification and of the classes below; a plugin may state the one it was written for.

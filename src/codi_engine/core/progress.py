@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 #: seconds over which a rate is taken: long enough to be calm, short enough to follow a change
@@ -27,6 +30,26 @@ class Progress:
 
     def finish(self) -> None:
         """End the stage."""
+
+
+#: how many who show progress of another kind, or none, do so now
+_alone = 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let libraries show no bars of their own meanwhile, in any thread."""
+    global _alone
+    _alone += 1
+    try:
+        yield
+    finally:
+        _alone -= 1
+
+
+def bars_welcome() -> bool:
+    """Say whether a library may show a bar of its own: to a person at a terminal who did not ask for silence."""
+    return not _alone and sys.stderr is not None and sys.stderr.isatty()
 
 
 class Meter:

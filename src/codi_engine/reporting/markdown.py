@@ -229,7 +229,7 @@ def _figure_of(gold: float) -> str:
 def _limitations(run: Run) -> str:
     """Say what follows from the data and the analyses; nothing is said that does not."""
     status = status_of(run.path)
-    lines = [f"The run is not finished: {status.share:.0%} of its cells are there."] if status.state != "finished" else []
+    lines = [f"The run is not finished: {status.share:.0%} of its cells are there."] if not status.whole else []
     lines += [f"{status.nonfinite}."] if status.nonfinite else []
     lines += _of_n(run)
     for result in run.results.values():

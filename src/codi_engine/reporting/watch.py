@@ -85,7 +85,7 @@ class Watch:
             "state": status.state, "name": visible(status.name, 120), "hypothesis": visible(status.hypothesis, 600), "share": status.share,
             "cells": status.cells, "stages": stages, "rate": self._rate() if status.state == "running" else None,
             "unit": f"unit {min(units + 1, planned):,} of {planned:,}" if status.state == "running" else f"{units:,} of {planned:,} units",
-            "left": "" if status.seconds_left is None or status.state == "finished" else time_text(status.seconds_left),
+            "left": "" if status.seconds_left is None or status.whole else time_text(status.seconds_left),
             "memory": ", ".join(memory), "disk": size_text(status.bytes), "problem": "",
             "device": visible(status.actual.device, 60) if status.invocations else "", "finished": status.finished or "",
             "commit": None if status.last_commit is None else max(time.time() - status.last_commit, 0.0),

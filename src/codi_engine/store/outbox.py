@@ -20,13 +20,11 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from codi_engine.store.claims import check_receipt
 from codi_engine.store.errors import StoreError, refused
@@ -35,7 +33,7 @@ from codi_engine.store.layout import LEDGER, LOCK, OUTBOX, PARTIAL, waiting_fold
 from codi_engine.store.ledger import canonical, read_ledger, sync_directory
 from codi_engine.store.lock import RunLock, holder
 from codi_engine.store.state import State
-from codi_engine.store.unitfiles import check_unit, unit_record, write_unit
+from codi_engine.store.unitfiles import Content, check_unit, unit_record, write_unit
 
 RECEIPT = "receipt.json"
 #: version of receipts
@@ -126,14 +124,7 @@ class Outbox:
 
     # ---------------------------------------------------------------------------------------------- writing
 
-    def put(
-        self,
-        unit: int,
-        stage: str,
-        arrays: Mapping[str, np.ndarray],
-        texts: Mapping[str, Sequence[Any]] | None = None,
-        note: Mapping[str, Any] | None = None,
-    ) -> Receipt:
+    def put(self, unit: int, stage: str, content: Content) -> Receipt:
         """Keep what a unit gave, durably; the parameters are those of :meth:`~codi_engine.store.writer.RunWriter.commit`.
 
         Where somebody else has put the unit meanwhile, theirs stands and its receipt is returned.
@@ -143,15 +134,15 @@ class Outbox:
         StoreError: the unit is not planned or does not fit its plan, or the disk refuses; nothing is left in the outbox
         """
         state = self._planned(unit)
-        rows = check_unit(state, str(self.run), unit, arrays, texts)
+        rows = check_unit(state, str(self.run), unit, content)
         room: Path | None = None
         try:
             room = self._room() / f"{unit}"
             room.mkdir()
             self._pool = self._pool or ThreadPoolExecutor(_THREADS, thread_name_prefix="outbox")
             batch = Batch(room, self._pool, _LANES)
-            write_unit(batch, state, unit, arrays, texts)
-            receipt = Receipt(unit, stage, rows, batch.finish(), dict(note) if note else None, state.chain_of(unit))
+            write_unit(batch, state, unit, content)
+            receipt = Receipt(unit, stage, rows, batch.finish(), dict(content.note) if content.note else None, state.chain_of(unit))
             return self._enter(room, receipt)
         except BaseException as error:  # whatever it is, half a unit must not take the disk's room
             problem = refused(self.run, error) if isinstance(error, OSError) else None  # before there is room again

@@ -15,8 +15,9 @@ from codi_engine.store.layout import LEDGER, LEDGER_COPY, PROVENANCE, PROVENANCE
 from codi_engine.store.lease import hold
 from codi_engine.store.provenance import provenance_problem
 from codi_engine.store.remote import remote_at
+from codi_engine.store.unitfiles import Content
 from codi_engine.store.verifying import Finding, Verifier
-from codi_engine.store.writer import Content, RunWriter
+from codi_engine.store.writer import RunWriter
 
 #: what a damaged file that nothing can restore is kept as
 KEPT = ".damaged"

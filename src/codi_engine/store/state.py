@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from reprlib import repr as repr_of
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ class State:
         """
         head = records[0]
         if head.get("kind") != "run" or head.get("format") != FORMAT:
-            raise StoreError(f"{where}: was written in format {head.get('format')}; this version reads {FORMAT}")
+            raise StoreError(f"{where}: was written in format {repr_of(head.get('format'))}; this version reads {FORMAT}")
         check_head(head, where)
         state = cls(head["unit_cells"], head["identity"], where=where)
         for number, record in enumerate(records[1:], 2):

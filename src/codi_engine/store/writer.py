@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +16,10 @@ from codi_engine.store.codec import encode
 from codi_engine.store.contained import check_contained
 from codi_engine.store.errors import IdentityMismatch, StoreError, refused, vanished
 from codi_engine.store.files import Batch, CheckedFiles, clean_leftovers, difference, facts, read_file
+from codi_engine.store.folders import make_folders, release, sync_above
 from codi_engine.store.layout import LEDGER, LEDGER_COPY, ArraySpec, text_file, waiting_folder
 from codi_engine.store.lease import Hold, hold
-from codi_engine.store.ledger import Ledger, canonical, sync_directory
+from codi_engine.store.ledger import Ledger, canonical
 from codi_engine.store.lines import ledger_at
 from codi_engine.store.lock import RunLock
 from codi_engine.store.mirror import occupants, pull
@@ -29,18 +29,10 @@ from codi_engine.store.reader import read_rows
 from codi_engine.store.remote import remote_at
 from codi_engine.store.state import FORMAT, State, differences
 from codi_engine.store.texts import encode_texts
-from codi_engine.store.unitfiles import check_unit, unit_record, write_unit
+from codi_engine.store.unitfiles import Content, check_unit, far, unit_record, write_unit
 
 #: threads of a writer, and how many of them write files, so that their waits for the disk overlap (the others hash)
 _THREADS, _LANES = 12, 8
-
-
-class Content(NamedTuple):
-    """What a unit gives: array → rows, columns of texts, and what the ledger notes of it."""
-
-    arrays: Mapping[str, np.ndarray]
-    texts: Mapping[str, Sequence[Any]] | None = None
-    note: Mapping[str, Any] | None = None
 
 
 class RunWriter:
@@ -91,7 +83,7 @@ class RunWriter:
         made: list[Path] = []
         lock = None
         try:
-            made = _make(root)
+            made = make_folders(root)
             check_contained(root)  # before the lock, which is a file in it
             lock = hold(root)
             if (remote := remote_at(root)) is not None:
@@ -103,7 +95,7 @@ class RunWriter:
                 mend_provenance(root, writer.provenance)
             return writer
         except BaseException as error:  # whatever happened, the lock and the empty directory must not stay
-            _undo(root, lock, made)
+            release(root, lock, made)
             if isinstance(error, OSError):
                 raise refused(root, error) from None
             raise
@@ -141,7 +133,7 @@ class RunWriter:
         self._ledger.sync_copy()
         with contextlib.suppress(OSError):  # the next writer does it
             clean_outbox(self.path, self._state)
-        _undo(self.path, self._lock, self._made if self._ledger.empty else ())
+        release(self.path, self._lock, self._made if self._ledger.empty else ())
         self._made = ()
 
     # ------------------------------------------------------------------------------------------- facts
@@ -211,7 +203,7 @@ class RunWriter:
                     "unit_cells": self.unit_cells,
                     "identity": self._state.identity,
                 }
-                _sync_above(self.path)
+                sync_above(self.path)
                 self._ledger.append(head)
             self._state.add(self._ledger.append(plan))
             self._mend()
@@ -235,23 +227,14 @@ class RunWriter:
 
     # ------------------------------------------------------------------------------------------- units
 
-    def commit(
-        self,
-        unit: int,
-        stage: str,
-        arrays: Mapping[str, np.ndarray],
-        texts: Mapping[str, Sequence[Any]] | None = None,
-        note: Mapping[str, Any] | None = None,
-    ) -> None:
+    def commit(self, unit: int, stage: str, content: Content) -> None:
         """Write a unit's shards and texts, make them durable, and record them.
 
         Parameters
         ----------
         unit: its number, below the planned units
         stage: ``baseline``, ``sources``, ``sweep`` or ``import``
-        arrays: name → rows × row shape; all have the same rows, or ``unit_cells`` of them
-        texts: column → one value a row
-        note: further facts for the ledger (no times: a repeated run must reach the same bytes)
+        content: its arrays, texts and what the ledger notes of it
 
         Raises
         ------
@@ -260,11 +243,11 @@ class RunWriter:
         self._present()
         if unit in self.committed:
             raise StoreError(f"{self.path}: unit {unit} is committed already")
-        rows = check_unit(self._state, str(self.path), unit, arrays, texts)
+        rows = check_unit(self._state, str(self.path), unit, content)
         batch = Batch(self.path, self._pool, _LANES)
         try:
-            write_unit(batch, self._state, unit, arrays, texts)
-            record = self._ledger.append(unit_record(unit, stage, rows, batch.finish(), note))
+            write_unit(batch, self._state, unit, content)
+            record = self._ledger.append(unit_record(unit, stage, rows, batch.finish(), content.note))
         except OSError as error:
             problem = refused(self.path, error)  # before there is room again
             batch.discard()
@@ -318,7 +301,7 @@ class RunWriter:
         self._present()
         record = self.committed[unit]
         stated = dict(record["files"])
-        rows = check_unit(self._state, str(self.path), unit, content.arrays, content.texts)
+        rows = check_unit(self._state, str(self.path), unit, content)
         made = {self.specs[name].shard(unit): encode(self.specs[name], self.unit_cells, values) for name, values in sorted(content.arrays.items())}
         if content.texts:
             made[text_file(unit)] = encode_texts(content.texts, unit * self.unit_cells)
@@ -329,7 +312,7 @@ class RunWriter:
                 "number of threads or version (provenance.json says which they were).\n"
                 "Repair it there, restore the files from a copy, or take what it gives here with --replace, which says how far off it is."
             )
-        changed = max((self._difference(name, unit, values) for name, values in content.arrays.items()), default=0.0) if other else None
+        changed = self._furthest(unit, content) if other else None
         batch = Batch(self.path, self._pool, _LANES)
         for name, data in made.items():
             if other or name in files:
@@ -348,19 +331,13 @@ class RunWriter:
         for name in names:
             (self.path / name).unlink(missing_ok=True)
 
-    def _difference(self, name: str, unit: int, values: np.ndarray) -> float:
-        """Compare an array's new values with those on disk, as far as these can be read."""
-        try:
-            old = read_rows(self._state, CheckedFiles(self.path), name, unit)[: len(values)]
-        except StoreError:
-            return 0.0
-        if values.dtype.kind != "f" or old.shape != values.shape:
-            return float(not np.array_equal(old, values))
-        both = np.isfinite(old) & np.isfinite(values)
-        if (np.isfinite(old) != np.isfinite(values)).any():
-            return float("inf")
-        scale = float(np.abs(old[both]).max(initial=0.0)) or 1.0
-        return float(np.abs(old[both] - values[both]).max(initial=0.0)) / scale
+    def _furthest(self, unit: int, content: Content) -> float:
+        """Compare new values with those on disk, as far as these can be read; return the largest difference."""
+        found = 0.0
+        for name, values in content.arrays.items():
+            with contextlib.suppress(StoreError):
+                found = max(found, far(read_rows(self._state, CheckedFiles(self.path), name, unit)[: len(values)], values))
+        return found
 
     def _present(self) -> None:
         """Refuse to write where the run no longer is, or where another process may write: half a run must not come into being in its place."""
@@ -386,40 +363,3 @@ class RunWriter:
                 write_provenance(self.path, self.provenance)
             except OSError as error:
                 raise refused(self.path, error) from None
-
-
-def _make(root: Path) -> list[Path]:
-    """Create the run directory with its parents and return those that did not exist, innermost first."""
-    if root.exists() and not root.is_dir():
-        raise StoreError(f"{root}: is a file; give a directory")
-    missing = []
-    at = root
-    while not at.exists():
-        missing.append(at)
-        at = at.parent
-    root.mkdir(parents=True, exist_ok=True)
-    return missing
-
-
-def _sync_above(root: Path) -> None:
-    """Make the entries durable under which a new run is found: without them a loss of power takes all of it.
-
-    Upwards as far as folders hold nothing else: a writer that was killed may have made them.
-    """
-    folder = root.absolute()
-    with contextlib.suppress(PermissionError):  # a directory that may be passed through but not be read
-        while not os.path.ismount(folder):
-            folder = folder.parent
-            sync_directory(folder)
-            if len(os.listdir(folder)) > 1:
-                return
-
-
-def _undo(root: Path, lock: RunLock | Hold | None, made: Sequence[Path]) -> None:
-    if lock is not None:
-        lock.release()
-    for folder in made:
-        try:
-            os.rmdir(folder)
-        except OSError:
-            return  # somebody uses it

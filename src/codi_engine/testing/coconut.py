@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from codi_engine.testing.tiny import config, quiet
+from codi_engine.core.libraries import quiet
+from codi_engine.testing.tiny import config
 
 MARKERS = ("<|start-latent|>", "<|end-latent|>", "<|latent|>")
 #: base family → does it tie its output embedding

@@ -12,6 +12,7 @@ import pytest
 from codi_engine.store.errors import IdentityMismatch, StoreError
 from codi_engine.store.layout import ArraySpec
 from codi_engine.store.reader import RunReader
+from codi_engine.store.unitfiles import Content
 from codi_engine.store.writer import RunWriter
 from codi_engine.testing.suite import demand
 
@@ -37,7 +38,7 @@ class StoreSuite:
             if not writer.plans:
                 writer.add_plan({"n": 1}, UNITS, _specs(), {"cells/condition": ["baseline", "patch"]})
             for unit in units:
-                writer.commit(unit, "sweep", _arrays(unit), {"text": [f"é {unit}"] * CELLS})
+                writer.commit(unit, "sweep", Content(_arrays(unit), {"text": [f"é {unit}"] * CELLS}))
         return path
 
     def test_what_is_committed_is_read_bit_for_bit(self, tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ class StoreSuite:
 
     def test_a_unit_is_committed_once(self, tmp_path: Path) -> None:
         with self.writer(self.filled(tmp_path / "run", [0])) as writer, pytest.raises(StoreError):
-            writer.commit(0, "sweep", _arrays(0))
+            writer.commit(0, "sweep", Content(_arrays(0)))
 
     def test_damage_is_noticed(self, tmp_path: Path) -> None:
         path = self.filled(tmp_path / "run", [0])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from codi_engine.core.libraries import quiet
+
 WORDS = ["<eos>", "The", "answer", "is", ":", "there", "are", "apples", "and", "pears", "how", "many", "?", "."]
 FAMILIES = ("gpt2", "llama", "qwen2", "gpt_neox")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers while it writes and makes models."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def write_tokenizer(folder: Path, pad: bool = False) -> int:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from codi_engine.core.errors import UserError
-from codi_engine.core.imports.foreign import ForeignArray, Header, headers, open_array
+from codi_engine.core.imports.foreign import headers, open_array
 from codi_engine.core.imports.foreign_records import plain_label, template
+from codi_engine.core.imports.foreignarray import ForeignArray, Header
 from codi_engine.core.imports.importmap import Entry, File, label
 
 #: arrays that are open at the same time

@@ -21,7 +21,8 @@ from codi_engine.core.naming import filled_path, unfit_name
 from codi_engine.core.progress import Progress
 from codi_engine.store.errors import IdentityMismatch
 from codi_engine.store.layout import ArraySpec
-from codi_engine.store.writer import Content, RunWriter
+from codi_engine.store.unitfiles import Content
+from codi_engine.store.writer import RunWriter
 
 #: bytes of a shard of the largest array
 SHARD = 32 << 20
@@ -115,7 +116,7 @@ def reimport(told: Mapping[str, Any], writer: RunWriter, progress: Progress) -> 
         keys = plan.keys[number * run.unit_cells : (number + 1) * run.unit_cells]
         opened = Opened()
         try:
-            return Content(*_unit(plan, keys, plan.read(keys, opened)))
+            return _unit(plan, keys, plan.read(keys, opened))
         finally:
             opened.close()
 
@@ -236,8 +237,7 @@ def _write(plan: ImportPlan, writer: RunWriter, progress: Progress) -> int:
     try:
         for unit in missing:
             keys = plan.keys[unit * size : (unit + 1) * size]
-            arrays, texts, note = _unit(plan, keys, plan.read(keys, opened))
-            writer.commit(unit, STAGE, arrays, texts, note)
+            writer.commit(unit, STAGE, _unit(plan, keys, plan.read(keys, opened)))
             progress.advance(len(keys))
     finally:
         opened.close()
@@ -246,7 +246,7 @@ def _write(plan: ImportPlan, writer: RunWriter, progress: Progress) -> int:
     return total
 
 
-def _unit(plan: ImportPlan, keys: np.ndarray, values: Values) -> tuple[dict[str, np.ndarray], dict[str, list[Any]], dict[str, Any]]:
+def _unit(plan: ImportPlan, keys: np.ndarray, values: Values) -> Content:
     """Return the arrays, texts and counts of missing values of one unit."""
     codes = plan.codes(keys)
     arrays = {f"cells/{axis}": codes[axis].astype(np.int32) for axis in plan.axes}
@@ -266,7 +266,7 @@ def _unit(plan: ImportPlan, keys: np.ndarray, values: Values) -> tuple[dict[str,
             continue
         arrays["cells/answer" if entry.kind == "answer" else f"cells/metrics/{entry.name}" if entry.kind == "metrics" else _array(entry)] = found
         undefined[target] = int((np.isnan(found.reshape(len(keys), -1)).any(1) & have).sum())
-    return arrays, texts, {"missing": {k: v for k, v in lacking.items() if v}, "nan": {k: v for k, v in undefined.items() if v}}
+    return Content(arrays, texts, {"missing": {k: v for k, v in lacking.items() if v}, "nan": {k: v for k, v in undefined.items() if v}})
 
 
 def _found(plan: ImportPlan, writer: RunWriter) -> list[str]:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from codi_engine.core.errors import UserError, nearest
-from codi_engine.core.imports.foreign import ARRAYS, UNPICKLE
+from codi_engine.core.imports.foreign import ARRAYS
 from codi_engine.core.imports.foreign_records import RECORDS, plain_label, template
+from codi_engine.core.imports.foreignarray import UNPICKLE
 from codi_engine.core.sites import COMPONENTS, parse_site
 
 #: order of a run's cells; other axes follow in the order in which they are named

@@ -109,10 +109,11 @@ def _timed(runner: Runner, job: Job, writer: RunWriter, units: Sequence[Unit]) -
     from codi_engine.core.running.bank import Bank
     from codi_engine.core.running.sweeping import editor_for, run_sweep
     from codi_engine.core.running.unedited import run_unedited
+    from codi_engine.store.unitfiles import Content
 
     def commit(unit: Unit, made: Any) -> None:
         arrays, texts = made
-        writer.commit(unit.number, unit.stage, arrays, texts or None, None)
+        writer.commit(unit.number, unit.stage, Content(arrays, texts))
 
     runner.cost.begin("baseline")
     runner.progress.start("timing the baseline", 0, "")

@@ -21,7 +21,7 @@ from codi_engine.core.sites import Phase, Site
 if TYPE_CHECKING:
     from codi_engine.core.model import ModelInfo
     from codi_engine.core.plugin import Intervention
-    from codi_engine.core.sae import SaeStore
+    from codi_engine.core.saestore import SaeStore
 
 #: prompt positions are stored in blocks of so many, counted from the prompt's end
 POSITIONS = 16

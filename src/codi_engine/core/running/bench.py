@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.planning.machine import peak_bytes, reset_peak
-from codi_engine.core.progress import Progress
+from codi_engine.core.progress import Progress, alone
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,7 +77,8 @@ class Bench:
             torch.cuda.set_device(order.device)
         experiment = Experiment.from_dict(order.experiment, source=order.source)
         runner = Runner(prepare(experiment, plugin_manager()), order.path, progress)
-        adapter, net = runner.load()
+        with alone():
+            adapter, net = runner.load()
         self.view = RunView(order.path)
         job = runner.job(adapter, net, self.view)
         job.sharing = order.sharing

@@ -193,8 +193,7 @@ class Station:
             if number == GATE:
                 return Done(None, result.texts["gate"], result.rows, result.peak, self._notes.taken())
             unit = self._bench.units[number]
-            stored, note = committable(unit, result.arrays)
-            receipt = self._outbox.put(number, unit.stage, stored, dict(result.texts) if result.texts else None, note)
+            receipt = self._outbox.put(number, unit.stage, committable(unit, result.arrays, result.texts))
             return Done(receipt, (), result.rows, result.peak, self._notes.taken())
 
     def close(self) -> None:

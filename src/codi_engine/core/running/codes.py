@@ -14,7 +14,8 @@ from codi_engine.core.axes import resolve_axis
 from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.planning.features import resolve_features
 from codi_engine.core.rollout.finite import all_finite
-from codi_engine.core.sae import SAE, SaeStore
+from codi_engine.core.sae import SAE
+from codi_engine.core.saestore import SaeStore
 from codi_engine.core.sites import COMPONENTS, LAYERED, Phase, parse_site
 
 if TYPE_CHECKING:

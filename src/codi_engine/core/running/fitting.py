@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from codi_engine.core.planning.conditions import Condition
     from codi_engine.core.planning.plan import Plan, PromptRef
     from codi_engine.core.plugins import Plugins
-    from codi_engine.core.sae import SaeStore
+    from codi_engine.core.saestore import SaeStore
 
 
 def check_length(info: ModelInfo, ids: Mapping[str, Sequence[int]], prompts: Mapping[str, PromptRef], answer: int) -> None:

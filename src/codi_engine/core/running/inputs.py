@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from codi_engine.core.planning.plan import Plan
     from codi_engine.core.plugin import Model
     from codi_engine.core.plugins import Plugins
-    from codi_engine.core.sae import SaeStore
+    from codi_engine.core.saestore import SaeStore
 
 #: what the digests of a plan record are called
 KEY = "inputs"
@@ -206,7 +206,7 @@ def changed_inputs(run_path: str | Path) -> list[tuple[str, str]]:
 def _problems(experiment: Experiment, plugins: Plugins, then: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Yield what has changed, by name; nothing is said of a model whose files were never recorded one by one."""
     from codi_engine.core.returned import loaded
-    from codi_engine.core.sae import SaeStore
+    from codi_engine.core.saestore import SaeStore
 
     files: dict[str, Path] = {}
     if any(name.startswith(MODEL_FILE) for name in then):

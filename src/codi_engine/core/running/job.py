@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from codi_engine.core.plugins import Plugins
     from codi_engine.core.running.generations import Unit
     from codi_engine.core.running.reuse import Reuse
-    from codi_engine.core.sae import SaeStore
+    from codi_engine.core.saestore import SaeStore
     from codi_engine.store.view import RunView
     from codi_engine.store.writer import RunWriter
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from codi_engine.store.unitfiles import Content
 
 if TYPE_CHECKING:
     from codi_engine.core.running.generations import Unit
@@ -43,10 +45,10 @@ def in_words(committed: Mapping[int, Mapping[str, Any]]) -> str:
     return f"{' and '.join(parts)} are not finite (NaN or infinity): marked in the column nonfinite, left out of every mean and test"
 
 
-def committable(unit: Unit, arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, list[int]] | None]:
-    """Return the arrays of a unit as they are written, and what the ledger notes of it."""
+def committable(unit: Unit, arrays: Mapping[str, np.ndarray], texts: Mapping[str, Sequence[Any]]) -> Content:
+    """Return what a unit gave as it is written, with what the ledger notes of it."""
     stored = dict(arrays)
     marked = np.flatnonzero(stored.get(MARKED, ())).tolist()
     if unit.stage == "sources":
         stored.pop(MARKED, None)  # it holds no cells
-    return stored, {NOTE: marked} if marked else None
+    return Content(stored, texts or None, {NOTE: marked} if marked else None)

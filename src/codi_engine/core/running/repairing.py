@@ -12,7 +12,7 @@ from codi_engine.core.running.marks import committable
 from codi_engine.core.yamlfile import parse_yaml
 from codi_engine.store.layout import EXPERIMENT, RESULTS
 from codi_engine.store.repairing import Recompute, Repaired, repair
-from codi_engine.store.writer import Content
+from codi_engine.store.unitfiles import Content
 
 if TYPE_CHECKING:
     from codi_engine.core.model import ModelAdapter
@@ -123,8 +123,7 @@ def _computed(computer: Computer, number: int, path: Path) -> Content:
     if any(key not in known for key in unit.keys):
         raise UserError(f"{path}: unit {number} cannot be computed again: the data of its experiment are not those of the run any more; put those back")
     made = computer.compute(unit)
-    arrays, note = committable(unit, made.arrays)
-    return Content(arrays, made.texts or None, note)
+    return committable(unit, made.arrays, made.texts)
 
 
 def experiment_of(writer: RunWriter, unit: int) -> str:

@@ -320,6 +320,7 @@ def check_experiment(experiment: Experiment, *, limit: int | None = None, device
     from codi_engine.core.running.gate import EXAMPLES, run_gate
     from codi_engine.core.running.runner import Runner
     from codi_engine.core.running.unedited import run_unedited
+    from codi_engine.store.unitfiles import Content
 
     if experiment.controls == "auto":
         experiment = experiment.with_overrides(["controls=none"])  # they edit at the same places through the same calls
@@ -335,6 +336,5 @@ def check_experiment(experiment: Experiment, *, limit: int | None = None, device
             runner.progress.start("gate", 0, "")
             for unit in units:
                 if unit.stage != "sweep":
-                    arrays, texts = run_unedited(job, unit)
-                    writer.commit(unit.number, unit.stage, arrays, texts or None, None)
+                    writer.commit(unit.number, unit.stage, Content(*run_unedited(job, unit)))
             return pd.DataFrame(run_gate(job, Bank(job, units), runner.reproducible))

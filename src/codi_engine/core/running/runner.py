@@ -108,7 +108,7 @@ class Runner:
         from codi_engine.core.running.codes import resolve_codes
         from codi_engine.core.running.job import Job
         from codi_engine.core.running.reading import Answers, Needs
-        from codi_engine.core.sae import SaeStore
+        from codi_engine.core.saestore import SaeStore
 
         experiment, plugins, data = self.experiment, self.prepared.plugins, self.plan.data
         natural = self.plan.natural
@@ -252,7 +252,7 @@ class Runner:
         self.expect(due)
         self.tell_plan(units, writer.labels, tally_of(self.path, units, writer.committed))
         if said := self._borrowed.in_words(due):
-            self.life.warn(said)
+            self.life.warn(said, "note")
         return todo, self.hands(job, units, due)
 
     def planned(self, adapter: ModelAdapter, job: Job, writer: RunWriter, others: str = "") -> list[Unit]:
@@ -339,8 +339,7 @@ class Runner:
         """Commit what a unit gave, or take it in where it waits in the outbox, and tell those who look on."""
         unit, arrays = made.unit, made.arrays
         if made.receipt is None:
-            stored, note = committable(unit, arrays)
-            writer.commit(unit.number, unit.stage, stored, dict(made.texts) if made.texts else None, note)
+            writer.commit(unit.number, unit.stage, committable(unit, arrays, made.texts))
             self.computed(unit, writer.committed[unit.number]["files"])
         else:
             writer.adopt(made.receipt)

@@ -206,8 +206,7 @@ class Shard:
         runner.progress.finish()
 
     def _put(self, made: Made) -> None:
-        stored, note = committable(made.unit, made.arrays)
-        receipt = self.outbox.put(made.unit.number, made.unit.stage, stored, dict(made.texts) if made.texts else None, note)
+        receipt = self.outbox.put(made.unit.number, made.unit.stage, committable(made.unit, made.arrays, made.texts))
         self.runner.computed(made.unit, receipt.files)
         self.runner.life.computed(made.unit.number, len(self._units), str(self.share))
 

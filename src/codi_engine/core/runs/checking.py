@@ -18,6 +18,7 @@ from codi_engine.core.runs.stored import CHECKS
 from codi_engine.core.watching.recording import actual_of
 from codi_engine.kernels.intervals import mean_interval
 from codi_engine.kernels.permutation import range_p
+from codi_engine.store.shown import named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +86,8 @@ def check_run(run: Run, checks: Sequence[Check]) -> pd.DataFrame:
     plain = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows]
     folder = run.path / RESULTS / CHECKS
     check_contained(run.path, folder)
-    write_result(folder, AnalysisResult({CHECKS: frame.astype({"passed": "boolean"})}, {}, text, {"checks.json": json.dumps(plain, indent=2) + "\n"}))
+    result = AnalysisResult({CHECKS: frame.astype({"passed": "boolean"})}, {}, text, {"checks.json": json.dumps(plain, indent=2) + "\n"})
+    write_result(folder, result, {"runs": [{"path": named(str(run.path)), "digest": run.digest}]})
     return frame
 
 

@@ -131,6 +131,7 @@ def _fit(figure: Any) -> None:
         for text in (*_titles(ax), *beside):
             _within(text, renderer, width)
         _cells(ax, renderer)
+        _names(ax, renderer)
         _labels(ax.xaxis.label, renderer, ax.bbox.width, 0)
         _labels(ax.yaxis.label, renderer, ax.bbox.height, 1)
         _thin(ax, renderer)
@@ -186,6 +187,22 @@ def _cells(ax: Any, renderer: Any) -> None:
         text.set_visible(text.get_fontsize() >= _LEAST)
 
 
+def _names(ax: Any, renderer: Any) -> None:
+    """Leave out names of points that would cover another point or a name before them."""
+    from matplotlib.collections import PathCollection
+    from matplotlib.text import Annotation
+
+    points = [point for dots in ax.findobj(PathCollection) for point in ax.transData.transform(dots.get_offsets())]
+    kept: list[Any] = []
+    for name in (t for t in ax.texts if isinstance(t, Annotation)):
+        box, own = name.get_window_extent(renderer), ax.transData.transform(name.xy)
+        covered = any(box.contains(*point) and abs(point - own).max() > 1 for point in points)
+        if covered or any(box.overlaps(other) for other in kept):
+            name.set_visible(False)
+        else:
+            kept.append(box)
+
+
 def _labels(label: Any, renderer: Any, room: float, axis: int) -> None:
     """Fit an axis' label to its axis, with some room to spare at either end."""
     if not label.get_text():
@@ -209,13 +226,23 @@ def _folded(text: str, lines: float) -> str:
 
 
 def _thin(ax: Any, renderer: Any) -> None:
-    """Shrink tick labels that touch each other across; where they would be too small, leave every second one out."""
+    """Shrink tick labels that touch each other across; where they would be too small, leave every second one out.
+
+    Ticks that an axis chooses by itself are made anew whenever it is drawn: of these it gets fewer.
+    """
+    from matplotlib.ticker import MaxNLocator
+
     shown = [t for t in ax.get_xticklabels() if t.get_text() and t.get_visible()]
     boxes = [t.get_window_extent(renderer) for t in shown]
     if len(boxes) < 2 or shown[0].get_rotation():
         return
     pitch = min(abs((b.x0 + b.x1) - (a.x0 + a.x1)) / 2 for a, b in itertools.pairwise(boxes))
-    share = 0.92 * pitch / max(max(b.width for b in boxes), 1e-9)
+    widest = max(max(b.width for b in boxes), 1e-9)
+    if isinstance(ax.xaxis.get_major_locator(), MaxNLocator):
+        if pitch < 1.4 * widest:
+            ax.xaxis.set_major_locator(MaxNLocator(nbins=max(int(ax.bbox.width / (1.5 * widest)), 2), steps=[1, 2, 2.5, 5, 10]))
+        return
+    share = 0.92 * pitch / widest
     if share >= 1:
         return
     size = max(shown[0].get_fontsize() * share, _LEAST + 0.5)

@@ -126,6 +126,30 @@ def stored_results(path: str | Path) -> dict[str, StoredResult]:
     return Results({folder.name: _stored(folder) for folder in folders})
 
 
+def lacking(path: str | Path, names: Sequence[str], digest: str) -> dict[str, str]:
+    """Return analysis → why a run has no results of it, for those of ``names`` that have none of its present state.
+
+    Parameters
+    ----------
+    names: as experiments call them, ``package/name`` too
+    digest: of the run now
+    """
+    out = {}
+    for name in dict.fromkeys(name.rpartition("/")[2] for name in names):
+        folder = Path(path) / RESULTS / name
+        if not (folder / ABOUT).is_file():
+            out[name] = "no results"
+        elif (folder / WRITING).exists():
+            out[name] = "interrupted"
+        else:
+            try:
+                if not _stored(folder).is_of(digest):
+                    out[name] = "made before the run grew"
+            except UserError:
+                out[name] = "damaged"
+    return out
+
+
 def results_home(path: str | Path) -> Path:
     """Return a directory that can hold results: a run's, or that of an experiment with checkpoints.
 

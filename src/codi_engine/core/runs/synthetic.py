@@ -15,11 +15,12 @@ from codi_engine.core.progress import Progress
 from codi_engine.store.errors import IdentityMismatch
 from codi_engine.store.layout import RESULTS, ArraySpec
 from codi_engine.store.sparse import sparse_specs, to_codes
+from codi_engine.store.unitfiles import Content
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from codi_engine.store.writer import Content, RunWriter
+    from codi_engine.store.writer import RunWriter
 
 SITE = "sae"
 _SHARD_BYTES = 32 << 20
@@ -278,7 +279,7 @@ def write_synthetic(what: Synthetic, output: str | Path, progress: Progress | No
         progress.start("synth", what.cells, "cells")
         for unit in range(units):
             if unit not in writer.committed:
-                writer.commit(unit, "sweep", *_unit(what, unit))
+                writer.commit(unit, "sweep", _unit(what, unit))
             progress.advance(min(what.unit_cells, what.cells - unit * what.unit_cells))
         progress.finish()
     _write_truth(what, path)
@@ -287,15 +288,13 @@ def write_synthetic(what: Synthetic, output: str | Path, progress: Progress | No
 
 def resynthesize(settings: Mapping[str, Any]) -> Callable[[RunWriter, int], Content]:
     """Return what makes units of a synthetic run once more."""
-    from codi_engine.store.writer import Content
-
     what = Synthetic(**settings)
-    return lambda _, unit: Content(*_unit(what, unit))
+    return lambda _, unit: _unit(what, unit)
 
 
-def _unit(what: Synthetic, unit: int) -> tuple[dict[str, np.ndarray], Any]:
+def _unit(what: Synthetic, unit: int) -> Content:
     begin, end = unit * what.unit_cells, min((unit + 1) * what.unit_cells, what.cells)
-    return dict(_arrays(what, unit, begin, end)), _texts(what, begin, end)
+    return Content(dict(_arrays(what, unit, begin, end)), _texts(what, begin, end))
 
 
 def _specs(what: Synthetic) -> list[ArraySpec]:

@@ -142,10 +142,10 @@ class Lifecycle:
 
     # ---------------------------------------------------------------------------------------------- events
 
-    def warn(self, text: str) -> None:
+    def warn(self, text: str, kind: str = "warning") -> None:
         """Tell the user something that matters, and everybody else once."""
         self.note(text)
-        self.warned(text)
+        self.warned(text, kind)
 
     def warned(self, text: str, kind: str = "warning") -> None:
         """Tell everybody but the user, who knows; what comes before the plan waits for it."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from codi_engine.core.progress import Meter, Progress, memory_text
+from codi_engine.core.progress import Meter, Progress, alone, memory_text
 from codi_engine.core.text import neutral
 
 if TYPE_CHECKING:
@@ -183,8 +183,9 @@ def usual() -> Progress:
 
 @contextmanager
 def ending(progress: Progress) -> Iterator[Progress]:
-    """Yield progress, and end its stage whatever happens."""
-    try:
-        yield progress
-    finally:
-        progress.finish()
+    """Yield progress, and end its stage whatever happens; where it shows nothing, libraries do not either."""
+    with alone() if type(progress) is Progress else nullcontext():
+        try:
+            yield progress
+        finally:
+            progress.finish()

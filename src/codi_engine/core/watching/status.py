@@ -14,8 +14,10 @@ from codi_engine.core.errors import UserError
 from codi_engine.core.planning.costs import Costs, StageCost
 from codi_engine.core.running.generations import Unit, units_of
 from codi_engine.core.running.marks import in_words
+from codi_engine.core.running.reuse import KEY as REUSED
 from codi_engine.core.running.shares import shards_alive
 from codi_engine.core.runs.places import no_run
+from codi_engine.core.runs.stored import CHECKS, lacking
 from codi_engine.core.watching.eventlog import read_events
 from codi_engine.core.watching.recording import actual_of, estimate_of, invocations_of
 from codi_engine.store.connecting import is_url
@@ -49,7 +51,10 @@ class StageProgress:
 
 @dataclass(frozen=True)
 class Status:
-    """A run as its ledger and its provenance describe it."""
+    """A run as its ledger and its provenance describe it.
+
+    ``state``: ``partial``; ``running``; ``computed``, where all cells are committed and results are lacking; ``finished``; ``damaged``.
+    """
 
     path: Path
     name: str
@@ -68,12 +73,19 @@ class Status:
     hypothesis: str = ""
     nonfinite: str = ""
     goes_on: str = ""  # the command that goes on with it; empty for finished runs, and for those that were imported or made up
+    lacking: Mapping[str, str] = field(default_factory=dict)  # analysis (or ``checks``) → why there are no results of what is committed
+    reused: Mapping[str, int] = field(default_factory=dict)  # other run → unedited rows that were taken from it
 
     @property
     def committed(self) -> str:
         """Say what is committed: ``12 of 40 units, 3,072 of 10,240 cells``."""
         units, cells, planned_units, planned = (sum(getattr(s, n) for s in self.stages) for n in ("units", "cells", "planned_units", "planned_cells"))
         return f"{units:,} of {planned_units:,} units, {cells:,} of {planned:,} cells"
+
+    @property
+    def whole(self) -> bool:
+        """Say whether every planned cell is committed."""
+        return self.state in ("computed", "finished")
 
     @property
     def share(self) -> float:
@@ -100,6 +112,7 @@ class Status:
             "written_by": self.holder, "finished": self.finished, "invocations": self.invocations,
             "estimate": self.estimate.to_dict(), "actual": self.actual.to_dict(), "problem": self.problem,
             "hypothesis": self.hypothesis, "goes_on": self.goes_on, "nonfinite": self.nonfinite,
+            "lacking": dict(self.lacking), "reused": dict(self.reused),
         }  # fmt: skip
 
 
@@ -128,15 +141,16 @@ def status_of(path: str | Path) -> Status:
     known = [s.left for s in stages]
     left = None if any(v is None for v in known) else float(sum(v for v in known if v is not None))
     committed = sum(u["rows"] for u in state.committed.values() if u["stage"] != "sources")
-    word = "running" if owner and not done else "finished" if done else "partial"
+    experiment = _experiment_of(state)
+    without = _without_results(root, experiment, content.chain) if done and units is not None else {}
+    word = "running" if owner and not done else "computed" if without else "finished" if done else "partial"
     finished = (provenance.get("finished") or _date((root / LEDGER).stat().st_mtime)) if done else None
-    name, hypothesis = _named(state, root)
     return Status(
-        root, name, word, stages, committed, (root / LEDGER).stat().st_mtime if state.committed else None, owner,
+        root, str(experiment.get("name", root.name)), word, stages, committed, (root / LEDGER).stat().st_mtime if state.committed else None, owner,
         estimate_of(provenance), actual_of(provenance), len(invocations), finished, _size(root) + _elsewhere(root, state), seconds_left=left,
-        hypothesis=hypothesis,
-        goes_on="" if done or units is None else command(root),
-        nonfinite=in_words(state.committed),
+        hypothesis=str(experiment.get("hypothesis") or ""),
+        goes_on="" if units is None else _next(root, done, without),
+        nonfinite=in_words(state.committed), lacking=without, reused=_reused(provenance),
     )  # fmt: skip
 
 
@@ -144,6 +158,25 @@ def command(root: Path) -> str:
     """Return the command that goes on with a run, wherever the one that began it is written: its experiment lies in it."""
     output = str(root).replace("{", "{{").replace("}", "}}")
     return shlex.join(["codi-engine", "run", str(root / EXPERIMENT), "--output", output])
+
+
+def _next(root: Path, done: bool, without: Mapping[str, str]) -> str:
+    """Return the command for what is left to do; empty where nothing is."""
+    if not done or CHECKS in without:  # the run's own command evaluates checks
+        return command(root)
+    return shlex.join(["codi-engine", "analyze", str(root)]) if without else ""
+
+
+def _without_results(root: Path, experiment: Mapping[str, Any], digest: str) -> dict[str, str]:
+    """Return which of the experiment's analyses, and whether its checks, have no results of what is committed, and why."""
+    analyses = experiment.get("analyses")
+    names = [w.get("plugin") if isinstance(w, dict) else w for w in analyses] if isinstance(analyses, list) else []
+    return lacking(root, [*(n for n in names if isinstance(n, str)), *([CHECKS] if experiment.get("checks") else [])], digest)
+
+
+def _reused(provenance: Mapping[str, Any]) -> dict[str, int]:
+    rows = provenance.get(REUSED)
+    return {str(run): int(count) for run, count in rows.items() if isinstance(count, int)} if isinstance(rows, dict) else {}
 
 
 def _units(state: State) -> list[Unit] | None:
@@ -193,16 +226,15 @@ def _timed(stage: StageProgress, invocations: Sequence[Mapping[str, Any]]) -> St
     return StageProgress(**{**asdict(stage), "rate": rate, "left": 0.0 if left <= 0 else left / rate if rate else None})
 
 
-def _named(state: State, root: Path) -> tuple[str, str]:
-    """Return the experiment's name and its hypothesis."""
+def _experiment_of(state: State) -> Mapping[str, Any]:
+    """Return the resolved experiment as plain values; empty where its text is none."""
     from codi_engine.core.yamlfile import parse_yaml
 
     try:
         value, _ = parse_yaml(state.experiment, "experiment.yaml")
     except UserError:
-        return root.name, ""
-    known = value if isinstance(value, dict) else {}
-    return str(known.get("name", root.name)), str(known.get("hypothesis") or "")
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _date(seconds: float) -> str:

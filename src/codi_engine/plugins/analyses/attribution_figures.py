@@ -71,12 +71,13 @@ def heatmap(f: Shown, table: pd.DataFrame, name: str) -> Figure:
     wide, high = max(len(xs) * cell, 2.2), max(len(ys) * min(cell, 0.42), 0.5)
     stacked = wide * len(columns) > 7.0 or len(ys) == 1
     rows, across_panels = (len(columns), 1) if stacked else (1, len(columns))
-    size = (wide * across_panels + 0.45 * (across_panels - 1) + 1.95, high * rows + 0.75 * (rows - 1) + 1.75)
+    aside, below = 0.45, 0.6  # between panels, whose ticks have labels on the outside alone
+    size = (wide * across_panels + aside * (across_panels - 1) + 1.95, high * rows + below * (rows - 1) + 1.75)
     size = (max(size[0], 6.2), size[1])
     figure = Figure(figsize=size, facecolor=style.PAPER)
     grid = figure.add_gridspec(
         rows, across_panels, left=0.75 / size[0], right=1 - 1.2 / size[0], top=1 - 1.0 / size[1], bottom=0.65 / size[1],
-        wspace=0.45 / wide, hspace=0.75 / high,
+        wspace=aside / wide, hspace=below / high,
     )  # fmt: skip
     colours, norm = style.colour_scale(np.concatenate([m.ravel() for m, _, _ in maps.values()]), True)
     title = f"{name}: estimated and exact effects of {f.condition}" if name else f.condition
@@ -97,6 +98,7 @@ def heatmap(f: Shown, table: pd.DataFrame, name: str) -> Figure:
         ax.set_title(words or _TITLES[column], loc="left", fontsize=10, color=style.INK, pad=5)
         last = number == len(columns) - 1
         _label(ax, xs, ys, across if last or not stacked else None, down if number == 0 or stacked else None)
+        ax.tick_params(labelbottom=last or not stacked)  # panels on top of each other have them below the last
     bar = figure.colorbar(image, cax=figure.add_axes((1 - 1.0 / size[0], 0.65 / size[1], 0.16 / size[0], 1 - 1.65 / size[1])))
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, labelsize=7.5, colors=style.QUIET)
@@ -137,7 +139,7 @@ def scatter(f: Shown, table: pd.DataFrame, agreement: pd.DataFrame, name: str) -
     _name_strongest(ax, f, known, x, y)
     ax.set_xlabel(f"estimated change of {_words(f.metric)}", fontsize=9, color=style.QUIET)
     ax.set_ylabel("exact change", fontsize=9, color=style.QUIET)
-    ax.set_title(f"{name}: {f.condition}" if name else f.condition, loc="left", fontsize=12, fontweight="bold", color=style.INK, pad=22)
+    ax.set_title(f"{name}: {f.condition}" if name else f.condition, loc="left", fontsize=12, fontweight="bold", color=style.INK, y=1.09, pad=0)
     ax.text(0, 1.02, _said(f, agreement, len(known)), transform=ax.transAxes, fontsize=8.5, color=style.QUIET, va="bottom")
     ax.axhline(0, color=style.GRID, linewidth=0.8, zorder=0)
     ax.axvline(0, color=style.GRID, linewidth=0.8, zorder=0)

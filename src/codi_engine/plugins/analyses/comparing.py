@@ -12,7 +12,8 @@ from codi_engine.core.errors import UserError
 from codi_engine.core.runs.vectors import Codes, VectorPart, Vectors, dense_rows
 from codi_engine.core.runs.work import Partial, Work
 from codi_engine.kernels.cluster import average, average_codes
-from codi_engine.kernels.ttest import CONSTANT, MISSING, TINY, Moments, Tested, add_differences, merge, paired, pooled_sd, two_sample
+from codi_engine.kernels.moments import Moments, add_differences, merge, pooled_sd
+from codi_engine.kernels.ttest import CONSTANT, MISSING, TINY, Tested, paired, two_sample
 
 TestName = Literal["welch", "pooled", "paired", "mann_whitney", "wilcoxon", "permutation"]
 PAIRED = ("paired", "wilcoxon")

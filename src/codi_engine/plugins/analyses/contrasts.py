@@ -233,7 +233,8 @@ def _cohens_h(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _by_example(a: np.ndarray, b: np.ndarray, number: bool, confidence: float) -> Compared:
     """Paired tests over examples, their trials averaged: McNemar's exact test of single answers, else Student's paired t."""
-    from codi_engine.kernels.ttest import CONSTANT, Moments, add_differences, hedges_g, paired
+    from codi_engine.kernels.moments import Moments, add_differences
+    from codi_engine.kernels.ttest import CONSTANT, hedges_g, paired
 
     single = not number and ((~np.isnan(a)).sum(-1) <= 1).all() and ((~np.isnan(b)).sum(-1) <= 1).all()
     first, second = mean(a, -1), mean(b, -1)

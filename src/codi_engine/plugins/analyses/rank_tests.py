@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from codi_engine.kernels.moments import Moments, add_differences, pooled_sd
 from codi_engine.kernels.permutation import difference_p, weights
 from codi_engine.kernels.ranks import mann_whitney_pairs, wilcoxon
-from codi_engine.kernels.ttest import CONSTANT, MISSING, TESTED, TINY, Moments, Tested, add_differences, paired, pooled_sd, two_sample
+from codi_engine.kernels.ttest import CONSTANT, MISSING, TESTED, TINY, Tested, paired, two_sample
 
 
 @dataclass

@@ -178,9 +178,15 @@ def forest(tests: pd.DataFrame, options: Any, family: int, title: str = "Stronge
     ax.set_xlabel(f"{pair}difference of {'shares' if shares else 'means'}, {options.confidence:.0%} interval", fontsize=9, color=QUIET)
     x = 0.12 / size[0]
     figure.text(x, 1 - 0.3 / size[1], title + ("" if shares else " of numbers"), fontsize=13, fontweight="bold", color=INK, va="center")
-    note = f"filled: q < {options.q:g} ({options.correction.upper()} over {family:,} tests) · {rows[0]['test']} tests"
+    note = f"filled: q < {options.q:g} ({options.correction.upper()} over {family:,} tests) · {rows[0]['test']} tests · {_n(rows)}"
     figure.text(x, 1 - 0.57 / size[1], note, fontsize=8.5, color=QUIET, va="center")
     return figure
+
+
+def _n(rows: Sequence[pd.Series]) -> str:
+    """Say how many observations a condition has; of all rows and both sides the least and the most."""
+    counts = [int(row[side]) for row in rows for side in ("n", "n_against")]
+    return f"n = {min(counts):,}" if min(counts) == max(counts) else f"n = {min(counts):,}–{max(counts):,}"
 
 
 # ---------------------------------------------------------------------------------------------- features

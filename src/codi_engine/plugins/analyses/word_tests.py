@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from codi_engine.kernels.counts import Counts
+from codi_engine.kernels.moments import Moments
 from codi_engine.kernels.permutation import difference_p, weights
-from codi_engine.kernels.ttest import CONSTANT, Moments, paired
+from codi_engine.kernels.ttest import CONSTANT, paired
 
 
 def paired_shares(counts: Counts, groups: list[np.ndarray], terms: np.ndarray) -> np.ndarray:

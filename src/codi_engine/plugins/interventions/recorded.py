@@ -13,7 +13,7 @@ from codi_engine.core.errors import UserError, nearest
 from codi_engine.core.plugin import Intervention, Options, Rows
 from codi_engine.core.rollout.sources import Sources
 from codi_engine.core.runs.results import BASELINE, Run, open_run
-from codi_engine.core.sae import SaeStore
+from codi_engine.core.saestore import SaeStore
 from codi_engine.core.sites import Site
 
 

@@ -13,7 +13,8 @@ from codi_engine.core.planning.features import is_feature, parse_feature
 from codi_engine.core.plugin import Intervention, Options, Rows
 from codi_engine.core.rollout.sources import Sources
 from codi_engine.core.running.codes import checked
-from codi_engine.core.sae import SAE, SaeStore
+from codi_engine.core.sae import SAE
+from codi_engine.core.saestore import SaeStore
 from codi_engine.core.sites import Site
 
 

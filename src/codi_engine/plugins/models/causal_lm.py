@@ -10,11 +10,12 @@ from typing import Any, Literal
 import torch
 
 from codi_engine.core.errors import UserError
+from codi_engine.core.libraries import quiet
 from codi_engine.core.model import ModelAdapter, ModelInfo
 from codi_engine.core.plugin import Model, Options
 from codi_engine.core.tensorfiles import check_torch
 from codi_engine.plugins.models.codi import Codi, CodiOptions
-from codi_engine.plugins.models.hf import DTYPES, describe, find, quiet, read_config, read_tokenizer, resolve_device, stop_ids, texts_of
+from codi_engine.plugins.models.hf import DTYPES, describe, find, read_config, read_tokenizer, resolve_device, stop_ids, texts_of
 from codi_engine.plugins.models.weights import check_header, configured, file_digest
 
 

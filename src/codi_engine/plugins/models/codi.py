@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from codi_engine.core.errors import UserError
+from codi_engine.core.libraries import quiet
 from codi_engine.core.model import ModelAdapter, ModelInfo
 from codi_engine.core.plugin import Model, Options
 from codi_engine.plugins.models.hf import (
@@ -20,7 +21,6 @@ from codi_engine.plugins.models.hf import (
     download,
     empty_network,
     find,
-    quiet,
     read_config,
     read_tokenizer,
     resolve_device,

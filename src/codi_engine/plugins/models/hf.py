@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging as python_logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from reprlib import repr as repr_of
 from typing import Any
@@ -15,6 +11,7 @@ import torch
 from torch import nn
 
 from codi_engine.core.errors import UserError
+from codi_engine.core.libraries import quiet
 from codi_engine.core.model import ModelInfo
 from codi_engine.core.rollout.devices import resolve_device as resolve_device
 from codi_engine.core.runs.places import similar
@@ -32,25 +29,6 @@ _LARGEST = {
     "vocab_size": 1 << 27, "intermediate_size": 1 << 24, "max_position_embeddings": 1 << 30, "num_local_experts": 1 << 12, "num_experts": 1 << 12,
 }  # fmt: skip
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers' own logging and warnings while it loads."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    hub = python_logging.getLogger("huggingface_hub")
-    hub_before = hub.level
-    hub.setLevel(python_logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(before)
-        hub.setLevel(hub_before)
 
 
 def _short(error: Exception) -> str:

@@ -133,6 +133,7 @@
   function fill(row, at) {
     const i = shown[at];
     row.dataset.i = i;
+    row.id = "at-" + i;
     row.setAttribute("aria-rowindex", at + 2);
     row.classList.toggle("at", i === chosen);
     row.replaceChildren(...layout.map(c => {
@@ -148,6 +149,10 @@
       cell.setAttribute("role", "gridcell");
       return cell;
     }));
+  }
+  function point(i) {
+    for (const row of pool.values()) row.classList.toggle("at", Number(row.dataset.i) === i);
+    grid.setAttribute("aria-activedescendant", "at-" + i);
   }
   let height = 56;
   const narrow = matchMedia("(max-width: 46rem)");
@@ -322,7 +327,7 @@
     if (!dialog.open) dialog.showModal();
     dialog.scrollTop = 0;
     if (!quiet) history.replaceState(null, "", "#cell-" + slot[i]);
-    for (const row of pool.values()) row.classList.toggle("at", Number(row.dataset.i) === i);
+    point(i);
   }
   function measured(i, then) {
     if (!metrics.length) return [];
@@ -363,7 +368,7 @@
       if (top < grid.scrollTop) grid.scrollTop = top;
       else if (top + height * 2 > grid.scrollTop + grid.clientHeight) grid.scrollTop = top + height * 2 - grid.clientHeight;
     }
-    for (const row of pool.values()) row.classList.toggle("at", Number(row.dataset.i) === chosen);
+    point(chosen);
   });
   function follow() {
     const linked = /^#cell-(\d+)$/.exec(location.hash), at = linked ? slot.indexOf(Number(linked[1])) : -1;

@@ -101,7 +101,12 @@ const Report = (() => {
       const go = cell => { if (cell.dataset.go && Report.filterCells) { tip.hide(); Report.filterCells(new URLSearchParams(cell.dataset.go)); } };
       table.addEventListener("pointerover", event => { const cell = event.target.closest("td[data-facts]"); if (cell) tip.show(cell); });
       table.addEventListener("pointerleave", tip.hide);
-      table.addEventListener("focusin", event => { if (event.target.matches("td[data-facts]")) tip.show(event.target); });
+      table.addEventListener("focusin", event => {
+        if (!event.target.matches("td[data-facts]")) return;
+        all("td[tabindex='0']", table).forEach(cell => { cell.tabIndex = -1; });  // Tab comes back to the cell that was left
+        event.target.tabIndex = 0;
+        tip.show(event.target);
+      });
       table.addEventListener("focusout", tip.hide);
       table.addEventListener("click", event => { const cell = event.target.closest("td[data-facts]"); if (cell) { cell.focus({ preventScroll: true }); tip.show(cell); } });
       table.addEventListener("dblclick", event => { const cell = event.target.closest("td[data-facts]"); if (cell) go(cell); });
@@ -113,8 +118,6 @@ const Report = (() => {
         let y = rows.findIndex(r => r.includes(event.target)), x = y < 0 ? -1 : rows[y].indexOf(event.target);
         do { y += step[0]; x += step[1]; } while (rows[y] && rows[y][x] && !rows[y][x].dataset.facts);
         if (!rows[y] || !rows[y][x]) return;
-        event.target.tabIndex = -1;
-        rows[y][x].tabIndex = 0;
         rows[y][x].focus();
       });
     });
@@ -143,12 +146,29 @@ const Report = (() => {
     addEventListener("afterprint", () => closed.forEach(d => { d.open = false; }));
   }
 
+  // what can be scrolled is reached by Tab, to be scrolled by keys; what is seen as a whole is no stop
+  function scrolling() {
+    const look = box => { box.tabIndex = box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1 ? 0 : -1; };
+    const seen = new ResizeObserver(entries => entries.forEach(entry => look(entry.target)));
+    all("main .box, main pre").forEach(box => { look(box); seen.observe(box); });
+  }
+
+  function enlarging(image) {
+    const toggle = () => { image.setAttribute("aria-pressed", image.parentElement.classList.toggle("whole")); image.classList.toggle("whole"); };
+    image.tabIndex = 0;
+    image.setAttribute("role", "button");
+    image.setAttribute("aria-pressed", "false");
+    image.setAttribute("aria-label", image.alt + ", whole width");
+    image.addEventListener("click", toggle);
+    image.addEventListener("keydown", event => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); toggle(); } });
+  }
+
   function start() {
-    theme(); contents(); copying(); printing();
+    theme(); contents(); copying(); printing(); scrolling();
     all("table.sortable").forEach(sortable);
     const tip = tips();
     all("[data-heatmap]").forEach(figure => heatmap(figure, tip));
-    all(".figures img").forEach(image => image.addEventListener("click", () => { image.classList.toggle("whole"); image.parentElement.classList.toggle("whole"); }));
+    all(".figures img").forEach(enlarging);
   }
   return { one, all, make, start };
 })();

@@ -4,7 +4,7 @@
   const at = (id) => document.getElementById(id);
   const number = new Intl.NumberFormat("en-US");
   const rate = (value) => value === null ? "" : `${number.format(value < 10 ? Math.round(value * 10) / 10 : Math.round(value))} cells/s`;
-  const STATES = { running: "running", finished: "finished", partial: "not finished, and not running", waiting: "waiting", damaged: "damaged", gone: "the server has ended" };
+  const STATES = { running: "running", finished: "finished", computed: "computed, not analysed", partial: "not finished, and not running", waiting: "waiting", damaged: "damaged", gone: "the server has ended" };
   let shown = null; // what the report in the frame was made of: version and cells
   let failures = 0;
 

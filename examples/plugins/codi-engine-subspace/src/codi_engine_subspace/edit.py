@@ -12,7 +12,7 @@ from codi_engine.core.plugin import Intervention, Options, Rows
 
 if TYPE_CHECKING:
     from codi_engine.core.rollout.sources import Sources
-    from codi_engine.core.sae import SaeStore
+    from codi_engine.core.saestore import SaeStore
     from codi_engine.core.sites import Site
     from codi_engine_subspace.bases import Bases
 
