@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -21,15 +22,17 @@ from codi_engine.cli.main import main
 from codi_engine.core.errors import UserError
 from codi_engine.core.running import generations, origins
 from codi_engine.core.running.run import run_experiment
-from codi_engine.core.running.shares import parse_share
+from codi_engine.core.running.shares import beside, parse_share
 from codi_engine.core.watching.eventlog import read_events
 from codi_engine.core.watching.status import status_of
 from codi_engine.store.lock import RunLock
 from codi_engine.store.outbox import Outbox
 from codi_engine.store.reader import RunReader
 from codi_engine.store.verifying import verify
+from codi_engine.testing import tiny
 from tests.support.crash import content, experiment
 from tests.support.forked import Forked
+from tests.support.lines import write_lines
 
 #: cells of a unit here
 CELLS = 8
@@ -305,7 +308,7 @@ def test_directories_without_a_common_disk_are_merged(whole: Mapping[str, bytes]
     said = " ".join(capsys.readouterr().out.split())
     assert "3 units from disk-1" in said
     assert "8 of 8 units (60 of 60 cells)" in said
-    assert "finds everything committed and runs the analyses" in said
+    assert said.endswith("next nothing is left to do")
     assert_whole(whole, Path(first))
     assert main(["run", "-q", "e.yaml", "--output", first]) == 0
     assert_whole(whole, Path(first))
@@ -351,6 +354,64 @@ def test_other_runs_are_not_merged(more: list[str], change: Any, problem: str, w
     assert problem in said
     assert len(said.splitlines()) <= 2
     assert (Path("run") / "ledger").read_bytes() == before
+
+
+@pytest.fixture
+def from_files(tiny_gpt2: Path) -> Path:
+    """Return an experiment file whose model and data lie beside it."""
+    shutil.copytree(tiny_gpt2, "model")
+    lines = [{"question": f"there are {n} apples", "answer": n} for n in range(3, 9)]
+    value = {
+        "name": "files", "model": {"plugin": "causal_lm", "path": "model", "device": "cpu"},
+        "data": {"plugin": "problems", "path": str(write_lines(Path("p.jsonl"), lines))},
+        "conditions": {"zero": {"intervention": {"plugin": "zero", "site": "resid_post@prompt"}, "sweep": {"layer": "all", "position": [-1, -2]}}},
+        "controls": "none", "metrics": ["accuracy"], "generate": {"max_new_tokens": 2},
+    }  # fmt: skip
+    Path("files.yaml").write_text(json.dumps(value), encoding="utf-8")
+    return Path("files.yaml")
+
+
+@pytest.mark.parametrize("what", ["model", "data"])
+def test_the_same_file_with_another_model_or_other_data_is_not_merged(what: str, from_files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "-q", str(from_files), "--output", "run", "--shard", "0/2"]) == 0
+    if what == "model":
+        shutil.rmtree("model")
+        Path("other-model").mkdir()
+        tiny.tiny_causal_lm(Path("other-model"), "gpt2", seed=5).rename("model")
+    else:
+        lines = Path("p.jsonl").read_text(encoding="utf-8")
+        Path("p.jsonl").write_text(lines.replace("pears", "plums").replace("5 apples", "5 plums"), encoding="utf-8")
+    assert main(["run", "-q", str(from_files), "--output", "other", "--shard", "1/2"]) == 0
+    before = {str(p): p.read_bytes() for name in ("run", "other") for p in Path(name).rglob("*") if p.is_file()}
+    capsys.readouterr()
+    assert main(["merge", "run", "other"]) == 2
+    said = capsys.readouterr().err
+    words = {"model": r"other model files than run \(sha256 {}; changed: .*model\.safetensors\)\n", "data": r"other data than run \(sha256 {}\)\n"}[what]
+    assert re.fullmatch("error: other: was computed with " + words.format("[0-9a-f]{12} there, [0-9a-f]{12} in other"), said)
+    assert {str(p): p.read_bytes() for name in ("run", "other") for p in Path(name).rglob("*") if p.is_file()} == before
+
+
+def test_merging_says_what_is_left_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("e.yaml").write_text(json.dumps({**experiment(1, ["importance"]), "checks": {"no_nan": True}}), encoding="utf-8")
+    assert main(["run", "-q", "e.yaml", "--output", "run"]) in (0, 3)
+
+    def said() -> str:
+        capsys.readouterr()
+        assert main(["merge", "run"]) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    assert said().endswith("next nothing is left to do")
+    shutil.rmtree("run/results/checks")
+    assert said().endswith("everything is committed; it evaluates the checks")
+    shutil.rmtree("run/results/importance")
+    assert said().endswith("everything is committed; it runs importance, then evaluates the checks")
+
+
+def test_who_computes_a_run_without_a_share_is_told_of_shards() -> None:
+    alive = {"0/3": "here pid 1", "2/3": "here pid 2"}
+    words = "shard 0/3 (here pid 1), shard 2/3 (here pid 2); what they finish from now on is computed twice: "
+    assert beside(alive) == f"{words}Ctrl-C, and --shard 1/3, leaves them their share"
+    assert beside({"0/1": "here pid 1"}).endswith(": Ctrl-C leaves it to them, they finish it")
 
 
 @pytest.mark.slow

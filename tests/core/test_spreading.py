@@ -1,11 +1,13 @@
 """Units and analyses spread over a Dask cluster: the same bytes; what a worker lacks is said in a line."""
 
 import os
+import re
 import shutil
 import signal
 import socket
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +31,7 @@ from codi_engine.core.spreading import crew as crews
 from codi_engine.core.spreading.cluster import Cluster, Spread, spread_of
 from codi_engine.core.spreading.crew import Crew
 from codi_engine.core.spreading.entering import Common, check
+from codi_engine.plugins.analyses.correlation import Correlation
 
 SMALL = Synthetic(targets=8, examples=2, trials=4, features=30, words=12)
 DEMO: dict[str, Any] = {
@@ -90,6 +93,39 @@ def test_an_analysis_in_workers_gives_the_same_tables(tmp_path: Path, scheduler:
     assert len(tables(run)) > 1
     assert tables(other) == tables(run)
     assert not list(other.rglob(".partial"))
+
+
+@pytest.mark.parametrize("method", ["pearson", pytest.param("spearman", marks=pytest.mark.slow)])
+def test_sums_over_the_whole_run_are_the_same(method: str, tmp_path: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers read and average; this process adds up, in the order of one process; conditions one after the other here."""
+    run = write_synthetic(Synthetic(targets=8, examples=6, trials=4, features=30, words=12), tmp_path / "run")
+    other = shutil.copytree(run, tmp_path / "other")
+    done: list[Any] = []
+    seen(monkeypatch, analyses.Replay, done)
+    monkeypatch.setattr(Work, "piece", property(lambda self: 20_000))
+    monkeypatch.setattr(Correlation, "_groups", lambda self, vectors, chosen, kind, work: [[c] for c in chosen])
+    analyze(run, "correlation", method=method, q=0.999, min_expected=0.0)
+    assert not done
+    analyze(other, "correlation", method=method, q=0.999, min_expected=0.0, executor="dask", scheduler=scheduler)
+    assert len(done) == len(set(done)) > 2
+    assert tables(other) == tables(run)
+    assert sum(map(len, tables(run).values())) > 10_000
+    assert not list(other.rglob(".partial"))
+
+
+@pytest.mark.slow
+def test_gradients_in_workers_are_the_same(tmp_path: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+    seen(monkeypatch, analyses.Replay, done)
+    run_experiment(Experiment.from_dict({**DEMO, "data": {"plugin": "demo-pairs", "limit": 3}}), str(tmp_path / "run"))
+    other = shutil.copytree(tmp_path / "run", tmp_path / "other")
+    analyze(tmp_path / "run", "attribution")
+    assert not done
+    analyze(other, "attribution", executor="dask", scheduler=scheduler)
+    assert sorted(done) == [(0, "attribution-0", str(n)) for n in range(3)]
+    mine, theirs = (tables(path) for path in (tmp_path / "run", other))
+    assert len(mine) == len(theirs) > 3
+    assert {n: t for n, t in mine.items() if "cost" not in n} == {n: t for n, t in theirs.items() if "cost" not in n}  # the cost has seconds
 
 
 def test_units_in_workers_give_the_same_run(tmp_path: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +241,7 @@ def worker_pids(spread: clustered.Clustered) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_five_deaths_change_nothing_and_cost_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of two processes is killed five times; every unit that was finished is computed once."""
+    """One of two processes is killed five times (whichever is ready); every unit that was finished is computed once."""
     monkeypatch.chdir(tmp_path)
     patch = {**DEMO["conditions"]["patch"], "sweep": {"layer": "all", "step": "all"}}
     back = {**patch, "intervention": {**patch["intervention"], "direction": "noise"}}
@@ -229,7 +265,7 @@ def test_five_deaths_change_nothing_and_cost_little(tmp_path: Path, monkeypatch:
     def kill() -> None:
         while len(kills) < 5 and not over.wait(0.2):
             pids = worker_pids(made[0]) if made and hasattr(made[0], "_crew") else []
-            if len(pids) == 2 and pids[0] not in kills and sum(answered.values()) > len(kills):
+            if pids and pids[0] not in kills and sum(answered.values()) > len(kills):
                 os.kill(pids[0], signal.SIGKILL)
                 kills.append(pids[0])
 
@@ -272,6 +308,47 @@ def test_a_task_that_kills_every_worker_is_given_up(monkeypatch: pytest.MonkeyPa
         answers = (answer for _ in range(200) for answer in crew.answers())
         with pytest.raises(WorkerDied, match="3 worker processes in a row ended while they computed unit 7"):
             next(answers)
+        crew.end(at_once=True)
+
+
+class Greedy:
+    """Holds 400 MB in every process that it is asked to work in, or in the first one alone."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def entered(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def do(self, task: int) -> int:
+        if task or not (self.folder / "once").exists():
+            (self.folder / "once").touch()
+            held = bytearray(os.urandom(1 << 20)) * 400
+            time.sleep(30)
+            del held
+        return task
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_worker_that_holds_too_much_is_ended_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once: its task is done by the next one. Whoever comes: two lines, with the remedy."""
+    monkeypatch.setattr(crews, "DEATHS", 2)
+    said: list[str] = []
+    with Cluster(Spread(), 1, memory=350_000_000) as cluster:
+        crew = Crew(cluster, Common.of({}), Greedy, lambda _: (str(tmp_path),), welcome=lambda *_: None, say=said.append, doing=lambda task: f"computed {task}")
+        crew.begin()
+        crew.give(0)
+        answers = (answer for _ in range(60) for answer in crew.answers())
+        assert next(answers).task == 0
+        assert crew.died == 1
+        assert len(said) == 1
+        assert re.search(r"was ended because it held 0\.\d+ GB, more than the 0\.35 GB that it may; its work goes to another one", said[0])
+        crew.give(1)
+        with pytest.raises(WorkerDied, match=r"2 worker processes in a row ended while they computed 1; .*\nThe last one held .*: -s threads=1") as raised:
+            next(answers)
+        assert len(str(raised.value).splitlines()) == 2
         crew.end(at_once=True)
 
 

@@ -68,8 +68,6 @@ CALLS = {
 #: (file, what): why it is right there
 ALLOWED = {
     ("src/codi_engine/core/imports/foreign.py", "pickle"): "names the error by which torch refuses one",
-    ("src/codi_engine/core/spreading/cluster.py", "pickle"): "a call that a command sends over its own cluster; no file",
-    ("src/codi_engine/core/spreading/cluster.py", "cloudpickle"): "the other end of it",
     ("src/codi_engine/plugins/models/causal_lm.py", "trust_remote_code"): "the option that the user names",
     ("src/codi_engine/plugins/models/hf.py", "trust_remote_code"): "handed on from that option; False everywhere else",
 }

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from codi_engine.cli.completion import runs
 from codi_engine.cli.options import DEBUG
+
+if TYPE_CHECKING:
+    from codi_engine.core.running.merging import Merged
 
 
 @click.command()
@@ -25,5 +30,13 @@ def merge(directories: tuple[str, ...], debug: bool) -> None:
     rows += [("taken in", f"{done.taken:,} units"), ("committed", done.committed)]
     if done.waiting:
         rows.append(("waiting", f"{done.waiting:,} units, for {done.missing:,} that nobody has computed"))
-    what = f"computes {done.missing:,} units, then runs the analyses" if done.missing else "finds everything committed and runs the analyses"
-    show.table([*rows, ("next", f"{done.next}: {what}")])
+    show.table([*rows, ("next", f"{done.next}: {_doing(done)}" if done.next else "nothing is left to do")])
+
+
+def _doing(done: Merged) -> str:
+    """Say what the next command does."""
+    todo = [f"computes {done.missing:,} units"] if done.missing else []
+    analyses = [name for name in done.analyses if name != "checks"]
+    todo += [f"runs {', '.join(analyses)}"] if analyses else []
+    todo += ["evaluates the checks"] if len(done.analyses) > len(analyses) else []
+    return f"{'' if done.missing else 'everything is committed; it '}{', then '.join(todo)}"

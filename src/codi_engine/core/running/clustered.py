@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.errors import UserError
@@ -91,7 +92,7 @@ class Clustered(Hands):
         self._stack.__exit__(*raised)
         self._outbox.close()
 
-    def _given(self, member: Member) -> tuple[Order]:
+    def _given(self, member: Member) -> tuple[dict[str, Any]]:
         """Return what a worker loads: the experiment on its device."""
         import torch
 
@@ -101,7 +102,8 @@ class Clustered(Hands):
             device = self.devices[int(member.name) % len(self.devices)]
             sharing, threads = self.devices.count(device), max(torch.get_num_threads() // max(self.devices.count("cpu"), 1), 1)
         experiment = runner.experiment.with_overrides([f"model.device={device}", *changes])
-        return (Order(experiment.to_dict(), experiment.source, runner.path.absolute(), device, threads, sharing),)
+        order = Order(experiment.to_dict(), experiment.source, runner.path.absolute(), device, threads, sharing)
+        return ({**asdict(order), "path": str(order.path)},)
 
     def _welcome(self, who: str, told: tuple[Ready, Sequence[str]]) -> None:
         ready, notes = told
@@ -129,6 +131,8 @@ class Clustered(Hands):
             while number not in done:
                 while waiting and self._crew.room(len(waiting)) and (waiting[0] <= number or not self.runner.stopping.asked):
                     self._crew.give((waiting.popleft(), self._agreement.exact))
+                if not self._crew.size:  # nobody computes: a run that is to stop need not wait for new workers
+                    self.runner.stopping.check()
                 for answer in self._crew.answers():
                     done[answer.task[0]] = self._taken(answer)
             yield done.pop(number)
@@ -174,10 +178,11 @@ class _Notes(Progress):
 class Station:
     """The bench of a worker, and the run's outbox beside it: what is computed is durable before it is told."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Mapping[str, Any]) -> None:
+        path = Path(order["path"])
         self._notes = _Notes()
-        self._bench = Bench(order, self._notes)
-        self._outbox = Outbox(order.path)
+        self._bench = Bench(Order(**{**order, "path": path}), self._notes)
+        self._outbox = Outbox(path)
         self._lock = threading.Lock()  # a worker may have several threads
 
     def entered(self) -> tuple[Ready, Sequence[str]]:
@@ -185,8 +190,11 @@ class Station:
 
     def do(self, task: tuple[int, bool]) -> Done:
         """Compute a unit that is not in the outbox, and put it there; or run the gate."""
+        from codi_engine.core.spreading.draining import drain
+
         number, exact = task
         with self._lock:
+            drain().check()
             if number != GATE and (known := self._outbox.receipts().get(number)) is not None:
                 return Done(known, (), 0, None, ())
             result = self._bench.result(number, exact)

@@ -142,7 +142,9 @@ def compare(then: Mapping[str, str], now: Mapping[str, str], path: Path, pooled:
 
 
 def in_words(name: str) -> str:
-    """Say which other input it was: ``another file 'x'``."""
+    """Say which other input it was: ``other data``, ``another file 'x'``."""
+    if name in (MODEL, DATA):
+        return "other model files" if name == MODEL else "other data"
     for prefix, words in (
         (MODEL_FILE, "another {} of the model"),
         (_SAE, "another autoencoder '{}'"),

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.errors import UserError
 from codi_engine.core.running.generations import counted, units_of
-from codi_engine.core.running.inputs import in_words, recorded
+from codi_engine.core.running.inputs import MODEL, MODEL_FILE, in_words, recorded
 from codi_engine.core.running.origins import CODE, other_code
 from codi_engine.core.running.shares import shards_alive
 from codi_engine.core.runs.places import refuse_remote
+from codi_engine.core.runs.stored import CHECKS, stored_results
 from codi_engine.core.watching.recording import KEY, invocations_of
 from codi_engine.core.watching.status import command
+from codi_engine.core.yamlfile import parse_yaml
 from codi_engine.store.contained import check_contained
-from codi_engine.store.layout import LEDGER, waiting_folder
+from codi_engine.store.layout import EXPERIMENT, LEDGER, waiting_folder
 from codi_engine.store.ledger import read_ledger
 from codi_engine.store.outbox import Outbox, Receipt
 from codi_engine.store.provenance import read_provenance
@@ -45,7 +47,8 @@ class Merged:
     waiting: units that wait in the outbox for others that come before them
     missing: units that nobody has computed
     committed: how far the run is, in words
-    next: the command that goes on with it
+    analyses: of its experiment (``checks`` too) that have no results of what is committed now
+    next: the command that goes on with it; empty where nothing is left to do
     """
 
     path: Path
@@ -54,6 +57,7 @@ class Merged:
     waiting: int = 0
     missing: int = 0
     committed: str = ""
+    analyses: Sequence[str] = ()
     next: str = ""
 
 
@@ -111,8 +115,20 @@ def merge_runs(path: str | Path, others: Sequence[str | Path] = (), note: Callab
         units = units_of(writer.plans)
         done.missing = sum(u.number not in writer.committed for u in units) - done.waiting
         done.committed = counted(units, writer.committed)
-    done.next = command(run.path)
+    done.analyses = _wanting(run)
+    if done.missing or done.analyses:
+        done.next = command(run.path)
     return done
+
+
+def _wanting(run: _Source) -> list[str]:
+    """Return the analyses of a run's experiment, and its checks, whose results are not there, or of fewer units."""
+    digest = read_ledger(run.path / LEDGER).chain
+    there = {name for name, result in stored_results(run.path).items() if result.is_of(digest)}
+    value, _ = parse_yaml(run.state.experiment, EXPERIMENT)
+    named = value.get("analyses") or []
+    wanted = [str(one["plugin"] if isinstance(one, dict) else one).rsplit("/", 1)[-1] for one in named]
+    return [name for name in [*wanted, *([CHECKS] if value.get("checks") else [])] if name not in there]
 
 
 def _opened(run: _Source) -> RunWriter:
@@ -166,11 +182,11 @@ def _same(run: _Source, other: _Source) -> None:
     if changed := differences(run.state.identity, other.state.identity):
         raise UserError(f"{other.path}: holds another experiment than {run.path} ({'; '.join(changed[:3])}{'; …' if len(changed) > 3 else ''})")
     mine, theirs = (recorded(one.state.plans, one.provenance) for one in (run, other))
-    for name in mine.keys() & theirs.keys():
-        if mine[name] != theirs[name]:
-            raise UserError(
-                f"{other.path}: was computed with {in_words(name)} than {run.path} (sha256 {mine[name][:12]} there, {theirs[name][:12]} in {other.path.name})"
-            )
+    changed = sorted((name for name in mine.keys() & theirs.keys() if mine[name] != theirs[name]), key=lambda name: (name != MODEL, name))
+    for name in changed[:1]:
+        files = ", ".join(n.removeprefix(MODEL_FILE) for n in changed if n.startswith(MODEL_FILE))
+        said = f"sha256 {mine[name][:12]} there, {theirs[name][:12]} in {other.path}{f'; changed: {files}' if files else ''}"
+        raise UserError(f"{other.path}: was computed with {in_words(name)} than {run.path} ({said})")
     if run.state.unit_cells != other.state.unit_cells or other.state.chains != run.state.chains[: len(other.state.chains)]:
         raise UserError(
             f"{other.path}: was planned otherwise than {run.path} ({_planned(other.state)}, not {_planned(run.state)}); its units are others.\n"

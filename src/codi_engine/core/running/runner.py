@@ -21,7 +21,7 @@ from codi_engine.core.running.marks import committable, in_words
 from codi_engine.core.running.origins import CODE, code_of, compare_code, git_commit, versions
 from codi_engine.core.running.reuse import KEY as REUSED
 from codi_engine.core.running.reuse import Borrowed, Mine, opened
-from codi_engine.core.running.shares import shards_alive
+from codi_engine.core.running.shares import beside, shards_alive
 from codi_engine.core.running.stopping import Stopping
 from codi_engine.core.watching.disk import DiskWatch, Room
 from codi_engine.core.watching.lifecycle import Lifecycle
@@ -245,8 +245,7 @@ class Runner:
         for said in outbox.refused.values():
             self.life.warn(said)
         if alive := shards_alive(self.path):
-            who = ", ".join(f"shard {name} ({owner})" for name, owner in alive.items())
-            self.life.warn(f"{self.path}: is also being computed by {who}; what they finish from now on is computed twice")
+            self.life.warn(f"{self.path}: is also being computed by {beside(alive)}")
         due = [u for u in todo if u.number not in self._waiting]
         self.complete(job, due)
         self.expect(due)

@@ -75,6 +75,15 @@ def _from_environment(environment: Mapping[str, str]) -> Share:
     raise UserError(f"--shard auto: no launcher says which part this is (looked for {names}).\nGive --shard i/n.")
 
 
+def beside(alive: Mapping[str, str]) -> str:
+    """Say to a process without a share who computes the run beside it (:func:`shards_alive`), and what to do instead."""
+    of = int(next(iter(alive)).rpartition("/")[2])
+    free = next((f"{part}/{of}" for part in range(of) if f"{part}/{of}" not in alive), None)
+    who = ", ".join(f"shard {name} ({owner})" for name, owner in list(alive.items())[:4]) + (", …" if len(alive) > 4 else "")
+    remedy = "Ctrl-C leaves it to them, they finish it" if free is None else f"Ctrl-C, and --shard {free}, leaves them their share"
+    return f"{who}; what they finish from now on is computed twice: {remedy}"
+
+
 def shards_alive(path: Path) -> dict[str, str]:
     """Return shard → owner of the processes that compute units of a run now: ``0/2`` → ``host pid 12``."""
     found = {re.fullmatch(r"shard-(\d+)-of-(\d+)", name): owner for name, owner in owners(path).items()}

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -70,6 +70,10 @@ class SpreadWork(Work):
     runs: Sequence[Run]
     analysis: Analysis[Any]
 
+    @property
+    def spreads(self) -> bool:
+        return True
+
     def prepare(self, spread: Spread, runs: Sequence[Run], analysis: Analysis[Any]) -> None:
         """Take in what the workers will repeat."""
         self.spread, self.runs, self.analysis = spread, runs, analysis
@@ -82,15 +86,17 @@ class SpreadWork(Work):
         self._made = None
         self._stack.close()
 
-    def stream(self, stage: str, parts: Sequence[P], read: Callable[[P, Any], T], compute: Callable[[P, T], Partial]) -> Iterator[Partial]:
+    def stream(
+        self, stage: str, parts: Sequence[P], read: Callable[[P, Any], T], compute: Callable[[P, T], Partial], what: str = "B"
+    ) -> Iterator[Partial]:  # fmt: skip
         """As :meth:`Work.stream`; the workers call their own ``read`` and ``compute``."""
         number, self._stages = self._stages, self._stages + 1
         missing = [part for part in parts if self._stored(stage, part) is None]
         if len(missing) < LEAST:
-            yield from super().stream(stage, parts, read, compute)
+            yield from super().stream(stage, parts, read, compute, what)
             return
         crew = self._crew()
-        self.progress.start(stage, sum(p.bytes for p in parts), "B")
+        self.progress.start(stage, sum(p.bytes for p in parts), what)
         due = {part.key: part.bytes for part in missing}
         self.progress.advance(sum(p.bytes for p in parts if p.key not in due))
         waiting = deque(part.key for part in missing)
@@ -108,15 +114,15 @@ class SpreadWork(Work):
     def _crew(self) -> Crew:
         """Return the workers that repeat the analysis; the first call starts or finds them."""
         if self._made is None:
-            local = self.spread.scheduler is None
+            bounded = self.spread.scheduler is None and hasattr(self.analysis.options, "memory")  # without it nobody has said what it may hold
             share = max(self.memory // self._workers, 1 << 20)
-            limit = (peak_bytes() or _USUAL) + _LIBRARIES + share if local else None  # a worker will hold what this process does, and its share
+            limit = (peak_bytes() or _USUAL) + _LIBRARIES + share if bounded else None  # a worker will hold what this process does, and its share
             self.progress.start("workers repeat the analysis so far", 0, "")
             cluster = self._stack.enter_context(Cluster(self.spread, self._workers, limit))
             setting = self._setting(share)
             common = Common.of({str(run.path.absolute()): run.digest for run in self.runs})
             crew = Crew(
-                cluster, common, Replay, lambda member: (setting,), welcome=lambda *_: None, say=self.progress.note,
+                cluster, common, Replay, lambda member: (asdict(setting),), welcome=lambda *_: None, say=self.progress.note,
                 doing=lambda task: f"computed part {task[2]} of {task[1]}",
             )  # fmt: skip
             self._stack.callback(crew.end)
@@ -175,6 +181,10 @@ class _Repeated(Work):
     def piece(self) -> int:
         return self.cut
 
+    @property
+    def spreads(self) -> bool:
+        return True
+
     def begin(self, identity: Mapping[str, Any]) -> None:
         assert self.folder is not None
         known = self.folder / IDENTITY
@@ -187,7 +197,9 @@ class _Repeated(Work):
     def keep(self, name: str, state: Partial) -> None:
         return None
 
-    def stream(self, stage: str, parts: Sequence[P], read: Callable[[P, Any], T], compute: Callable[[P, T], Partial]) -> Iterator[Partial]:
+    def stream(
+        self, stage: str, parts: Sequence[P], read: Callable[[P, Any], T], compute: Callable[[P, T], Partial], what: str = "B"
+    ) -> Iterator[Partial]:  # fmt: skip
         self.replay.reached(_Stage(self.replay.stages, {part.key: part for part in parts}, read, compute))
         for part in parts:
             yield self.partial(stage, part)
@@ -196,10 +208,11 @@ class _Repeated(Work):
 class Replay:
     """An analysis repeated in a worker, in a thread of its own, up to the stage whose parts are wanted."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, given: Mapping[str, Any]) -> None:
         from codi_engine.core.plugins import plugin_manager
         from codi_engine.core.runs.results import open_run
 
+        setting = Setting(**given)
         self.setting, self.stages = setting, 0
         self._state = threading.Condition()
         self._stage: _Stage | None = None

@@ -86,6 +86,11 @@ class Work:
     _kept: dict[tuple[str, str], Partial] = field(default_factory=dict)
 
     @property
+    def spreads(self) -> bool:
+        """Return whether the parts of streams are computed elsewhere, by the workers of a cluster."""
+        return False
+
+    @property
     def piece(self) -> int:
         """Return the bytes that one part may have, so that all parts in flight stay within the memory."""
         return max(self.memory // (2 * (self.threads + 2)), 1 << 20)
@@ -111,7 +116,9 @@ class Work:
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def stream(self, stage: str, parts: Sequence[P], read: Callable[[P, Any], T], compute: Callable[[P, T], Partial]) -> Iterator[Partial]:
+    def stream(
+        self, stage: str, parts: Sequence[P], read: Callable[[P, Any], T], compute: Callable[[P, T], Partial], what: str = "B"
+    ) -> Iterator[Partial]:  # fmt: skip
         """Yield the partial result of every part, in order.
 
         One thread reads ahead while others compute. What has been computed is durable and is not computed again after an
@@ -122,9 +129,10 @@ class Work:
         stage: shown, and part of the partial results' names
         read: (part, data of an earlier part to be used again, or None) → data; called by one thread, in order
         compute: (part, data) → partial result
+        what: is counted in the parts' ``bytes``, where these are something else
         """
         done = {part.key for part in parts if self._stored(stage, part) is not None}
-        self.progress.start(stage, sum(p.bytes for p in parts), "B")
+        self.progress.start(stage, sum(p.bytes for p in parts), what)
         pipeline = _Pipeline(self, stage, [p for p in parts if p.key not in done], read, compute)
         try:
             for part in parts:

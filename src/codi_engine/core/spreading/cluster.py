@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
+import json
 import logging
 import os
 import tempfile
@@ -129,11 +131,22 @@ class Cluster(contextlib.AbstractContextManager["Cluster"]):
         return [Member(address, str(w["name"]), int(w["nthreads"]), w.get("pid")) for address, w in found["workers"].items()]
 
     def submit(self, member: Member, call: Callable[..., Any], *args: Any) -> Future:
-        """Have one worker call a function, and no other; the scheduler need not have codi-engine."""
-        import cloudpickle
+        """Have one worker call a function, and no other; the scheduler need not have codi-engine.
 
-        given = cloudpickle.dumps((call, args))
-        return self.client.submit(_called, given, workers=[member.address], allow_other_workers=False, pure=False, retries=0)
+        Parameters
+        ----------
+        call: of a module that the worker can import; only its name travels
+        args: plain values, as JSON has them
+        """
+        return self.client.submit(_called, name_of(call), json.dumps(args), workers=[member.address], allow_other_workers=False, pure=False, retries=0)
+
+    def held_too_much(self, member: Member) -> float | None:
+        """Return the bytes for which a worker was ended by its nanny; None where that is not why it is gone."""
+        try:
+            events = self.client.get_events("worker-restart-memory")
+        except (OSError, TimeoutError):  # the scheduler is gone too
+            return None
+        return next((float(about["rss"]) for _, about in events if about.get("worker") == member.address), None)
 
     def last_words(self, member: Member) -> str:
         """Return the last line that a worker of a local cluster wrote; empty where none is known."""
@@ -185,12 +198,24 @@ async def _greet(address: str) -> None:
     await comm.close()
 
 
-def _called(given: bytes) -> Any:
-    """Call a function in a worker."""
-    import pickle
+def name_of(thing: Callable[..., Any]) -> str:
+    """Return the name under which another process finds a function or class: ``module:name``."""
+    return f"{thing.__module__}:{thing.__qualname__}"
 
-    call, args = pickle.loads(given)  # what the command sent over its own cluster, which runs what it is sent
-    return call(*args)
+
+def named(name: str) -> Any:
+    """Return what :func:`name_of` has named."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _called(name: str, given: str) -> Any:
+    """Call a function in a worker."""
+    import importlib
+    import json
+
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)(*json.loads(given))
 
 
 _called.__module__ = "__main__"  # so that it travels as code: a process without codi-engine can say that it has none
@@ -265,12 +290,18 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def waiting_for(cluster: Cluster) -> str:
+    """Say that workers are waited for, and how one is started."""
+    address = cluster.client.scheduler.address
+    return f"waiting for workers at {address}: dask worker {address}"
+
+
 def wait_for_members(cluster: Cluster, say: Callable[[str], None]) -> Sequence[Member]:
     """Return the workers of a cluster; where it has none yet, say so and wait for them."""
     said = False
     while not (found := cluster.members()):
         if not said:
-            say(f"waiting for workers at {cluster.client.scheduler.address}: dask worker {cluster.client.scheduler.address}")
+            say(waiting_for(cluster))
             said = True
         time.sleep(0.5)
     return found

@@ -7,13 +7,13 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from codi_engine.core.errors import UserError, WorkerDied
-from codi_engine.core.spreading.cluster import Cluster, Member, wait_for_members
+from codi_engine.core.spreading.cluster import Cluster, Member, name_of, wait_for_members, waiting_for
 from codi_engine.core.spreading.entering import Common, Entered, enter, held, release
-from codi_engine.core.spreading.failures import Failed, raised
+from codi_engine.core.spreading.failures import Failed, Leaves, raised
 
 if TYPE_CHECKING:
     from distributed import Future
@@ -30,11 +30,12 @@ LOOK = 1.0
 
 @dataclass
 class _Hand:
-    """A worker as this process sees it. ``tasks``: what it was given and has not answered."""
+    """A worker as this process sees it. ``tasks``: what it was given and has not answered; ``leaves``: it takes no more."""
 
     member: Member
     host: str = ""
     ready: bool = False
+    leaves: bool = False
     tasks: dict[Hashable, Future] = field(default_factory=dict)
 
     @property
@@ -57,7 +58,7 @@ class Crew:
     Parameters
     ----------
     common: what they must share with this process
-    make: what each of them makes once, from what ``given`` returns for it; has ``entered()``, ``do(task)`` and ``close()``
+    make: what each of them makes once, from the plain values that ``given`` returns for it; has ``entered()``, ``do(task)`` and ``close()``
     welcome: told of every worker that begins (its address, what ``entered()`` gave); raises to refuse it
     say: told of workers that die, in one line
     """
@@ -93,7 +94,7 @@ class Crew:
 
     def all_begun(self) -> None:
         """Wait for all workers that are there now."""
-        while not self._hands or not all(hand.ready for hand in self._hands.values()):
+        while not self._hands or not all(hand.ready or hand.leaves for hand in self._hands.values()):
             self._listen(LOOK)
 
     def end(self, at_once: bool = False) -> None:
@@ -125,8 +126,11 @@ class Crew:
         return sum(hand.ready for hand in self._hands.values())
 
     def room(self, waiting: int) -> bool:
-        """Say whether some worker can be given one of so many waiting tasks; the last ones do not wait behind others."""
-        return self._free(waiting) is not None
+        """Say whether some worker can be given one of so many waiting tasks; the last ones do not wait behind others.
+
+        What has to be given again, the next :meth:`answers` gives first: results are taken in order.
+        """
+        return not self._again and self._free(waiting) is not None
 
     def _free(self, waiting: int) -> _Hand | None:
         ready = [hand for hand in self._hands.values() if hand.ready]
@@ -172,11 +176,13 @@ class Crew:
         if time.monotonic() - self._looked < LOOK:
             return
         members = {m.address: m for m in self.cluster.members()}
+        if self._hands and not members and not self.cluster.local:
+            self._say(f"no worker is left; {waiting_for(self.cluster)}")
         for address in self._hands.keys() - members.keys():
             self._gone(self._hands.pop(address))
         for address in members.keys() - self._hands.keys():
             hand = self._hands[address] = _Hand(members[address])
-            self._submit(hand, _ENTERING, enter, self._common, self.token, self._make, *self._given(hand.member))
+            self._submit(hand, _ENTERING, _enter, asdict(self._common), self.token, name_of(self._make), *self._given(hand.member))
         self._looked = time.monotonic()
 
     def _take(self, hand: _Hand, task: Hashable, future: Future) -> list[Answer]:
@@ -185,7 +191,12 @@ class Crew:
         if future.status != "finished":
             return self._lost(hand, task, future)
         del hand.tasks[task]
-        value = future.result()
+        value, leaves = future.result()
+        if leaves:
+            self._leaves(hand)
+        if isinstance(value, _Left):
+            self._again += [task] if task is not _ENTERING else []
+            return []
         if isinstance(value, _Taken):  # by another command: it has to begin anew
             self._again.append(task)
             self._forget(hand)
@@ -216,13 +227,19 @@ class Crew:
             self._again.append(task)
         return []
 
+    def _leaves(self, hand: _Hand) -> None:
+        """Give a worker no more: it was asked to end."""
+        if not hand.leaves:
+            self._say(f"{hand.title}: was asked to end, and leaves; its work goes to another one")
+        hand.leaves, hand.ready = True, False
+
     def _forget(self, hand: _Hand) -> None:
         """Let a worker begin anew, if it is still there at the next look."""
         if self._hands.get(hand.member.address) is hand:
             del self._hands[hand.member.address]
 
     def _begun(self, hand: _Hand, value: Entered) -> None:
-        hand.host, hand.ready = value.host, True
+        hand.host, hand.ready = value.host, not hand.leaves
         hand.member = Member(hand.member.address, hand.member.name, hand.member.threads, value.pid)
         if value.other and value.other not in self._other:
             self._other.add(value.other)
@@ -243,25 +260,35 @@ class Crew:
         for future in hand.tasks.values():
             future.cancel()
         tasks = [task for task in hand.tasks if task is not _ENTERING]
-        first = tasks[0] if tasks else None
+        self._again = [*tasks, *self._again]
+        if hand.leaves:
+            return
+        first, held = tasks[0] if tasks else None, self.cluster.held_too_much(hand.member)
         self.died += 1
         if first is not None:
             self._deaths[first] += 1
         elif not hand.ready:
             self._early += 1
         if max(self._deaths[first] if first is not None else 0, self._early) >= DEATHS:
-            raise WorkerDied(self._obituary(hand, first))
-        self._say(f"{hand.title}: the worker process ended; its work goes to another one")
-        self._again = [*tasks, *self._again]
+            raise WorkerDied(self._obituary(hand, first, held))
+        why = "the worker process ended" if held is None else f"was ended because it held {self._too_much(held)}"
+        self._say(f"{hand.title}: {why}; its work goes to another one")
 
-    def _obituary(self, hand: _Hand, task: Any) -> str:
+    def _too_much(self, held: float) -> str:
+        limit = self.cluster.memory
+        return f"{held / 1e9:.2g} GB, more than the {limit / 1e9:.2g} GB that it may" if limit else f"{held / 1e9:.2g} GB, more than its --memory-limit"
+
+    def _obituary(self, hand: _Hand, task: Any, held: float | None) -> str:
         doing = "began" if task is None else self._doing(task)
         said = self.cluster.last_words(hand.member)
-        limit = f"each may hold {self.cluster.memory / 1e9:.1f} GB; " if self.cluster.memory else ""
-        hint = (
-            f"It said last: {said}" if said else f"A process that holds too much memory is ended ({limit}lower memory: or batch_size:, or use fewer workers)."
-        )
-        return f"{hand.title}: {DEATHS} worker processes in a row ended while they {doing}; what is committed stays, the same command goes on.\n{hint}"
+        if held is not None:
+            remedy = "Take fewer workers, which may hold more each, or more memory: -s threads=1, -s memory=…" if self.cluster.memory else "Raise it."
+            hint = f"The last one held {self._too_much(held)}. {remedy}"
+        elif said:
+            hint = f"It said last: {said}"
+        else:
+            hint = "A process that holds too much memory is ended (lower memory: or batch_size:, or use fewer workers)."
+        return f"{hand.title}: {DEATHS} worker processes in a row ended while they {doing}; what is done stays, the same command goes on.\n{hint}"
 
 
 class _Entering:
@@ -279,13 +306,40 @@ class _Taken:
     """The worker no longer has what the task needs."""
 
 
-def _do(token: str, task: Any) -> Any:
-    """Compute a task in a worker."""
+@dataclass(frozen=True)
+class _Left:
+    """The worker leaves, and has not begun the task."""
+
+
+# ------------------------------------------------------------------------------------------- in a worker
+
+
+def _enter(*given: Any) -> tuple[Any, bool]:
+    """Begin in a worker, see :func:`enter`; and say whether it was asked to end."""
+    from codi_engine.core.spreading.draining import drain
+
+    with (leaving := drain()).work() as begins:
+        value = enter(*given) if begins else _Left()
+    return value, leaving.leaves
+
+
+def _do(token: str, task: Any) -> tuple[Any, bool]:
+    """Compute a task in a worker; and say whether it was asked to end."""
+    from codi_engine.core.spreading.draining import drain
+
+    with (leaving := drain()).work() as begins:
+        value = _computed(token, task) if begins else _Left()
+    return value, leaving.leaves
+
+
+def _computed(token: str, task: Any) -> Any:
     try:
         try:
             thing = held(token)
         except LookupError:
             return _Taken()
-        return thing.do(task)
+        return thing.do(tuple(task) if isinstance(task, list) else task)  # JSON has no tuples
+    except Leaves:
+        return _Left()
     except Exception as error:  # whatever it is, the process that gave the task tells the user
         return Failed.of(error)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from codi_engine.core.errors import UserError
+from codi_engine.core.spreading.cluster import named
 from codi_engine.core.spreading.failures import Failed
 from codi_engine.store.layout import LEDGER
 from codi_engine.store.ledger import read_ledger
@@ -87,17 +88,19 @@ def libraries() -> dict[str, str]:
     return found
 
 
-def enter(common: Common, token: str, make: Callable[..., Any], *given: Any) -> Entered | Failed:
+def enter(shared: Mapping[str, Any], token: str, make: str, *given: Any) -> Entered | Failed:
     """Compare a worker with what the work needs, and make what it will be done with; called by a worker's task.
 
     Parameters
     ----------
+    shared: the fields of :class:`Common`
     token: names the work; what this process kept for another one is given up
-    make: called with ``given``: returns what is kept, whose ``entered()`` is told to the process that gives the work
+    make: the name of what is called with ``given``: returns what is kept, whose ``entered()`` is told to the process that gives the work
     """
     try:
+        common = Common(**shared)
         check(common)
-        thing = hold(token, lambda: make(*given))
+        thing = hold(token, lambda: named(make)(*given))
         return Entered(socket.gethostname(), os.getpid(), _other(common.libraries, libraries()), thing.entered())
     except Exception as error:  # whatever it is, the process that gives the work tells the user
         return Failed.of(error)

@@ -16,6 +16,10 @@ class WorkerFailed(RuntimeError):
     """A worker raised something unexpected; its traceback is the cause."""
 
 
+class Leaves(Exception):
+    """A worker was asked to end: it does not begin a task."""
+
+
 class Remote(Exception):
     """A traceback from another process."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -29,7 +30,8 @@ class AttributionOptions(Options):
     ``site``, ``direction``, ``downstream``: estimate a patch that the run did not make (the last defaults to propagate).
     ``metric``: ``logit_diff`` (pairs) or ``cross_entropy``; default: the first that applies. ``method``: ``gradient``, or
     ``integrated`` over inputs between the two prompts'. ``steps``: how many of these. ``keep``: places written to top.csv.
-    ``confidence``: of intervals.
+    ``confidence``: of intervals. ``threads``: with ``--executor dask`` on this machine, how many processes, each of which loads the model
+    (default: as many as there are cores).
     """
 
     condition: str | None = None
@@ -42,6 +44,7 @@ class AttributionOptions(Options):
     keep: int = Field(default=10, ge=1)
     limit: int | None = Field(default=None, ge=1)
     confidence: float = Field(default=0.95, gt=0.0, lt=1.0)
+    threads: int | None = Field(default=None, ge=1)
 
 
 class Attribution(Analysis[AttributionOptions]):
@@ -79,7 +82,7 @@ class Attribution(Analysis[AttributionOptions]):
         work.progress.start("loading the model", 0, "")
         setting = Setting(run)
         conditions = setting.conditions(options)
-        work.begin({"analysis": self.name, "run": run.digest, "options": options.model_dump(exclude={"keep", "confidence"})})
+        work.begin({"analysis": self.name, "run": run.digest, "options": options.model_dump(exclude={"keep", "confidence", "threads"})})
         found: list[Found] = []
         left_out: dict[str, str] = {}
         for number, condition in enumerate(conditions):
@@ -117,19 +120,24 @@ class Attribution(Analysis[AttributionOptions]):
         examples = setting.examples[: options.limit]
         if not examples:
             raise UserError("attribution: the run has no finished cells")
-        work.progress.start(f"attribution {condition.name}", len(examples), "examples")
-        partials = []
-        for index, example in enumerate(examples):
-            name = f"attribution-{number}-{index}"
-            kept = work.kept(name)
-            if kept is None:
-                kept = _timed(estimator, example)
-                work.keep(name, kept)
-            partials.append(kept)
-            work.progress.advance(1)
-        work.progress.finish()
+        work.threads = 1  # torch computes in parallel by itself
+        parts = [_One(index) for index in range(len(examples))]
+        estimates = work.stream(f"attribution-{number}", parts, lambda *_: None, lambda part, _: _timed(estimator, examples[part.index]), "examples")
+        partials = list(estimates)
         exact = exact_effects(run, condition, estimator.grid, metric, examples)
         return found(condition, estimator.grid, metric, options.method, examples, partials, exact, setting.exact_weights)
+
+
+@dataclass(frozen=True)
+class _One:
+    """One example, as a part of the work."""
+
+    index: int
+    bytes: int = 1
+
+    @property
+    def key(self) -> str:
+        return str(self.index)
 
 
 def _timed(estimator: Any, example: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from codi_engine.core.runs.foreseen import Foreseen
     from codi_engine.core.runs.results import Run
-    from codi_engine.core.runs.work import Work
+    from codi_engine.core.runs.work import Partial, Work
     from codi_engine.kernels.correlation import Products
 
 #: seconds between states that an interrupted analysis can go on from
@@ -94,6 +94,7 @@ class Correlation(Analysis[CorrelationOptions]):
         tables, shown = [], []
         precision = "double" if kind is np.float64 else "single"
         notes = [f"{self._method(vectors).capitalize()}, {rows:,} rows of {vectors.width:,} features of {vectors.name}, in {precision} precision"]
+        self._reader = _Reader(vectors, chosen, by_example, work)
         for group in self._groups(vectors, chosen, kind, work):
             for correlated in self._products(vectors, group, by_example, kind, work):
                 table, note = self._table(correlated, vectors)
@@ -161,20 +162,19 @@ class Correlation(Analysis[CorrelationOptions]):
         if self._method(vectors) == "spearman":
             self._ranked(vectors, group, by_example, made, work)
         else:
-            self._streamed(vectors, group, by_example, made, work)
+            self._streamed(group, made, work)
         return [Correlated(vectors.arrangement.conditions[c], p) for c, p in zip(group, made, strict=True)]
 
-    def _streamed(self, vectors: Vectors, group: list[int], by_example: bool, made: list[Products], work: Work) -> None:
+    def _streamed(self, group: list[int], made: list[Products], work: Work) -> None:
         label = f"correlation-{group[0]}"
-        parts = vectors.parts(work.piece)
         kept = work.kept(label)
         begin = int(kept["next"][0]) if kept is not None else 0
         if kept is not None:
             for i, products in enumerate(made):
                 products.restore({k[len(f"{i}-") :]: v for k, v in kept.items() if k.startswith(f"{i}-")})
         said = time.monotonic()
-        for number, part, data in work.read_ahead("correlation", parts, lambda p, used: _read(vectors, p, used), begin):
-            for rows, products in zip(_rows(vectors, part, data, group, by_example), made, strict=True):
+        for number, blocks in self._reader.blocks(group, begin):
+            for rows, products in zip(blocks, made, strict=True):
                 products.add(rows)
             if time.monotonic() - said > _KEEP_EVERY:
                 work.keep(label, {"next": np.array([number + 1]), **{f"{i}-{k}": v for i, p in enumerate(made) for k, v in p.state().items()}})
@@ -188,8 +188,8 @@ class Correlation(Analysis[CorrelationOptions]):
         rows = len(a.targets) * len(a.examples) * (1 if by_example else a.replicates)
         with _Scratch(work, len(group) * rows, vectors.width) as store:
             at = np.arange(len(group)) * rows
-            for _, part, data in work.read_ahead("correlation", vectors.parts(work.piece), lambda p, used: _read(vectors, p, used)):
-                for i, block in enumerate(_rows(vectors, part, data, group, by_example)):
+            for _, blocks in self._reader.blocks(group):
+                for i, block in enumerate(blocks):
                     store[at[i] : at[i] + len(block)] = block
                     at[i] += len(block)
             strip = max(int(work.memory // 4 // max(rows * 16, 1)), 1)
@@ -270,12 +270,46 @@ class Correlation(Analysis[CorrelationOptions]):
         return out
 
 
+class _Reader:
+    """Reads the rows that are correlated, part by part.
+
+    Where work is spread, the workers read, and form the means of trials, which are small; sums over all rows have one order, and are this process'.
+    """
+
+    def __init__(self, vectors: Vectors, chosen: Sequence[int], by_example: bool, work: Work) -> None:
+        self._vectors, self._chosen, self._by_example, self._work = vectors, list(chosen), by_example, work
+        self._parts = vectors.parts(work.piece)
+        self._spreads = work.spreads and by_example and vectors.arrangement.replicates > 1
+        self._averaged = False
+
+    def blocks(self, group: Sequence[int], begin: int = 0) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """Yield (number of the part, for each condition of a group its rows × features) in order, those before ``begin`` left out."""
+        if not self._spreads:
+            for number, part, data in self._work.read_ahead("correlation", self._parts, self._read, begin):
+                yield number, _rows(self._vectors, part, data, group, self._by_example)
+            return
+        stream = (self._work.partial("means", part) for part in self._parts) if self._averaged else self._means()
+        for number, means in enumerate(stream):
+            if number >= begin:
+                yield number, [means[str(condition)] for condition in group]
+        self._averaged = True
+
+    def _means(self) -> Iterator[Partial]:
+        def compute(part: VectorPart, data: tuple[Any, Any]) -> Partial:
+            return {str(c): rows for c, rows in zip(self._chosen, _rows(self._vectors, part, data, self._chosen, True), strict=True)}
+
+        return self._work.stream("means", self._parts, self._read, compute)
+
+    def _read(self, part: VectorPart, used: Any) -> tuple[Any, Any]:
+        return _read(self._vectors, part, used)
+
+
 def _read(vectors: Vectors, part: VectorPart, used: Any) -> tuple[Any, Any]:
     common = vectors.read_common(part.begin, part.end) if vectors.arrangement.shared and part.first == 0 else None
     return vectors.read_own(part, None if used is None else used[0]), common
 
 
-def _rows(vectors: Vectors, part: VectorPart, data: tuple[Any, Any], group: list[int], by_example: bool) -> list[np.ndarray]:
+def _rows(vectors: Vectors, part: VectorPart, data: tuple[Any, Any], group: Sequence[int], by_example: bool) -> list[np.ndarray]:
     """Return for each condition of a group the rows of a part that exist, rows × features."""
     a = vectors.arrangement
     own, common = (dense_rows(d, vectors.stored) if isinstance(d, Codes) else d for d in data)
