@@ -17,9 +17,11 @@ from codi_engine.core.sites import Site
 
 from .models import LATENTS, Models
 from .padding import grown, padded
-from .patching import KEPT, KEPT_BYTES, MIXED, ROWS, TOKENS
+from .patching import KEPT, KEPT_BYTES, MIXED, TOKENS
 from .timing import Pass
 
+#: rows of one of the engine's batches
+ROWS = 160
 START = 1  # the token that begins an answer
 
 

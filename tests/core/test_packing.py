@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -82,7 +83,8 @@ def test_rows_are_steady_only_where_all_that_multiplies_is_packed(monkeypatch: p
 class Mlp(nn.Module):
     def __init__(self, act: nn.Module) -> None:
         super().__init__()
-        self.c_fc, self.act = linear(), act
+        self.c_fc: Any = linear()
+        self.act: Any = act
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.act(self.c_fc(x))  # type: ignore[no-any-return]
@@ -105,7 +107,9 @@ def test_the_product_applies_the_activation_that_follows_it(act: nn.Module) -> N
         assert torch.equal(module.act(x), act(x))
     assert torch.allclose(module(x.double()).float(), want, atol=1e-5)
     x.requires_grad_(True)
-    assert torch.allclose(torch.autograd.grad(module(x).sum(), x)[0], torch.autograd.grad(act(module.c_fc.weight.mul(0).sum() + plain_of(module)(x)).sum(), x)[0], atol=1e-4)
+    assert torch.allclose(
+        torch.autograd.grad(module(x).sum(), x)[0], torch.autograd.grad(act(module.c_fc.weight.mul(0).sum() + plain_of(module)(x)).sum(), x)[0], atol=1e-4
+    )
 
 
 def plain_of(module: Mlp) -> nn.Linear:

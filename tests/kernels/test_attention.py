@@ -27,7 +27,8 @@ def scene(seed: int, rows: int, width: int, shared: int, used: int, size: int) -
     standing = Standing(spans, used, used + size + 3, shared, 2, prompt, empty[prompt])
     own = [torch.randn(rows, KV, standing.room, width, generator=generator) for _ in range(2)]
     valid = torch.arange(shared)[None] >= torch.from_numpy(empty)[:, None]
-    prompts = PromptKV(*([torch.randn(2, KV, shared, width, generator=generator)] for _ in range(2)), valid)
+    kept = [[torch.randn(2, KV, shared, width, generator=generator)] for _ in range(2)]
+    prompts = PromptKV(kept[0], kept[1], valid)
     query = torch.randn(1, KV * HEADS, spans.total, width, generator=generator)
     key, value = (torch.randn(1, KV, spans.total, width, generator=generator) for _ in range(2))
     return standing, own[0], own[1], prompts, query, key, value
@@ -44,7 +45,10 @@ def naive(standing: Standing, keys: Any, values: Any, prompts: PromptKV, query: 
         row, slot = spans.rows[token], spans.offsets[token] + standing.used
         begin, prompt = standing.begin[row], standing.prompt[row]
         for head in range(KV * HEADS):
-            seen = [torch.cat([kept[0][prompt, head // HEADS], own[row, head // HEADS, : slot + 1]])[begin:].double() for kept, own in ((prompts.keys, keys), (prompts.values, values))]
+            seen = [
+                torch.cat([kept[0][prompt, head // HEADS], own[row, head // HEADS, : slot + 1]])[begin:].double()
+                for kept, own in ((prompts.keys, keys), (prompts.values, values))
+            ]
             if len(seen[0]):
                 out[token, head] = torch.softmax(seen[0] @ query[0, head, token].double() * 0.25, 0) @ seen[1]
     return out
@@ -101,7 +105,12 @@ def test_threads_share_the_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     pool = tokenwise._pool
     monkeypatch.setattr(tokenwise, "_ALONE", 1)
-    monkeypatch.setattr(tokenwise, "_pool", lambda process: calls.append(process) or pool(process))
+
+    def counted(process: int) -> Any:
+        calls.append(process)
+        return pool(process)
+
+    monkeypatch.setattr(tokenwise, "_pool", counted)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert torch.equal(computed(tokenwise, of), want)
     assert len(calls) == 1

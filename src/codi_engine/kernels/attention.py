@@ -12,6 +12,9 @@ import numpy as np
 
 from codi_engine.kernels.accelerate import jit, summing
 
+#: how many numbers further the next entry of each dimension but the last lies
+Steps = tuple[int, ...]
+
 #: e^x = 2^n · e^r, r in ±ln 2 / 2: ln 2 in two parts, and the polynomial of Cephes' expf (Moshier 1992), relative error below 2e-7
 _LOG2E, _LN2_HIGH, _LN2_LOW = np.float32(1.4426950408889634), np.float32(0.693359375), np.float32(-2.12194440e-4)
 _C0, _C1, _C2 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
@@ -22,7 +25,7 @@ _BIAS, _MANTISSA = np.int32(127), np.int32(23)
 
 
 @summing
-def _scores(query, keys, scale, out):  # type: ignore[no-untyped-def]
+def _scores(query: np.ndarray, keys: np.ndarray, scale: np.float32, out: np.ndarray) -> None:
     """Write query · key × scale of every key."""
     for j in range(keys.shape[0]):
         total = _ZERO
@@ -32,7 +35,7 @@ def _scores(query, keys, scale, out):  # type: ignore[no-untyped-def]
 
 
 @summing
-def _softmax(scores, powers, count):  # type: ignore[no-untyped-def]
+def _softmax(scores: np.ndarray, powers: np.ndarray, count: int) -> np.float32:
     """Turn scores into e^(score − largest) in place; returns 1 / their sum."""
     largest = scores[0]
     for j in range(1, count):
@@ -54,7 +57,7 @@ def _softmax(scores, powers, count):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _mix(out, weights, values):  # type: ignore[no-untyped-def]
+def _mix(out: np.ndarray, weights: np.ndarray, values: np.ndarray) -> None:
     """Add weighted values (keys × width) to ``out``, one after the other; four at a time are added in the same order."""
     count, width = values.shape
     j = 0
@@ -71,7 +74,9 @@ def _mix(out, weights, values):  # type: ignore[no-untyped-def]
 
 
 @jit
-def store(new, new_steps, own, own_steps, rows, slots, width, first, last):  # type: ignore[no-untyped-def]
+def store(
+    new: np.ndarray, new_steps: Steps, own: np.ndarray, own_steps: Steps, rows: np.ndarray, slots: np.ndarray, width: int, first: int, last: int
+) -> None:  # fmt: skip
     """Copy the new tokens' keys or values into their rows' slots, of kv heads ``first`` … ``last``−1.
 
     Parameters
@@ -89,7 +94,12 @@ def store(new, new_steps, own, own_steps, rows, slots, width, first, last):  # t
 
 
 @jit
-def attend(query, query_steps, own_keys, own_values, own_steps, keys, values, steps, shared, rows, slots, prompts, begins, heads, width, scale, out, first, last):  # type: ignore[no-untyped-def]
+def attend(
+    query: np.ndarray, query_steps: Steps, own_keys: np.ndarray, own_values: np.ndarray, own_steps: Steps,
+    keys: np.ndarray, values: np.ndarray, steps: Steps, shared: int,
+    rows: np.ndarray, slots: np.ndarray, prompts: np.ndarray, begins: np.ndarray,
+    heads: int, width: int, scale: np.float32, out: np.ndarray, first: int, last: int,
+) -> None:  # fmt: skip
     """Write the attention output of every token, of kv heads ``first`` … ``last``−1.
 
     Parameters

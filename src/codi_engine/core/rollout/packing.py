@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,7 +45,7 @@ class _Packed:
         if x.dtype != torch.float32 or (torch.is_grad_enabled() and x.requires_grad):  # no gradient passes a packed product
             bias = None if self.bias is None else self.bias.to(x.dtype)
             out = nn.functional.linear(x, self._packed.to_dense().to(x.dtype), bias)
-            return out if self._activation is None else self._activation.inner(out)  # type: ignore[no-any-return]
+            return out if self._activation is None else self._activation.inner(out)
         after = ("none", "") if self._activation is None else self._activation.name
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, after[0], [], after[1])  # type: ignore[no-any-return]
 
@@ -62,7 +63,7 @@ class _Activation(nn.Module):
         self.__dict__["layer"] = layer  # it is held by its own module
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x if isinstance(self.layer, _Packed) else self.inner(x)  # type: ignore[no-any-return]
+        return x if isinstance(self.layer, _Packed) else self.inner(x)
 
 
 class _Linear(_Packed, nn.Linear):  # type: ignore[misc, override]
@@ -123,15 +124,16 @@ def unpack(modules: Iterable[nn.Module]) -> None:
 def fuse(modules: Iterable[nn.Module]) -> None:
     """Let packed layers apply the activation that follows them (idempotent)."""
     for module in modules:
-        for layer, after in ((getattr(module, first, None), (module, second)) for first, second in _FOLLOWED):
-            name = _in_the_kernel(getattr(*after, None))
-            if isinstance(layer, nn.Module) and isinstance(layer, _Packed) and name is not None and _fuses(*name):
-                activation = _Activation(layer, getattr(*after), name)
+        for first, second in _FOLLOWED:
+            layer, inner = getattr(module, first, None), getattr(module, second, None)
+            name = _in_the_kernel(inner)
+            if isinstance(layer, nn.Module) and isinstance(layer, _Packed) and isinstance(inner, nn.Module) and name is not None and _fuses(*name):
+                activation = _Activation(layer, inner, name)
                 layer.__dict__["_activation"] = activation
-                setattr(*after, activation)
+                setattr(module, second, activation)
 
 
-def _in_the_kernel(activation: object) -> tuple[str, str] | None:
+def _in_the_kernel(activation: Any) -> tuple[str, str] | None:
     """Return oneDNN's name of an activation; None where it has none."""
     from transformers.activations import GELUActivation, SiLUActivation
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,7 @@ def _spread(some: Callable[[int, int], None], heads: int, pairs: int) -> None:
         some(0, heads)
         return
     bounds = np.linspace(0, heads, threads + 1).astype(int).tolist()
-    waiting = [_pool(os.getpid()).submit(some, *part) for part in zip(bounds[1:-1], bounds[2:], strict=True)]
+    waiting = [_pool(os.getpid()).submit(some, *part) for part in pairwise(bounds[1:])]
     some(0, bounds[1])
     for one in waiting:
         one.result()
