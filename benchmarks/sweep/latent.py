@@ -12,7 +12,7 @@ import torch
 
 from codi_engine.core.rollout.memory import ROWS_ON_GPU
 from codi_engine.core.rollout.rollout import Task, Want
-from codi_engine.core.rollout.wavefront import Edit
+from codi_engine.core.rollout.tasks import Edit
 from codi_engine.core.sites import Site
 
 from .models import LATENTS, Models

@@ -103,7 +103,7 @@ class A(Workload):
             (first, lambda: Contender(first, lambda n: hooks.run(n, 1, last_logits=0), every * pairs)),
             (second, lambda: Contender(second, lambda n: hooks.run(n, 1), every * pairs)),
             (BATCHED, lambda: Contender(BATCHED, lambda n: hooks.run(n, pairs), every)),
-            (many, lambda: Contender(many, lambda n: hooks.run(n, patching.ROWS), max(every * pairs // patching.ROWS, 1))),
+            (many, lambda: Contender(many, lambda n: hooks.run(n, patching.ROWS), max(every * pairs // patching.ROWS, 4))),
         ]
         missing = peers.absent()
         for name, (library, make) in peers.every_way(self.work).items():
@@ -139,7 +139,7 @@ class B(Workload):
             (first, lambda: Contender(first, lambda n: plain.run(n, 1, unread=True), every * problems)),
             (second, lambda: Contender(second, lambda n: plain.run(n, 1), every * problems)),
             (BATCHED, lambda: Contender(BATCHED, lambda n: plain.run(n, problems), every)),
-            (many, lambda: Contender(many, lambda n: plain.run(n, latent.ROWS), max(every * problems // latent.ROWS, 1))),
+            (many, lambda: Contender(many, lambda n: plain.run(n, latent.ROWS), max(every * problems // latent.ROWS, 3))),
             (OURS, lambda: Contender(OURS, latent.Engine(self.work).run, ours=True)),
         ]
 

@@ -15,7 +15,7 @@ from codi_engine.core.rollout import gradients
 from codi_engine.core.rollout.gradients import Target, Tracer, in_single_precision, relative_difference
 from codi_engine.core.rollout.network import Network
 from codi_engine.core.rollout.rollout import Rollout, Task, Want
-from codi_engine.core.rollout.wavefront import Edit
+from codi_engine.core.rollout.tasks import Edit
 from codi_engine.core.sites import LAYERED, Site
 from codi_engine.plugins.models.codi import Codi, CodiOptions
 from codi_engine.plugins.models.hf import describe

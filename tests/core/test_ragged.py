@@ -17,7 +17,7 @@ from codi_engine.core.rollout.attention import Standing
 from codi_engine.core.rollout.network import Network
 from codi_engine.core.rollout.rollout import Rollout, Task, Want
 from codi_engine.core.rollout.spans import Spans
-from codi_engine.core.rollout.wavefront import Edit
+from codi_engine.core.rollout.tasks import Edit
 from codi_engine.core.sites import Site
 from codi_engine.plugins.models.hf import describe
 from codi_engine.testing import tiny

@@ -18,7 +18,7 @@ from codi_engine import Experiment
 from codi_engine.core.errors import UserError
 from codi_engine.core.rollout.network import Network
 from codi_engine.core.rollout.rollout import Produced, Rollout, Task, Want
-from codi_engine.core.rollout.wavefront import Edit
+from codi_engine.core.rollout.tasks import Edit
 from codi_engine.core.running.reading import Answers
 from codi_engine.core.sites import Site
 from codi_engine.plugins.models.coconut import Coconut, CoconutOptions

@@ -19,7 +19,7 @@ from codi_engine.core.errors import UserError
 from codi_engine.core.rollout.network import Network
 from codi_engine.core.rollout.rollout import Produced, Rollout, Task, Want
 from codi_engine.core.rollout.selftest import self_test
-from codi_engine.core.rollout.wavefront import Edit
+from codi_engine.core.rollout.tasks import Edit
 from codi_engine.core.running.captures import captured, merge, parse_captures
 from codi_engine.core.running.reading import Answers
 from codi_engine.core.sites import Phase, Site, parse_site

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from codi_engine.core.rollout.wavefront import Edit
+    from codi_engine.core.rollout.tasks import Edit
     from codi_engine.core.sites import Site
 
     #: site → (rows, token offset, edit, representative cells)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from codi_engine.core.rollout.sampling import sample
-from codi_engine.core.rollout.wavefront import State
+from codi_engine.core.rollout.state import State
 
 if TYPE_CHECKING:
     from codi_engine.core.rollout.batchrun import BatchRun

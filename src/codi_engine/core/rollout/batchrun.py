@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from codi_engine.core.rollout.accounting import Missed
 from codi_engine.core.rollout.answering import Answering, compact
 from codi_engine.core.rollout.attention import BLOCK
 from codi_engine.core.rollout.finite import broken_cells
 from codi_engine.core.rollout.prefill import Along, Captured, Ids
-from codi_engine.core.rollout.tasks import Produced, Task, Want
-from codi_engine.core.rollout.wavefront import Apply, Batch, Edit, Missed, Reach, Spans, StageResult, State, empty_state, run_stage
+from codi_engine.core.rollout.spans import Spans
+from codi_engine.core.rollout.state import Batch, Reach, StageResult, State, empty_state
+from codi_engine.core.rollout.tasks import Apply, Edit, Produced, Task, Want
+from codi_engine.core.rollout.wavefront import run_stage
 from codi_engine.core.sites import Phase, Site
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from codi_engine.core.rollout.network import Network
 from codi_engine.core.rollout.rollout import Task
 from codi_engine.core.rollout.sampling import generator
 from codi_engine.core.rollout.sources import Pool, Sources, read_from
-from codi_engine.core.rollout.wavefront import Edit
+from codi_engine.core.rollout.tasks import Edit
 from codi_engine.core.running.natural import Naturals, written
 from codi_engine.core.sites import PHASES, Phase, Site
 

@@ -18,7 +18,9 @@ import torch
 
 from codi_engine.core.rollout.attention import PromptKV, round_up
 from codi_engine.core.rollout.network import Network
-from codi_engine.core.rollout.wavefront import Batch, Reach, Spans, empty_state, run_stage
+from codi_engine.core.rollout.spans import Spans
+from codi_engine.core.rollout.state import Batch, Reach, empty_state
+from codi_engine.core.rollout.wavefront import run_stage
 
 Ids = tuple[int, ...]
 #: common tokens from which a prompt goes on from another one's; fewer are not worth a forward of their own

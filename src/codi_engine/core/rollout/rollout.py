@@ -18,8 +18,7 @@ from codi_engine.core.rollout.attention import PromptKV, round_up
 from codi_engine.core.rollout.batchrun import BatchRun
 from codi_engine.core.rollout.network import Network
 from codi_engine.core.rollout.prefill import Along, Captured, Entry, Ids, Prefill
-from codi_engine.core.rollout.tasks import Produced, Task, Want
-from codi_engine.core.rollout.wavefront import Apply
+from codi_engine.core.rollout.tasks import Apply, Produced, Task, Want
 
 
 def _no_apply(*_: Any) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""What the rollout is asked for and what it gives: tasks, wants, observers, what was produced."""
+"""What the rollout is asked for and what it gives: edits, tasks, wants, observers, what was produced."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,8 +10,25 @@ import numpy as np
 import torch
 
 from codi_engine.core.rollout.sampling import Sampler
-from codi_engine.core.rollout.wavefront import Edit
-from codi_engine.core.sites import Phase
+from codi_engine.core.sites import Phase, Site
+
+#: (group, site, place, representative cells, values rows × width) → new values
+Apply = Callable[[int, Site, int, Sequence[int], torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One edit of one cell: where, and what makes it equal to another cell's.
+
+    ``group`` names the intervention (edits of one group at one place are applied in one call);
+    cells that share a row and have edits of equal ``signature`` go on sharing it. ``place`` None is every token of the phase
+    from where it is reached.
+    """
+
+    site: Site
+    place: int | None
+    group: int
+    signature: Hashable
 
 
 @dataclass(frozen=True)

@@ -9,36 +9,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from codi_engine.core.rollout.accounting import Account, Missed
+from codi_engine.core.rollout.accounting import Account
 from codi_engine.core.rollout.attention import Context, Layout, Standing, Stored, using
 from codi_engine.core.rollout.network import Network, select_tokens
 from codi_engine.core.rollout.spans import Spans
-from codi_engine.core.rollout.state import Batch, Reach, StageResult, State, empty_state
+from codi_engine.core.rollout.state import Batch, Reach, StageResult, State
+from codi_engine.core.rollout.tasks import Apply, Edit
 from codi_engine.core.sites import Site
-
-#: (group, site, place, representative cells, values rows × width) → new values
-Apply = Callable[[int, Site, int, Sequence[int], torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Edit:
-    """One edit of one cell: where, and what makes it equal to another cell's.
-
-    ``group`` names the intervention (edits of one group at one place are applied in one call);
-    cells that share a row and have edits of equal ``signature`` go on sharing it. ``place`` None is every token of the phase
-    from where it is reached.
-    """
-
-    site: Site
-    place: int | None
-    group: int
-    signature: Hashable
 
 
 class Stage:
@@ -352,4 +334,4 @@ def run_stage(
     return result
 
 
-__all__ = ["Batch", "Edit", "Missed", "Reach", "Spans", "Stage", "StageResult", "State", "empty_state", "run_stage"]
+__all__ = ["Stage", "run_stage"]

@@ -15,7 +15,7 @@ from codi_engine.core.running.marks import counts
 if TYPE_CHECKING:
     from codi_engine.core.rollout.editing import Placed
     from codi_engine.core.rollout.rollout import Task
-    from codi_engine.core.rollout.wavefront import Apply
+    from codi_engine.core.rollout.tasks import Apply
     from codi_engine.core.running.job import Job
 
 

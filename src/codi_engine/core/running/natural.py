@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from codi_engine.core.plugin import Data, Example
     from codi_engine.core.rollout.editing import Placed
     from codi_engine.core.rollout.sources import Sources
-    from codi_engine.core.rollout.wavefront import Edit
+    from codi_engine.core.rollout.tasks import Edit
     from codi_engine.core.sites import Site
 
 #: natural states come from the first so many examples of the pool: whatever the limit is, they are the same

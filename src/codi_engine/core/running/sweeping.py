@@ -13,12 +13,12 @@ from codi_engine.core.errors import GateError
 from codi_engine.core.planning.plan import Cell, axis_label, build_intervention, prompt_ref
 from codi_engine.core.plugin import Intervention, Outcome, Readings
 from codi_engine.core.returned import neutral_of
+from codi_engine.core.rollout.accounting import Missed
 from codi_engine.core.rollout.editing import Editor, Placed
 from codi_engine.core.rollout.memory import in_batches
 from codi_engine.core.rollout.rollout import Want
 from codi_engine.core.rollout.sampling import redrawn
 from codi_engine.core.rollout.sources import Sources
-from codi_engine.core.rollout.wavefront import Missed
 from codi_engine.core.running.bank import Bank
 from codi_engine.core.running.captures import captured
 from codi_engine.core.running.finite import undefined
