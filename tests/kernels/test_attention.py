@@ -127,3 +127,10 @@ def test_only_keys_and_values_are_stored() -> None:
             assert torch.equal(own[0][spans.rows[token], :, spans.offsets[token] + 2], key[0, :, token])
             assert torch.equal(own[1][spans.rows[token], :, spans.offsets[token] + 2], value[0, :, token])
         assert int((own[0] != 0).any(-1).sum()) == spans.total * KV
+
+
+def test_what_lies_otherwise_in_memory_is_refused() -> None:
+    standing, keys, values, prompts, *new = scene(5, 4, 16, 8, 2, 3)
+    for first, second in ((keys, values.transpose(2, 3).contiguous().transpose(2, 3)), (torch.cat([keys, keys], 3)[..., :16],) * 2):
+        with pytest.raises(RuntimeError, match="lie in memory"):
+            computed(tokenwise, (standing, first, second, prompts, *new))

@@ -53,11 +53,11 @@ class Tokens:
         kv_heads = context.own_keys.shape[1]
         out = query.new_empty(len(self.rows), heads, width)
         asked = _flat(query[0].transpose(0, 1))
-        (own_keys, own_steps), (own_values, _) = _flat(context.own_keys), _flat(context.own_values)
+        own_keys, own_values, own_steps = _both(context.own_keys, context.own_values)
         if context.prompts is None:
             keys, values, steps, shared = own_keys, own_values, own_steps, 0
         else:
-            (keys, steps), (values, _) = (_flat(kept[context.layer]) for kept in (context.prompts.keys, context.prompts.values))
+            keys, values, steps = _both(context.prompts.keys[context.layer], context.prompts.values[context.layer])
             shared = context.prompts.slots
 
         def some(first: int, last: int) -> None:
@@ -90,6 +90,19 @@ def _flat(x: torch.Tensor) -> tuple[np.ndarray, tuple[int, ...]]:
         x = x.contiguous()
     reach = 1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
     return x.as_strided((reach,), (1,)).numpy(), x.stride()[:-1]
+
+
+def _both(keys: torch.Tensor, values: torch.Tensor) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    """Return the memory of keys and values, and their steps.
+
+    Raises
+    ------
+    RuntimeError: they lie unlike each other, or their slots do not lie side by side
+    """
+    if keys.stride() != values.stride() or keys.stride()[2:] != (keys.shape[3], 1):
+        raise RuntimeError(f"keys and values lie in memory by {keys.stride()} and {values.stride()}: the kernel reads slots side by side")
+    (first, steps), (second, _) = _flat(keys), _flat(values)
+    return first, second, steps
 
 
 def _spread(some: Callable[[int, int], None], heads: int, pairs: int) -> None:
