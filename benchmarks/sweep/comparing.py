@@ -19,7 +19,7 @@ WORST = 1e-3
 
 @dataclass(frozen=True)
 class Agreement:
-    """Over the cells that all compared have in common: how many, the largest difference, the share of equal tokens (None: no tokens)."""
+    """How many cells were compared, the largest difference, the share of equal tokens (None: no tokens)."""
 
     cells: int
     worst: float
@@ -27,31 +27,30 @@ class Agreement:
 
 
 def agreement(passes: Mapping[str, Pass]) -> Agreement:
-    """Compare what contenders computed.
+    """Compare what contenders computed, each over its own cells, with the one that ran most of them.
 
     Raises
     ------
-    SystemExit: they have no cell in common, or one differs from the first
+    SystemExit: one has no cell in common with it, or differs from it; or no edit changes anything
     """
-    (first, reference), *others = passes.items()
-    shared = set.intersection(*(set(p.kept) for p in passes.values()))
-    if not shared:
-        raise SystemExit("the contenders have no cell in common: choose a smaller --every")
-    if len(shared) > 1 and len({tuple(reference.kept[c].flatten().tolist()) for c in shared}) == 1:
+    name = max(passes, key=lambda one: len(passes[one].kept))
+    reference, others = passes[name], {other: one for other, one in passes.items() if other != name}
+    if len(reference.kept) > 1 and len({tuple(kept.flatten().tolist()) for kept in reference.kept.values()}) == 1:
         raise SystemExit("all cells are the same: no edit changes anything, so nothing would be compared")
-    worst = 0.0
-    for name, one in others:
+    worst, compared, equal = 0.0, 0, []
+    for other, one in others.items():
+        shared = set(one.kept) & set(reference.kept)
+        if not shared:
+            raise SystemExit(f"'{other}' and '{name}' have no cell in common: choose a smaller --every")
         here = float(torch.stack([(one.kept[c].float().cpu() - reference.kept[c].float().cpu()).abs().max() for c in shared]).max())  # NaN stays NaN
         if not here <= WORST:
-            raise SystemExit(f"'{name}' differs from '{first}' by {here:.2e}")
-        worst = max(worst, here)
-    tokens = None
-    if reference.tokens and others:
-        pairs = [(one.tokens[c], reference.tokens[c]) for _, one in others for c in shared]
-        tokens = sum(a == b for a, b in pairs) / max(len(pairs), 1)
-        if tokens < 1:
-            raise SystemExit(f"tokens differ in {1 - tokens:.1%} of the texts")
-    return Agreement(len(shared), worst, tokens)
+            raise SystemExit(f"'{other}' differs from '{name}' by {here:.2e}")
+        worst, compared = max(worst, here), compared + len(shared)
+        equal += [one.tokens[c] == reference.tokens[c] for c in shared] if reference.tokens else []
+    tokens = sum(equal) / len(equal) if equal else None
+    if tokens is not None and tokens < 1:
+        raise SystemExit(f"tokens differ in {1 - tokens:.1%} of the texts")
+    return Agreement(compared, worst, tokens)
 
 
 @dataclass

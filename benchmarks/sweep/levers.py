@@ -110,6 +110,6 @@ def compare(work: Workload, repeats: int, wanted: Callable[[str], bool]) -> list
 
     def check(passes: Mapping[str, Pass]) -> None:
         same = agreement({name: one for name, one in passes.items() if name not in other})
-        print(f"\n{work.letter}: levers; max |Δ| {same.worst:.1e} over {same.cells} common cells", flush=True)
+        print(f"\n{work.letter}: levers; max |Δ| {same.worst:.1e} over {same.cells} cells", flush=True)
 
     return table(contenders, timed(work.models, contenders, repeats, check), {}, [OURS], work.cells)

@@ -53,7 +53,7 @@ class Workload:
         """
         found = agreement(passes)
         tokens = "" if found.tokens is None else f", equal tokens {found.tokens:.0%}"
-        print(f"\n{self.letter}: {self.cells} cells; max |Δlogit| {found.worst:.1e}{tokens} over {found.cells} common cells", flush=True)
+        print(f"\n{self.letter}: {self.cells} cells; max |Δlogit| {found.worst:.1e}{tokens} over {found.cells} cells", flush=True)
 
     @property
     def cells(self) -> int:
@@ -193,7 +193,7 @@ class C(Workload):
             loop.kept.update(one.kept)
             loop.tokens.update(one.tokens)
         uniforms = agreement({OURS: drawn, "a loop with the same uniforms": loop})
-        print(f"\nC: {self.cells} cells; greedy: equal tokens {greedy.tokens:.0%}, max |Δcode| {greedy.worst:.1e} over {greedy.cells} common cells")
+        print(f"\nC: {self.cells} cells; greedy: equal tokens {greedy.tokens:.0%}, max |Δcode| {greedy.worst:.1e} over {greedy.cells} cells")
         print(
             f"   sampled with the same uniforms: equal tokens {uniforms.tokens:.0%}, max |Δcode| {uniforms.worst:.1e} over {uniforms.cells} cells", flush=True
         )
