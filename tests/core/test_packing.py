@@ -123,3 +123,12 @@ def test_other_activations_are_left_alone() -> None:
     packing.pack([module.c_fc])
     packing.fuse([module])
     assert type(module.act) is nn.Tanh
+
+
+def test_what_has_a_hook_is_left_apart() -> None:
+    module, seen = Mlp(nn.SiLU()), []
+    module.c_fc.register_forward_hook(lambda _, __, out: seen.append(out))
+    packing.pack([module.c_fc])
+    packing.fuse([module])
+    out = module(torch.randn(4, 96))
+    assert torch.equal(nn.functional.silu(seen[0]), out)

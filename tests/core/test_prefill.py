@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from codi_engine.core.rollout import prefill, wavefront
+from codi_engine.core.rollout.batchrun import BatchRun
 from codi_engine.core.rollout.prefill import Beginnings, Due, Entry, Ids, Prefill, Prefilled, alike, common, waves
 from codi_engine.core.rollout.rollout import Rollout, Task, Want
+from codi_engine.core.rollout.state import Batch
 from codi_engine.testing import tiny
 from tests.core.test_rollout import taken_apart
 
@@ -116,3 +119,30 @@ def test_the_first_prompts_stay_in_memory_for_the_next_pass() -> None:
     assert [ids for ids in names if kept.get(ids) is not None] == [*names[:6], *names[-2:]]
     assert kept.size == kept.budget
     assert kept.known.closest((3, 1))[0] is None  # one token: nothing before its last one is shared
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("tail", [1, 5, 30])
+def test_captures_that_come_along_have_the_bits_of_those_taken_later(kind: str, tail: int) -> None:
+    """While prompts are prefilled, where all of them have as many tokens to feed; else, and of known prompts, in a stage of their own."""
+    net = taken_apart(tiny.network(kind))
+    prompts = [tuple(range(1, 15)), (*range(1, 11), *range(50, 57)), tuple(range(20, 60)), tuple(range(5, 12))]
+    places = (-tail, -1) if tail > 1 else (-1,)
+    captures: Any = {("resid_post", "prompt"): ((0, net.info.layers - 1), places), ("v", "prompt"): ((1,), places), ("final_norm", "prompt"): ((None,), (-1,))}
+    want = Want(captures, generate=False, read=False, first=False)
+    fresh, known = Rollout(net), Rollout(net)
+    known.load_prompts(prompts)
+    runs = [BatchRun(rollout, prompts, [Task(i) for i in (*range(len(prompts)), 0)], want, prefill._no_apply) for rollout in (fresh, known)]
+    assert [run.came_along for run in runs] == [tail <= 5, False]
+    with torch.inference_mode():
+        first, second = (run.run().captures for run in runs)
+    assert set(first) == set(second)
+    for site, values in first.items():
+        assert torch.equal(values.nan_to_num(7.0), second[site].nan_to_num(7.0))
+    assert float(first["resid_post", 0, "prompt"].nan_to_num().abs().max()) > 0
+
+
+def test_room_is_what_a_row_needs_and_in_grains_nothing_else() -> None:
+    batch = Batch(None, np.zeros(0), 0, most=50)
+    assert [batch.room(needed, 1) for needed in (1, 32, 33, 60)] == [32, 32, 50, 60]
+    assert [batch.room(needed, 16) for needed in (1, 32, 33, 60)] == [16, 32, 48, 64]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -127,6 +128,13 @@ def test_only_keys_and_values_are_stored() -> None:
             assert torch.equal(own[0][spans.rows[token], :, spans.offsets[token] + 2], key[0, :, token])
             assert torch.equal(own[1][spans.rows[token], :, spans.offsets[token] + 2], value[0, :, token])
         assert int((own[0] != 0).any(-1).sum()) == spans.total * KV
+
+
+def test_tokens_outside_of_their_rows_are_refused() -> None:
+    standing = scene(5, 4, 16, 8, 2, 3)[0]
+    for wrong in (replace(standing, room=4), replace(standing, begin=standing.begin - 20)):
+        with pytest.raises(RuntimeError, match="do not stand in"):
+            tokenwise.lay_out(wrong, HEADS, torch.device("cpu"))
 
 
 def test_what_lies_otherwise_in_memory_is_refused() -> None:

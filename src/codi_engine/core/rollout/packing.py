@@ -4,7 +4,8 @@ A product then runs at nearly the same rate with 16 tokens as with 500, where a 
 row's bits do not depend on how many rows there are (``core.rollout.selftest`` looks). The plain weights are given up, so that
 the model is held once; whoever reads ``weight`` gets them back, computed from the packed ones, bit for bit.
 
-An activation that follows such a layer is computed by the product's own kernel while its values are at hand (:func:`fuse`).
+An activation that follows such a layer is computed by the product's own kernel while its values are at hand (:func:`fuse`): the layer's
+output is then the activated one. Code that hooks or wraps modules of the model itself does so within :func:`plain`.
 """
 
 from __future__ import annotations
@@ -127,6 +128,8 @@ def fuse(modules: Iterable[nn.Module]) -> None:
         for first, second in _FOLLOWED:
             layer, inner = getattr(module, first, None), getattr(module, second, None)
             name = _in_the_kernel(inner)
+            if any(one._forward_hooks or one._forward_pre_hooks for one in (layer, inner) if isinstance(one, nn.Module)):
+                continue  # somebody looks at what is between the two
             if isinstance(layer, nn.Module) and isinstance(layer, _Packed) and isinstance(inner, nn.Module) and name is not None and _fuses(*name):
                 activation = _Activation(layer, inner, name)
                 layer.__dict__["_activation"] = activation

@@ -230,7 +230,7 @@ class Prefill:
         after, sites = (tokens - 1, frozenset()) if along is None else (max(tokens - along.tail, 0), along.sites)
         result = run_stage(
             net, Batch(kv, lengths, slots), state, net.embed(ids), np.arange(rows), _no_apply, capture=sites, last_component=last,
-            spans=spans, reach=Reach(spans.first, after),
+            spans=spans, reach=Reach(spans.first, after), capture_from=after,
         )  # fmt: skip
         state = result.state
         if along is not None and captured is not None:

@@ -79,7 +79,12 @@ class Batch:
     most: int = 0  # own slots that a row will need, as far as that is known
 
     def room(self, needed: int, grain: int) -> int:
-        """Return how many own slots rows are given that need so many now: some more, but no more than they ever need."""
+        """Return how many own slots rows are given that need so many now: some more, but no more than they ever need.
+
+        Where slots come in grains, sums run over all of them: there it is a matter of ``needed`` alone.
+        """
+        if grain > 1:
+            return round_up(needed, grain)
         return max(round_up(needed, grain), min(round_up(needed, ROOM), self.most))
 
 

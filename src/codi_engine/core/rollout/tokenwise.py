@@ -41,9 +41,9 @@ class Tokens:
         from codi_engine.kernels.attention import store
 
         heads, width = key.shape[1], key.shape[3]
-        for own, new in ((context.own_keys, key), (context.own_values, value)):
-            target, source = _flat(own), _flat(new[0].transpose(0, 1))
-            store(*source, *target, self.rows, self.slots, width, 0, heads)
+        own_keys, own_values, steps = _both(context.own_keys, context.own_values)
+        for own, new in ((own_keys, key), (own_values, value)):
+            store(*_flat(new[0].transpose(0, 1)), own, steps, self.rows, self.slots, width, 0, heads)
 
     def attend(self, query: torch.Tensor, context: Context, scale: float) -> torch.Tensor:
         """Return tokens × heads × head_dim for 1 × heads × tokens × head_dim."""
@@ -71,9 +71,16 @@ class Tokens:
 
 
 def lay_out(standing: Standing, heads: int, device: torch.device) -> Tokens:
-    """Lay out a stage's tokens."""
+    """Lay out a stage's tokens.
+
+    Raises
+    ------
+    RuntimeError: one would stand outside of what rows have; the kernel does not look
+    """
     spans = standing.spans
     rows, slots = spans.rows, spans.offsets + standing.used
+    if standing.used + spans.size > standing.room or standing.begin.min(initial=0) < 0:
+        raise RuntimeError(f"{standing.used} + {spans.size} tokens do not stand in {standing.room} slots from {standing.begin.min()} on")
     pairs = int((slots + 1 + standing.shared - standing.begin[rows]).sum())
     return Tokens(rows, slots, standing.prompt, standing.begin, pairs)
 

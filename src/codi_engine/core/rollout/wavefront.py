@@ -41,6 +41,7 @@ class Stage:
         keep: bool = True,
         consume: bool = False,
         reach: Reach | None = None,
+        capture_from: int = 0,
     ) -> None:
         self.net, self.batch, self.parent = net, batch, state
         self.spans = spans
@@ -49,7 +50,7 @@ class Stage:
         self.cell_row = cell_row.copy()
         self.origin = np.arange(state.rows)  # row → parent row
         self.capture, self.apply, self.last_component = capture, apply, last_component
-        self.keep, self.consume, self.reach = keep, consume, reach
+        self.keep, self.consume, self.reach, self.capture_from = keep, consume, reach, capture_from
         self.captured: dict[tuple[str, int | None], tuple[torch.Tensor, int, Spans]] = {}
         self.splits: list[np.ndarray] = []  # per split, new row → old row
         self.layout: Layout | None = None  # made when it is asked for, and anew after a split
@@ -260,8 +261,16 @@ class Stage:
         new = self._edited(component, layer, values)
         values = values if new is None else new
         if (component, layer) in self.capture:
-            self.captured[component, layer] = (values.clone(), len(self.splits), self.spans)
+            self.captured[component, layer] = self._kept(values)
         return values
+
+    def _kept(self, values: torch.Tensor) -> tuple[torch.Tensor, int, Spans]:
+        """Return a copy of tokens × width from offset ``capture_from`` on, and where they stand."""
+        after = self.capture_from
+        if not after:
+            return values.clone(), len(self.splits), self.spans
+        later = torch.from_numpy(np.flatnonzero(self.spans.offsets >= after)).to(values.device)
+        return values[later], len(self.splits), Spans(np.maximum(self.spans.first - after, 0), self.spans.size - after)
 
     def _edited(self, component: str, layer: int | None, flat: torch.Tensor) -> torch.Tensor | None:
         """Apply the pending edits of a site to tokens × width; None when there are none."""
@@ -286,7 +295,7 @@ class Stage:
             def handle(flat: torch.Tensor) -> torch.Tensor | None:
                 new = self._edited(component, layer, flat)
                 if (component, layer) in self.capture:
-                    self.captured[component, layer] = ((flat if new is None else new).clone(), len(self.splits), self.spans)
+                    self.captured[component, layer] = self._kept(flat if new is None else new)
                 return new
 
             return handle
@@ -308,6 +317,7 @@ def run_stage(
     consume: bool = False,
     spans: Spans | None = None,
     reach: Reach | None = None,
+    capture_from: int = 0,
 ) -> StageResult:
     """Feed S tokens to every row, or some rows their last ones alone.
 
@@ -322,13 +332,14 @@ def run_stage(
     consume: True where the state is not used again: its keys and values are freed layer by layer
     spans: which tokens each row feeds; None: all S
     reach: given where the state holds keys and values of all S tokens already, so that rows need feed only what differs
+    capture_from: the first offset that is captured; what is captured is rows × (S − that) × width
 
     The state is consumed: its keys and values may be written in place.
     """
     if spans is None:
         spans = Spans(np.zeros(inputs.shape[0], np.int64), inputs.shape[1])
         inputs = inputs.reshape(-1, inputs.shape[2])
-    stage = Stage(net, batch, state, inputs, spans, cell_row, edits or {}, capture, apply, last_component, keep, consume, reach)
+    stage = Stage(net, batch, state, inputs, spans, cell_row, edits or {}, capture, apply, last_component, keep, consume, reach, capture_from)
     result = stage.run()
     stage.account.settle(stage.pending)
     return result
