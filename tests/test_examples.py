@@ -36,7 +36,7 @@ def run(name: str, here: Path) -> Finished:
 
 
 #: like others, and longer
-SLOW = ("interchange", "iterative-patching", "step-importance", "latent-counts")
+SLOW = ("interchange", "iterative-patching", "step-importance", "latent-counts", "attribution", "position-patching", "step-effects")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in NAMES])

@@ -50,7 +50,11 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+#: its commands take longest, and most of them stand in other pages, too
+LONG = ROOT / "docs" / "analyses.md"
+
+
+@pytest.mark.parametrize("path", [pytest.param(p, marks=pytest.mark.slow) if p == LONG else p for p in PAGES], ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_page(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     text = path.read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)

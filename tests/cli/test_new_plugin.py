@@ -90,7 +90,8 @@ def test_every_kind_is_found(environment: Environment) -> None:
 RUN = ("analysis",)
 
 
-@pytest.mark.parametrize("kinds", [("intervention",), pytest.param(tuple(KINDS), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kinds", [("intervention",), tuple(KINDS)])
 def test_packages_pass_their_own_tests(environment: Environment, kinds: Sequence[str]) -> None:
     folders = [environment.packages[kind] for kind in kinds]
     done = environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", *map(str, folders), cwd=folders[0].parent)

@@ -149,6 +149,7 @@ def test_a_changed_checkpoint_is_refused_and_nothing_is_touched(make: Maker, tra
         run_experiment(make(None, model={"plugin": "codi", "checkpoint": "demo"}), "runs/x")
 
 
+@pytest.mark.slow
 def test_an_error_halfway_keeps_what_is_done(make: Maker, trained: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -229,6 +230,7 @@ def test_a_layer_that_one_model_lacks_is_refused_with_its_name(make: Maker, tiny
 # ----------------------------------------------------------------------------- analysing, command line
 
 
+@pytest.mark.slow
 def test_a_directory_of_runs_stands_for_its_runs(make: Maker, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **__: Path(path).touch())  # takes longest, and is seen elsewhere
     two = {"small": str(trained / "step-1000"), "other": str(trained / "step-900")}

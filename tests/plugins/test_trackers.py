@@ -230,6 +230,7 @@ def test_where_wandb_is_away_files_are_written(tracked: Callable[..., Experiment
     assert Wrote(sessions(Path("run"))[0]).history[-1]["cells"] == 24
 
 
+@pytest.mark.slow
 def test_wandb_and_tensorboard_are_imported_by_their_trackers_only(tmp_path: Path) -> None:
     program = (
         "import sys\nfrom codi_engine import Experiment\n"

@@ -37,6 +37,7 @@ def fast() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.mark.slow
 def test_handles_and_threads_stay_what_they_are(fast: Path) -> None:
     looks = soak(fast, 60, every=10)
     assert len(looks) == 6

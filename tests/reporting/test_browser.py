@@ -275,6 +275,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return report(import_files(["log.jsonl"], maps, "many", str(folder / "run"), None).path)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_cells_do_not_freeze(show: Any, many: Path) -> None:
     begun = time.perf_counter()
     page = show(many)
