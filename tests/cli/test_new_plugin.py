@@ -99,7 +99,8 @@ def test_packages_pass_their_own_tests(environment: Environment, kinds: Sequence
     assert " passed" in done.stdout
 
 
-@pytest.mark.parametrize("kinds", [RUN, pytest.param(tuple(k for k in KINDS if k not in RUN), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kinds", [RUN, tuple(k for k in KINDS if k not in RUN)])
 def test_experiments_run(environment: Environment, kinds: Sequence[str]) -> None:
     packages = {kind: environment.packages[kind] for kind in kinds}
     done = environment.run("-W", "error::UserWarning:codi_engine", "-c", RUN_ALL, *map(str, packages.values()))

@@ -247,6 +247,7 @@ def test_a_directory_of_runs_stands_for_its_runs(make: Maker, trained: Path, mon
         open_runs(".")
 
 
+@pytest.mark.slow
 def test_the_command_line_lists_and_runs_them(make: Maker, trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     experiment = make({"from": f"{trained}/step-*"}, name="series")

@@ -59,6 +59,7 @@ def test_controls_put_in_what_they_say(demo: Maker) -> None:
             np.testing.assert_allclose(edited["patch~shuffled", example, step][step], stranger[step], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_auto_takes_the_first_examples_and_grows(demo: Maker) -> None:
     def make(limit: int, controls: str) -> Experiment:
         return demo(intervention=PATCH, sweep={"layer": [1], "step": [0]}, data={"plugin": "demo-pairs", "limit": limit}, controls=controls)

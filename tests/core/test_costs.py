@@ -221,6 +221,7 @@ def test_status_of_a_finished_run(demo: Maker) -> None:
     assert json.loads(json.dumps(found.to_dict()))["state"] == "finished"
 
 
+@pytest.mark.slow
 def test_status_names_the_results_that_a_larger_run_lacks(demo: Maker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from codi_engine.cli.main import main
     from codi_engine.core.runs import analyzing

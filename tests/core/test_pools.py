@@ -27,6 +27,7 @@ def states(texts: list[str], site: str) -> list[np.ndarray]:
     return [session.capture(t, [site])[site if "@" in site else name].values for t in texts]
 
 
+@pytest.mark.slow
 def test_means_scales_and_differences_are_of_the_conditions_own_template(demo: Maker) -> None:
     template = "Please solve this. {question}"
     ways: dict[str, dict[str, Any]] = {

@@ -124,6 +124,7 @@ def tracked(demo: Callable[..., Experiment]) -> Callable[..., Experiment]:
     return make
 
 
+@pytest.mark.slow
 def test_a_paused_run_goes_on_in_wandb_and_tensorboard(tracked: Callable[..., Experiment], capfd: pytest.CaptureFixture[str]) -> None:
     reader: Any = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
 

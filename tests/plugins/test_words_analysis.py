@@ -80,7 +80,8 @@ def test_examples_are_the_unit(tmp_path: Path) -> None:
 OTHERS: tuple[dict[str, Any], ...] = ({"pattern": "extended"}, {"test": "g2"}, {})
 
 
-@pytest.mark.parametrize("options", [{"ngrams": 2, "least": 3}, *(pytest.param(o, marks=pytest.mark.slow) for o in OTHERS)])
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"ngrams": 2, "least": 3}, *OTHERS])
 def test_memory_threads_and_batches_do_not_matter(tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Synthetic, "unit_cells", 17)
     run = synthetic(tmp_path / "run")

@@ -200,6 +200,7 @@ def test_a_lock_that_somebody_removed_stops_its_owner(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------- readers
 
 
+@pytest.mark.slow
 def test_a_reader_sees_whole_units_while_they_are_written(children: Callable[[int], list[Child]], tmp_path: Path) -> None:
     (writer,) = children(1)
     writer.tell("grow", tmp_path / "run", PLANS)

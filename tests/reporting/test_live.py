@@ -83,6 +83,7 @@ def test_from_nothing_to_finished(page: Any, tmp_path: Path) -> None:
         assert page.is_hidden("#reload")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_cards_and_film_in_the_real_page(page: Any, planted: Any, patched: Any, tmp_path: Path) -> None:
     import shutil
